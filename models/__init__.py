@@ -1,0 +1,17 @@
+"""Small networks and data that come with the compiler, and the code that made them."""
+
+from pathlib import Path
+
+_FILES = {
+    "digits-cnn": "digits-cnn.onnx",
+    "digits-resnet": "digits-resnet.onnx",
+    "digits-train": "digits_train.npz",
+    "digits-test": "digits_test.npz",
+}
+
+
+def path(name: str) -> Path:
+    """Where the network (.onnx) or data file (.npz) called ``name`` lies on disk."""
+    if name not in _FILES:
+        raise ValueError(f"no model or data file {name!r}; there are: {', '.join(_FILES)}")
+    return Path(__file__).parent / _FILES[name]

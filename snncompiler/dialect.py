@@ -1,0 +1,280 @@
+"""The operator domain `ai.snnc`, version 1: the executable specification of every operator.
+
+Each operator is a model-local function of standard ONNX operators, written here in ONNX text.  A
+compiled file carries the bodies of the operators that it uses, so it runs in any onnxruntime; where
+our native library is registered, its kernels take their place and give the same bits.
+
+Conventions of all operators
+    *Folded time.*  A temporal tensor holds `steps` time-steps of `N` samples as `[steps*N, ...]`,
+    the time-steps outermost: step t of sample n is row `t*N + n`.  A static tensor is `[N, ...]`.
+    *State.*  State goes in and comes out as a tensor; nothing is kept inside.  A state input is
+    broadcast to `[N, ...]`, so a sequence can start from a scalar.
+    *Types.*  Currents and spikes are float32 or float16 (`T`); thresholds, membrane potentials and
+    counts are float32; `steps` is an int64 scalar, at least 1.
+
+Operators used by the bodies mean the same in every opset from `BASE_OPSET` on, so that a body takes
+the opset of the model it stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import onnx
+import onnx.parser
+
+DOMAIN = "ai.snnc"
+VERSION = 1
+#: Models below this opset are converted up to it.
+BASE_OPSET = 17
+#: Older onnxruntimes (1.20) refuse newer ones.
+MAX_IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output: its name, type, shape and meaning."""
+
+    name: str
+    type: str
+    shape: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Attribute:
+    name: str
+    type: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of the domain with its documentation and its body."""
+
+    name: str
+    summary: str
+    equation: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    attributes: tuple[Attribute, ...]
+    body: str
+    #: Which input is the state and which output carries it on (by position).
+    state: tuple[int, int]
+    #: The state before the first step, where it does not come from the calibration.
+    initial_state: float | None = None
+
+
+# Shared openings of the bodies: `held` steps in the input, samples `batch`, sample shape `sample`
+# of `size` elements.  The input may be empty (N = 0), so no shape is left to a -1.
+_LAYOUT = """
+  one = Constant <value_ints = [1]> ()
+  k = Reshape (steps, one)
+  {held}
+  lead = Shape <start = 0, end = 1> ({input})
+  rest = Shape <start = 1> ({input})
+  batch = Div (lead, held)
+  sample = Concat <axis = 0> (batch, rest)
+  elements = Size ({input})
+  size = Div (elements, held)
+  held_size = Concat <axis = 0> (held, size)
+  wide = Cast <to = 1> ({input})
+  flat = Reshape <allowzero = 1> (wide, held_size)
+"""
+
+_HELD_BY_FLAG = """flag = Constant <value_int: int = @static_current> ()
+  static = Cast <to = 9> (flag)
+  held = Where (static, one, k)"""
+
+_HELD_TEMPORAL = "held = Identity (k)"
+
+_NEURON = (
+    "{name} <static_current> (current, threshold, membrane, steps) => (spikes, membrane_out)\n{{"
+    + _LAYOUT.format(held=_HELD_BY_FLAG, input="current").replace("{", "{{").replace("}", "}}")
+    + """
+  k_size = Concat <axis = 0> (k, size)
+  currents = Expand (flat, k_size)
+  threshold_full = Expand (threshold, sample)
+  theta = Reshape <allowzero = 1> (threshold_full, size)
+  membrane_full = Expand (membrane, sample)
+  start = Reshape <allowzero = 1> (membrane_full, size)
+  stop, fired = Scan <num_scan_inputs = 1, body = step (float[M] v, float[M] x)
+    => (float[M] v_next, float[M] s) {{
+    u = Add (v, x)
+    fires = GreaterOrEqual (u, theta)
+    {reset}
+  }}> (start, currents)
+  lead_out = Mul (k, batch)
+  shape_out = Concat <axis = 0> (lead_out, rest)
+  wide_spikes = Reshape <allowzero = 1> (fired, shape_out)
+  spikes = CastLike (wide_spikes, current)
+  membrane_out = Reshape <allowzero = 1> (stop, sample)
+}}"""
+)
+
+_SOFT_RESET = """s = Cast <to = 1> (fires)
+    drop = Mul (s, theta)
+    v_next = Sub (u, drop)"""
+
+_HARD_RESET = """s = Cast <to = 1> (fires)
+    zero = Constant <value_float = 0.0> ()
+    v_next = Where (fires, zero, u)"""
+
+_TIME_SUM = (
+    "TimeSum (values, total, steps) => (total_out)\n{"
+    + _LAYOUT.format(held=_HELD_TEMPORAL, input="values")
+    + """
+  total_full = Expand (total, sample)
+  start = Reshape <allowzero = 1> (total_full, size)
+  stop = Scan <num_scan_inputs = 1, body = step (float[M] y, float[M] x) => (float[M] y_next) {
+    y_next = Add (y, x)
+  }> (start, flat)
+  total_out = Reshape <allowzero = 1> (stop, sample)
+}"""
+)
+
+_POOL_ATTRIBUTES = (
+    Attribute("auto_pad", "string", "as in MaxPool"),
+    Attribute("ceil_mode", "int", "as in MaxPool"),
+    Attribute("dilations", "ints", "as in MaxPool"),
+    Attribute("kernel_shape", "ints", "as in MaxPool"),
+    Attribute("pads", "ints", "as in MaxPool"),
+    Attribute("strides", "ints", "as in MaxPool"),
+)
+
+_POOL_REFERENCES = (
+    "auto_pad: string = @auto_pad, ceil_mode: int = @ceil_mode, dilations: ints = @dilations, "
+    "kernel_shape: ints = @kernel_shape, pads: ints = @pads, strides: ints = @strides"
+)
+
+_SPIKE_MAX_POOL = (
+    "SpikeMaxPool <auto_pad, ceil_mode, dilations, kernel_shape, pads, strides> "
+    "(spikes, counts, steps) => (pooled, counts_out)\n{"
+    + _LAYOUT.format(held=_HELD_TEMPORAL, input="spikes")
+    + f"""
+  counts_full = Expand (counts, sample)
+  start = Reshape <allowzero = 1> (counts_full, size)
+  stop, running = Scan <num_scan_inputs = 1, body = step (float[M] c, float[M] s)
+    => (float[M] c_next, float[M] c_seen) {{
+    c_next = Add (c, s)
+    c_seen = Identity (c_next)
+  }}> (start, flat)
+  shape = Shape (spikes)
+  seen = Reshape <allowzero = 1> (running, shape)
+  after = MaxPool <{_POOL_REFERENCES}> (seen)
+  first = MaxPool <{_POOL_REFERENCES}> (counts_full)
+  zero = Constant <value_ints = [0]> ()
+  last = Sub (lead, batch)
+  earlier = Slice (after, zero, last, zero)
+  before = Concat <axis = 0> (first, earlier)
+  wide_pooled = Sub (after, before)
+  pooled = CastLike (wide_pooled, spikes)
+  counts_out = Reshape <allowzero = 1> (stop, sample)
+}}"""
+)
+
+_STEPS = Port("steps", "int64", "[]", "time-steps in this call, at least 1")
+
+_NEURON_INPUTS = (
+    Port(
+        "current", "T", "[steps*N, ...] or [N, ...]", "input current, static if `static_current` = 1"
+    ),
+    Port("threshold", "float32", "broadcasts to [N, ...]", "θ, positive; often [C, 1, 1]"),
+    Port("membrane", "float32", "broadcasts to [N, ...]", "membrane potential before the call"),
+    _STEPS,
+)
+_NEURON_OUTPUTS = (
+    Port("spikes", "T", "[steps*N, ...]", "0 or 1"),
+    Port("membrane_out", "float32", "[N, ...]", "membrane potential after the call"),
+)
+_NEURON_ATTRIBUTES = (
+    Attribute("static_current", "int", "1: `current` is [N, ...] and is injected at every step"),
+)
+
+OPERATORS: dict[str, Operator] = {
+    op.name: op
+    for op in (
+        Operator(
+            name="RMPNeuron",
+            summary="Residual-membrane-potential neuron: integrate and fire with soft reset.",
+            equation="u = v + x;  s = 1 if u >= θ else 0;  v = u - θ·s"
+            "   (Han, Srinivasan, Roy, RMP-SNN, CVPR 2020)",
+            inputs=_NEURON_INPUTS,
+            outputs=_NEURON_OUTPUTS,
+            attributes=_NEURON_ATTRIBUTES,
+            body=_NEURON.format(name="RMPNeuron", reset=_SOFT_RESET),
+            state=(2, 1),
+        ),
+        Operator(
+            name="HardResetNeuron",
+            summary="Integrate-and-fire neuron with hard reset: the paper's baseline.",
+            equation="u = v + x;  s = 1 if u >= θ else 0;  v = 0 if s else u",
+            inputs=_NEURON_INPUTS,
+            outputs=_NEURON_OUTPUTS,
+            attributes=_NEURON_ATTRIBUTES,
+            body=_NEURON.format(name="HardResetNeuron", reset=_HARD_RESET),
+            state=(2, 1),
+        ),
+        Operator(
+            name="TimeSum",
+            summary="Running sum over time; the read-out divides it by the number of steps.",
+            equation="y = (...((total + x_1) + x_2) + ...) + x_steps, in float32, in this order",
+            inputs=(
+                Port("values", "T", "[steps*N, ...]", "spikes or currents"),
+                Port("total", "float32", "broadcasts to [N, ...]", "sum before the call"),
+                _STEPS,
+            ),
+            outputs=(Port("total_out", "float32", "[N, ...]", "sum after the call"),),
+            attributes=(),
+            body=_TIME_SUM,
+            state=(1, 0),
+            initial_state=0.0,
+        ),
+        Operator(
+            name="SpikeMaxPool",
+            summary="Exact max pooling of spike trains: passes on the increments of the pooled "
+            "running spike counts, which are 0 or 1 where a window shares one threshold.",
+            equation="c_t = c_{t-1} + s_t;  out_t = maxpool(c_t) - maxpool(c_{t-1})",
+            inputs=(
+                Port("spikes", "T", "[steps*N, C, ...]", "0 or 1"),
+                Port("counts", "float32", "broadcasts to [N, C, ...]", "spikes before the call"),
+                _STEPS,
+            ),
+            outputs=(
+                Port("pooled", "T", "[steps*N, C, ...]", "0 or 1"),
+                Port("counts_out", "float32", "[N, C, ...]", "spikes after the call"),
+            ),
+            attributes=_POOL_ATTRIBUTES,
+            body=_SPIKE_MAX_POOL,
+            state=(1, 1),
+            initial_state=0.0,
+        ),
+    )
+}
+
+#: The operators that fire: one per rectifier of the source network.
+NEURONS = {"soft": "RMPNeuron", "hard": "HardResetNeuron"}
+
+
+@lru_cache(maxsize=None)
+def _function(name: str, opset: int) -> bytes:
+    operator = OPERATORS[name]
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
+    function = onnx.parser.parse_function(header + operator.body)
+    function.doc_string = f"{operator.summary}\n{operator.equation}"
+    return bytes(function.SerializeToString(deterministic=True))
+
+
+def function(name: str, opset: int) -> onnx.FunctionProto:
+    """The body of operator `name` for a model of the given opset.
+
+    Raises KeyError for an operator that is not of this domain.
+    """
+    return onnx.FunctionProto.FromString(_function(name, opset))
+
+
+def functions(names: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
+    """The bodies of several operators, in the order of their names."""
+    return [function(name, opset) for name in sorted(set(names))]
