@@ -11,7 +11,7 @@ _FILES = {
 
 
 def path(name: str) -> Path:
-    """Where the network (.onnx) or data file (.npz) called ``name`` lies on disk."""
+    """Where the network (.onnx) or data file (.npz) called `name` lies on disk."""
     if name not in _FILES:
         raise ValueError(f"no model or data file {name!r}; there are: {', '.join(_FILES)}")
     return Path(__file__).parent / _FILES[name]

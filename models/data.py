@@ -15,7 +15,7 @@ SPLIT_SEED = 0
 def write_digits(folder: Path) -> list[Path]:
     """Split scikit-learn's 1797 digits, stratified by label, and write both parts.
 
-    Each file holds ``x``, uint8 [n, 8, 8, 1] (NHWC) of 0..16, and ``y``, int64 [n] of 0..9.
+    Each file holds `x`, uint8 [n, 8, 8, 1] (NHWC) of 0..16, and `y`, int64 [n] of 0..9.
     The same scikit-learn and NumPy give the same bytes each time.
     """
     from sklearn.datasets import load_digits

@@ -7,7 +7,7 @@ class DigitsCNN(nn.Module):
     """A plain network within the limits that the RMP-SNN paper sets for conversion.
 
     No biases, no batch normalisation, average pooling, and dropout while training
-    (Han, Srinivasan, Roy: RMP-SNN, CVPR 2020, section 4).
+    (Han, Srinivasan, Roy: RMP-SNN, CVPR 2020).
 
     Input: float32 [N, 1, 8, 8], ink per pixel from 0 (none) to 1 (full).
     Output: float32 [N, 10], one logit per digit.
@@ -35,6 +35,9 @@ class DigitsCNN(nn.Module):
             nn.Dropout(0.2),
             nn.Linear(64, 10, bias=False),
         )
+        # With neither biases nor normalisation, only the first weights keep signals from fading.
+        for weight in self.parameters():
+            nn.init.kaiming_uniform_(weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, 1, 8, 8] to logits [N, 10]."""

@@ -125,6 +125,6 @@ def _max_pool(
             for axis in range(rank)
         ]
         if all(taps):
-            window = x[(slice(None), slice(None), *np.ix_(*taps))]
-            out[(slice(None), slice(None), *place)] = window.reshape(*x.shape[:2], -1).max(axis=-1)
+            window = x[(..., *np.ix_(*taps))]
+            out[(..., *place)] = window.reshape(*x.shape[:2], -1).max(axis=-1)
     return out

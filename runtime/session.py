@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
-from snncompiler.errors import EnvironmentMissing
+from snncompiler.errors import EnvironmentMissing, UsageError
+from snncompiler.runtime import library
 
 if TYPE_CHECKING:
     import onnxruntime
+
+Device = Literal["cpu", "cuda", "auto"]
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+CUDA_REMEDY = 'needs an NVIDIA GPU and pip install "snnc[gpu]"; "snnc[cpu]" excludes it'
 
 
 def import_onnxruntime() -> Any:
@@ -26,20 +32,65 @@ def import_onnxruntime() -> Any:
 
 
 def create_session(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, *, threads: int | None = None
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    native: bool | Literal["auto"] = "auto",
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session for a model given as a path, as bytes or as a ModelProto.
 
+    `device` "cuda" never falls back to the CPU; "auto" takes CUDA where it works.
     `threads` is the number of intra-op threads; None leaves onnxruntime's default.
-    Raises EnvironmentMissing where onnxruntime is not installed.
+    `native` True requires the native library, False leaves it out, and "auto" uses it where it is
+    installed for the device; without it, the function bodies in the model run.
+    Raises EnvironmentMissing for what is missing or broken.
     """
+    if device not in ("cpu", "cuda", "auto") or native not in (True, False, "auto"):
+        raise UsageError(f"unknown device {device!r} or choice of native kernels {native!r}")
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    def session(providers: list[str]) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        _register(options, native, cuda=CUDA in providers)
+        return ort.InferenceSession(source, options, providers=providers)
+
+    if device == "cpu" or (device == "auto" and CUDA not in ort.get_available_providers()):
+        return session([CPU])
+    if CUDA not in ort.get_available_providers():
+        raise EnvironmentMissing(
+            f"this onnxruntime {ort.__version__} was built without CUDA", hint=CUDA_REMEDY
+        )
+    on_cuda = session([CUDA, CPU])
+    if CUDA in on_cuda.get_providers():
+        return on_cuda
+    # onnxruntime has CUDA but could not start it (no GPU, driver or cuDNN) and took the CPU.
+    if device == "auto":
+        return session([CPU])
+    raise EnvironmentMissing("onnxruntime could not start CUDA on this machine", hint=CUDA_REMEDY)
+
+
+def _register(options: Any, native: bool | Literal["auto"], *, cuda: bool) -> None:
+    if not native:
+        return
+    path = library.library_path()
+    if path is None:
+        if native is True:
+            raise EnvironmentMissing("the native library is not built", hint=library.REMEDY)
+        return
+    if cuda and not library.inspect_library(path).get("cuda"):
+        # Its CPU kernels would take every neuron off the GPU; the function bodies stay there.
+        if native is True:
+            raise EnvironmentMissing(
+                f"the native library {path} was built without CUDA",
+                hint=f"{library.REMEDY} where nvcc is found",
+            )
+        return
+    library.register(options)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import onnx
 import onnx.parser
@@ -100,8 +100,8 @@ _NEURON = (
   theta = Reshape <allowzero = 1> (threshold_full, size)
   membrane_full = Expand (membrane, sample)
   start = Reshape <allowzero = 1> (membrane_full, size)
-  stop, fired = Scan <num_scan_inputs = 1, body = step (float[M] v, float[M] x)
-    => (float[M] v_next, float[M] s) {{
+  stop, fired = Scan <num_scan_inputs = 1, body = step (float[?] v, float[?] x)
+    => (float[?] v_next, float[?] s) {{
     u = Add (v, x)
     fires = GreaterOrEqual (u, theta)
     {reset}
@@ -128,7 +128,7 @@ _TIME_SUM = (
     + """
   total_full = Expand (total, sample)
   start = Reshape <allowzero = 1> (total_full, size)
-  stop = Scan <num_scan_inputs = 1, body = step (float[M] y, float[M] x) => (float[M] y_next) {
+  stop = Scan <num_scan_inputs = 1, body = step (float[?] y, float[?] x) => (float[?] y_next) {
     y_next = Add (y, x)
   }> (start, flat)
   total_out = Reshape <allowzero = 1> (stop, sample)
@@ -156,8 +156,8 @@ _SPIKE_MAX_POOL = (
     + f"""
   counts_full = Expand (counts, sample)
   start = Reshape <allowzero = 1> (counts_full, size)
-  stop, running = Scan <num_scan_inputs = 1, body = step (float[M] c, float[M] s)
-    => (float[M] c_next, float[M] c_seen) {{
+  stop, running = Scan <num_scan_inputs = 1, body = step (float[?] c, float[?] s)
+    => (float[?] c_next, float[?] c_seen) {{
     c_next = Add (c, s)
     c_seen = Identity (c_next)
   }}> (start, flat)
@@ -179,7 +179,10 @@ _STEPS = Port("steps", "int64", "[]", "time-steps in this call, at least 1")
 
 _NEURON_INPUTS = (
     Port(
-        "current", "T", "[steps*N, ...] or [N, ...]", "input current, static if `static_current` = 1"
+        "current",
+        "T",
+        "[steps*N, ...] or [N, ...]",
+        "input current, static if `static_current` = 1",
     ),
     Port("threshold", "float32", "broadcasts to [N, ...]", "θ, positive; often [C, 1, 1]"),
     Port("membrane", "float32", "broadcasts to [N, ...]", "membrane potential before the call"),
@@ -258,7 +261,7 @@ OPERATORS: dict[str, Operator] = {
 NEURONS = {"soft": "RMPNeuron", "hard": "HardResetNeuron"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _function(name: str, opset: int) -> bytes:
     operator = OPERATORS[name]
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
@@ -272,7 +275,9 @@ def function(name: str, opset: int) -> onnx.FunctionProto:
 
     Raises KeyError for an operator that is not of this domain.
     """
-    return onnx.FunctionProto.FromString(_function(name, opset))
+    body = onnx.FunctionProto()
+    body.ParseFromString(_function(name, opset))
+    return body
 
 
 def functions(names: Iterable[str], opset: int) -> list[onnx.FunctionProto]:

@@ -1,10 +1,10 @@
 """The exceptions of the project: one small tree, an exit code each.
 
-    SnncError
-    ├── Refused             1  the model or the data is refused; every finding is in `.findings`
-    ├── UsageError          2  an option or an argument is wrong
-    ├── EnvironmentMissing  3  a package, the native library or a device is missing
-    └── InternalError       4  a fault of the compiler itself; names the pass
+SnncError
+├── Refused             1  the model or the data is refused; every finding is in `.findings`
+├── UsageError          2  an option or an argument is wrong
+├── EnvironmentMissing  3  a package, the native library or a device is missing
+└── InternalError       4  a fault of the compiler itself; names the pass
 """
 
 from __future__ import annotations

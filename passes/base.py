@@ -1,0 +1,95 @@
+"""What a pass is, what it shares with the other passes, and how a list of passes is run.
+
+A pass is a frozen dataclass: its fields are its options.  It states which facts it `requires` and
+which it `ensures`; it either rewrites the graph or raises Refused with a reason that names the node.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snncompiler.diagnostics import Finding
+from snncompiler.errors import InternalError, SnncError
+from snncompiler.graph import Graph
+
+#: A per-channel Gaussian model of a tensor: mean and standard deviation, each [C].
+Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass
+class LayerFacts:
+    """What the constraints report says of one linear layer."""
+
+    name: str
+    op: str
+    output: str
+    bias: bool = False
+    batch_norm: str = ""
+    folded: list[str] = field(default_factory=list)
+    #: Largest |change| of the layer's output that folding caused, absolute and relative to the
+    #: largest |output|; None where it was not measured.
+    change: tuple[float, float] | None = None
+
+
+@dataclass
+class Context:
+    """What the passes know beside the graph."""
+
+    findings: list[Finding] = field(default_factory=list)
+    facts: set[str] = field(default_factory=set)
+    layers: dict[str, LayerFacts] = field(default_factory=dict)
+    #: Tensor name -> moments of its values, from batch-norm statistics.
+    moments: dict[str, Moments] = field(default_factory=dict)
+    #: Tensor name -> position of the batch axis; absent for constants and where it is unknown.
+    batch_axis: dict[str, int] = field(default_factory=dict)
+    #: Why the batch axis is lost: node label -> reason.
+    batch_lost: dict[str, str] = field(default_factory=dict)
+
+    def note(self, code: str, message: str, node: str = "", hint: str = "") -> None:
+        self.findings.append(Finding(code, message, severity="note", node=node, hint=hint))
+
+    def warn(self, code: str, message: str, node: str = "", hint: str = "") -> None:
+        self.findings.append(Finding(code, message, severity="warning", node=node, hint=hint))
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One graph rewrite; its name is its file's name with dashes."""
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]] = frozenset()
+    ensures: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def run(self, graph: Graph, context: Context) -> None:
+        """Rewrite `graph` in place."""
+
+
+def run_passes(passes: Sequence[Pass], graph: Graph, context: Context) -> None:
+    """Run the passes in order.
+
+    Raises InternalError, naming the pass and those that ran before it, where a pass fails in a way
+    that it does not explain itself, or where a fact that it requires is missing.
+    """
+    done: list[str] = []
+    for step in passes:
+        before = ", ".join(done) or "none"
+        missing = step.requires - context.facts
+        if missing:
+            raise InternalError(f"pass {step.name} requires {sorted(missing)}; ran: {before}")
+        try:
+            step.run(graph, context)
+        except SnncError:
+            raise
+        except Exception as error:
+            raise InternalError(
+                f"pass {step.name} failed: {type(error).__name__}: {error}; ran before it: {before}"
+            ) from error
+        context.facts |= step.ensures
+        done.append(step.name)

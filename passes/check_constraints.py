@@ -1,0 +1,120 @@
+"""Say which operators cannot be converted, all at once, and what breaks the paper's constraints.
+
+The paper trains its ANNs without bias and batch-norm.  The default folds batch-norm exactly and
+injects the bias as a constant current; `strict` refuses both, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from snncompiler.diagnostics import Finding
+from snncompiler.errors import Refused
+from snncompiler.graph import Graph, Node, label
+from snncompiler.operators import carries_spikes, linear_reason, rectifier
+from snncompiler.passes.base import Context, Pass
+from snncompiler.timing import Timing, analyze
+
+
+@dataclass(frozen=True)
+class CheckConstraints(Pass):
+    """Refuse what has no spiking form; with `strict`, also bias and batch-norm."""
+
+    strict: bool = False
+
+    name: ClassVar[str] = "check-constraints"
+    requires: ClassVar[frozenset[str]] = frozenset({"affine-folded", "rectifiers-before-max-pool"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"constraints-checked"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        timing = analyze(graph, lambda node: rectifier(node) is not None)
+        errors = _unconvertible(graph, timing)
+        if self.strict:
+            errors += _violations(context)
+        if errors:
+            raise Refused(*errors)
+        for node in graph.nodes:
+            reason = _kept(node, timing)
+            if reason:
+                context.note("SNNC206", reason, node=label(node))
+
+
+def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
+    if not any(rectifier(node) is not None for node in graph.nodes):
+        others = Counter(node.op for node in graph.nodes)
+        seen = ", ".join(f"{op} x{count}" for op, count in sorted(others.items())) or "no operators"
+        return [
+            Finding(
+                "SNNC201",
+                f"the network has no ReLU, so there is nothing to convert; it has {seen}",
+                hint="only rectifiers become spiking neurons",
+            )
+        ]
+    found = []
+    for node in graph.nodes:
+        if timing.phase(node) != "temporal" or rectifier(node) is not None:
+            continue
+        reason = _blocking(node, timing)
+        if reason:
+            found.append(
+                Finding(
+                    "SNNC202",
+                    f"{node.op} stands between spiking layers: {reason}",
+                    node=label(node),
+                    hint="train the network with ReLU there",
+                )
+            )
+    return found
+
+
+def _blocking(node: Node, timing: Timing) -> str:
+    if node.op == "MaxPool" and not node.domain:
+        if len(node.outputs) > 1 and not node.outputs[1].is_empty():
+            return "its indices are used"
+        if not carries_spikes(node.inputs[0]):
+            return "max pooling is exact on spikes only, and its input is not a rectifier's output"
+        return ""
+    return linear_reason(node, timing.inputs(node))
+
+
+def _violations(context: Context) -> list[Finding]:
+    found = []
+    for layer in context.layers.values():
+        if layer.bias:
+            found.append(
+                Finding(
+                    "SNNC203",
+                    f"{layer.op} has a bias",
+                    node=layer.name,
+                    hint="train without bias, or compile without --strict",
+                )
+            )
+        if layer.batch_norm:
+            found.append(
+                Finding(
+                    "SNNC204",
+                    f"{layer.op} is followed by batch-norm",
+                    node=layer.name,
+                    hint="train without batch-norm, or compile without --strict",
+                )
+            )
+    found += [
+        Finding("SNNC204", finding.message, node=finding.node, hint="train without batch-norm")
+        for finding in context.findings
+        if finding.code == "SNNC207"
+    ]
+    return found
+
+
+def _kept(node: Node, timing: Timing) -> str:
+    """Why a nonlinear operator is kept as it is; empty for linear ones and rectifiers."""
+    phase = timing.phase(node)
+    if phase == "temporal" or not linear_reason(node, [True, *[False] * (len(node.inputs) - 1)]):
+        return ""
+    if node.op in ("Shape", "Size", "Constant"):
+        return ""
+    if phase == "static":
+        return "kept: it comes before the first spiking layer and is computed once"
+    return "kept: it comes after the last spiking layer and is applied to the decoded values"

@@ -1,0 +1,333 @@
+"""Move the amplitude θ of the spikes into the weights that read them, so that spikes stay binary.
+
+An amplitude is a Mul by constants right behind spikes.  It moves behind every operator that it
+commutes with (pooling, reshaping, slicing, zero padding, joining) and disappears into the weights of
+the Conv, ConvTranspose, Gemm or MatMul that it meets.  Before anything else, as a residual Add, it
+stays where it is, as an explicit Mul.  Max pooling then sees spikes, and becomes SpikeMaxPool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from snncompiler import dialect
+from snncompiler.errors import refuse
+from snncompiler.graph import (
+    Graph,
+    Node,
+    Tensor,
+    axes_of,
+    constant,
+    constant_input,
+    drop_dead,
+    infer_node,
+    input_at,
+    known,
+    known_rank,
+    label,
+    readers,
+    remove_node,
+    sort_nodes,
+    tensor_names,
+    unique_name,
+    value,
+)
+from snncompiler.passes.base import Context, Pass
+from snncompiler.timing import analyze
+
+#: An amplitude as an array of the rank of its tensor: [1, C, 1, 1], or all ones in shape.
+Scale = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FoldAmplitude(Pass):
+    """Amplitudes go into the next weights; what is left between spikes and layers is binary."""
+
+    name: ClassVar[str] = "fold-amplitude"
+    requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"binary-spikes"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        sort_nodes(graph)
+        work = _Work(graph, tensor_names(graph))
+        for node in list(graph.nodes):
+            if node.op == "Mul" and node.inputs[0].inputs and _is_neuron(node.inputs[0].inputs[0]):
+                work.start(node)
+        while work.pending:
+            work.push(work.pending.pop(0))
+        drop_dead(graph)
+        _pool_spikes(graph)
+
+
+def _is_neuron(node: Node) -> bool:
+    return bool(node.domain == dialect.DOMAIN)
+
+
+def _pool_spikes(graph: Graph) -> None:
+    """MaxPool between neurons becomes SpikeMaxPool."""
+    timing = analyze(graph, _is_neuron)
+    taken = tensor_names(graph)
+    for node in graph.nodes:
+        if node.op != "MaxPool" or timing.phase(node) != "temporal":
+            continue
+        source = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+        if source is not None and source.op == "Mul":
+            raise refuse(
+                "SNNC202",
+                "max pooling over neurons with different thresholds in one window is not exact",
+                node=label(node),
+                hint="compile with --per-layer thresholds or replace the pooling",
+            )
+        size = len(node.attrs["kernel_shape"])
+        given = node.attrs
+        node.op, node.domain = "SpikeMaxPool", dialect.DOMAIN
+        node.attrs = {
+            "auto_pad": given.get("auto_pad", "NOTSET"),
+            "ceil_mode": given.get("ceil_mode", 0),
+            "dilations": given.get("dilations", [1] * size),
+            "kernel_shape": given["kernel_shape"],
+            "pads": given.get("pads", [0] * 2 * size),
+            "strides": given.get("strides", [1] * size),
+        }
+        node.inputs.append(constant(f"{node.name}/counts_start", np.zeros((), np.float32), taken))
+
+
+@dataclass
+class _Work:
+    """The amplitudes that still move."""
+
+    graph: Graph
+    taken: set[str]
+    pending: list[Node] = field(default_factory=list)
+    scales: dict[int, Scale] = field(default_factory=dict)
+
+    def start(self, mul: Node) -> None:
+        raw, factor = mul.inputs[0], value(mul.inputs[1])
+        assert factor is not None
+        size = known_rank(raw)
+        self.scales[id(mul)] = factor.reshape((1,) * (size - factor.ndim) + factor.shape)
+        self.pending.append(mul)
+
+    def push(self, mul: Node) -> None:
+        """Move one amplitude into, or behind, each of its readers that allows it."""
+        if not mul.outputs:
+            return
+        raw, scaled, scale = mul.inputs[0], mul.outputs[0], self.scales[id(mul)]
+        for reader in list(scaled.outputs):
+            if sum(1 for tensor in reader.inputs if tensor is scaled) != 1 or reader.domain:
+                continue
+            index = next(i for i, tensor in enumerate(reader.inputs) if tensor is scaled)
+            if reader.op == "Concat":
+                self._join(reader)
+            elif index == 0 and reader.op in _WEIGHTED:
+                factor = _WEIGHTED[reader.op](reader, scale)
+                if factor is not None:
+                    weights = value(reader.inputs[1])
+                    assert weights is not None
+                    name = reader.inputs[1].name.removesuffix("_amplitude") + "_amplitude"
+                    product = (weights * factor).astype(weights.dtype)
+                    reader.inputs[1] = constant(name, product, self.taken)
+                    reader.inputs[0] = raw
+            elif index == 0 and reader.op in _COMMUTING:
+                moved = _COMMUTING[reader.op](reader, scale)
+                if moved is not None:
+                    reader.inputs[0] = raw
+                    self._behind(reader, moved)
+        if readers(scaled, self.graph) == 0:
+            remove_node(mul)
+
+    def _behind(self, node: Node, scale: Scale) -> None:
+        """Put an amplitude behind the single output of `node`."""
+        result = node.outputs[0]
+        raw = gs.Variable(unique_name(f"{node.name}/raw", self.taken), result.dtype, result.shape)
+        node.outputs[0] = raw
+        factor = constant(f"{node.name}/theta", scale.astype(np.float32), self.taken)
+        mul = gs.Node("Mul", f"{node.name}/amplitude", inputs=[raw, factor], outputs=[result])
+        self.graph.nodes.append(mul)
+        self.scales[id(mul)] = scale
+        self.pending.append(mul)
+        infer_node(node, self.graph.opset)
+
+    def _join(self, node: Node) -> None:
+        """Concat of amplitudes along an axis that every one of them is known for."""
+        size = known_rank(node.outputs[0])
+        axis = int(node.attrs["axis"]) % size
+        parts: list[Scale] = []
+        sources: list[Tensor] = []
+        for tensor in node.inputs:
+            before = tensor.inputs[0] if tensor.inputs else None
+            if before is None or id(before) not in self.scales or not known(tensor.shape[axis]):
+                return
+            shape = list(self.scales[id(before)].shape)
+            shape[axis] = tensor.shape[axis]
+            parts.append(np.broadcast_to(self.scales[id(before)], shape))
+            sources.append(before.inputs[0])
+        spread = np.broadcast_shapes(
+            *((*part.shape[:axis], 1, *part.shape[axis + 1 :]) for part in parts)
+        )
+        parts = [
+            np.broadcast_to(part, (*spread[:axis], part.shape[axis], *spread[axis + 1 :]))
+            for part in parts
+        ]
+        readers_before = [tensor.inputs[0] for tensor in node.inputs]
+        for index, source in enumerate(sources):
+            node.inputs[index] = source
+        self._behind(node, np.concatenate(parts, axis=axis))
+        for mul in readers_before:
+            if mul.outputs and readers(mul.outputs[0], self.graph) == 0:
+                remove_node(mul)
+
+
+# --- into weights: the factor that the weights are multiplied by, None where it cannot be ---
+
+
+def _channels_only(scale: Scale) -> bool:
+    """Whether the amplitude depends on axis 1 alone."""
+    return scale.size == 1 or scale.size == scale.shape[1]
+
+
+def _into_conv(node: Node, scale: Scale) -> NDArray[Any] | None:
+    weights = value(node.inputs[1])
+    if weights is None or not _channels_only(scale):
+        return None
+    if scale.size == 1:
+        return scale.reshape(())
+    groups = int(node.attrs.get("group", 1))
+    per_group = scale.reshape(groups, -1)
+    factor = np.repeat(per_group, weights.shape[0] // groups, axis=0)
+    return factor.reshape(*factor.shape, *[1] * (weights.ndim - 2))
+
+
+def _into_conv_transpose(node: Node, scale: Scale) -> NDArray[Any] | None:
+    weights = value(node.inputs[1])
+    if weights is None or not _channels_only(scale):
+        return None
+    return scale.reshape(-1, *[1] * (weights.ndim - 1)) if scale.size > 1 else scale.reshape(())
+
+
+def _into_gemm(node: Node, scale: Scale) -> NDArray[Any] | None:
+    if value(node.inputs[1]) is None or node.attrs:
+        return None
+    return scale.reshape(-1, 1) if scale.size > 1 else scale.reshape(())
+
+
+def _into_matmul(node: Node, scale: Scale) -> NDArray[Any] | None:
+    weights = value(node.inputs[1])
+    if weights is None or weights.ndim != 2 or scale.size not in (1, scale.shape[-1]):
+        return None
+    return scale.reshape(-1, 1) if scale.size > 1 else scale.reshape(())
+
+
+_WEIGHTED: dict[str, Callable[[Node, Scale], NDArray[Any] | None]] = {
+    "Conv": _into_conv,
+    "ConvTranspose": _into_conv_transpose,
+    "Gemm": _into_gemm,
+    "MatMul": _into_matmul,
+}
+
+
+# --- behind an operator: the amplitude of its output, None where they do not commute ---
+
+
+def _if_channels_only(node: Node, scale: Scale) -> Scale | None:
+    size = known_rank(node.outputs[0])
+    if not _channels_only(scale):
+        return None
+    return scale if scale.ndim == size else None
+
+
+def _if_uniform(node: Node, scale: Scale) -> Scale | None:
+    return scale.reshape((1,) * known_rank(node.outputs[0])) if scale.size == 1 else None
+
+
+def _through_reshape(node: Node, scale: Scale) -> Scale | None:
+    """Flatten, Reshape, Squeeze and Unsqueeze of a tensor whose batch stays on axis 0."""
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    if scale.size == 1:
+        return scale.reshape((1,) * len(after))
+    if not before or not after or not all(known(dim) for dim in (*before[1:], *after[1:])):
+        return None
+    full = np.broadcast_to(scale, (1, *before[1:]))
+    if full.size != int(np.prod(after[1:], dtype=np.int64)):
+        return None
+    moved = full.reshape(1, *after[1:])
+    # Axes on which it does not vary shrink to 1 again.
+    for axis in range(moved.ndim):
+        first = np.take(moved, [0], axis=axis)
+        if np.array_equal(np.broadcast_to(first, moved.shape), moved):
+            moved = first
+    return moved
+
+
+def _through_transpose(node: Node, scale: Scale) -> Scale | None:
+    order = node.attrs.get("perm") or list(range(scale.ndim))[::-1]
+    return scale.transpose(order)
+
+
+def _through_slice(node: Node, scale: Scale) -> Scale | None:
+    starts, ends = constant_input(node, 1), constant_input(node, 2)
+    steps = constant_input(node, 4)
+    if starts is None or ends is None or (input_at(node, 4) is not None and steps is None):
+        return _if_uniform(node, scale)
+    axes = axes_of(node, scale.ndim, input_index=3) or list(range(starts.size))
+    chosen = [slice(None)] * scale.ndim
+    for place, axis in enumerate(axes):
+        if scale.shape[axis] > 1:
+            stride = 1 if steps is None else int(steps[place])
+            if stride < 0:
+                return None
+            chosen[axis] = slice(int(starts[place]), int(ends[place]), stride)
+    return scale[tuple(chosen)]
+
+
+def _through_pad(node: Node, scale: Scale) -> Scale | None:
+    fill = constant_input(node, 2)
+    pads = constant_input(node, 1)
+    if node.attrs.get("mode", "constant") != "constant" or pads is None:
+        return _if_uniform(node, scale) if node.attrs.get("mode") in ("edge", "reflect") else None
+    if input_at(node, 2) is not None and (fill is None or np.any(fill)):
+        return None
+    axes = axes_of(node, scale.ndim, input_index=3) or list(range(scale.ndim))
+    widths = [(0, 0)] * scale.ndim
+    for place, axis in enumerate(axes):
+        if scale.shape[axis] > 1:
+            widths[axis] = (int(pads[place]), int(pads[place + len(axes)]))
+            if min(widths[axis]) < 0:
+                return None
+    return np.pad(scale, widths, constant_values=1.0)
+
+
+def _through_reduce(node: Node, scale: Scale) -> Scale | None:
+    axes = axes_of(node, scale.ndim)
+    if axes is None or any(scale.shape[axis] != 1 for axis in axes):
+        return _if_uniform(node, scale)
+    if node.attrs.get("keepdims", 1):
+        return scale
+    return scale.reshape([dim for axis, dim in enumerate(scale.shape) if axis not in axes])
+
+
+_COMMUTING: dict[str, Callable[[Node, Scale], Scale | None]] = {
+    "AveragePool": _if_channels_only,
+    "GlobalAveragePool": _if_channels_only,
+    "MaxPool": _if_channels_only,
+    "Resize": _if_channels_only,
+    "Upsample": _if_channels_only,
+    "Flatten": _through_reshape,
+    "Reshape": _through_reshape,
+    "Squeeze": _through_reshape,
+    "Unsqueeze": _through_reshape,
+    "Transpose": _through_transpose,
+    "Slice": _through_slice,
+    "Pad": _through_pad,
+    "ReduceMean": _through_reduce,
+    "ReduceSum": _through_reduce,
+    "DepthToSpace": _if_uniform,
+    "SpaceToDepth": _if_uniform,
+    "Gather": _if_uniform,
+}

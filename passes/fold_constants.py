@@ -1,0 +1,122 @@
+"""Evaluate what does not depend on the input, and infer every shape on the way.
+
+One walk in topological order.  Leading axes of the inputs that may be the batch are frozen to one
+sample first, so that the shape arithmetic of the exporters (Shape, Gather, Concat, Reshape) folds
+into constants; `track_batch` gives the batch back, where it can prove it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from snncompiler.errors import refuse
+from snncompiler.graph import (
+    Graph,
+    Node,
+    drop_dead,
+    infer_node,
+    known,
+    label,
+    remove_node,
+    sort_nodes,
+    value,
+)
+from snncompiler.passes.base import Context, Pass
+
+#: A folded constant may not be larger than this; a larger one is no shape arithmetic.
+MAX_ELEMENTS = 1 << 26
+
+#: Their outputs are not determined by their inputs.
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Fold constant subgraphs and set the shape of every tensor, for one sample."""
+
+    name: ClassVar[str] = "fold-constants"
+    ensures: ClassVar[frozenset[str]] = frozenset({"constants-folded", "shapes"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        for tensor in graph.inputs:
+            if tensor.shape and (not known(tensor.shape[0]) or tensor.shape[0] == 0):
+                tensor.shape = [1, *tensor.shape[1:]]
+        sort_nodes(graph)
+        for node in list(graph.nodes):
+            if node.op == "Constant" and not node.domain:
+                _make_constant(node, _constant_value(node))
+                continue
+            infer_node(node, graph.opset)
+            folded = _fold(node, graph.opset)
+            if folded is not None:
+                for tensor, array in zip(list(node.outputs), folded, strict=False):
+                    tensor.to_constant(np.asarray(array))
+                remove_node(node)
+        drop_dead(graph)
+
+
+def _make_constant(node: Node, array: NDArray[Any]) -> None:
+    tensor = node.outputs[0]
+    tensor.to_constant(array)
+    remove_node(node)
+
+
+def _constant_value(node: Node) -> NDArray[Any]:
+    (kind, content), *_ = node.attrs.items()
+    if isinstance(content, gs.Constant):
+        return np.asarray(content.values)
+    dtype = {"value_float": np.float32, "value_floats": np.float32}.get(kind, np.int64)
+    if kind not in ("value_float", "value_floats", "value_int", "value_ints"):
+        raise refuse("SNNC109", f"a Constant given as {kind} is not supported", node=label(node))
+    return np.asarray(content, dtype)
+
+
+def _fold(node: Node, opset: int) -> list[Any] | None:
+    """The values of the node's outputs where they are constant, else None."""
+    if node.op == "Shape" and not node.domain:
+        shape = node.inputs[0].shape
+        if shape is None or not all(known(dim) for dim in shape):
+            return None
+        chosen = shape[slice(node.attrs.get("start", 0), node.attrs.get("end", len(shape)))]
+        return [np.array(chosen, np.int64)]
+    if node.domain or node.op in _RANDOM or not node.inputs:
+        return None
+    if not all(tensor.is_empty() or value(tensor) is not None for tensor in node.inputs):
+        return None
+    for tensor in node.outputs:
+        if tensor.shape and all(known(dim) for dim in tensor.shape):
+            elements = 1
+            for dim in tensor.shape:
+                elements *= int(dim)
+            if elements > MAX_ELEMENTS:
+                raise refuse(
+                    "SNNC209",
+                    f"a constant of {elements:,} elements would be folded",
+                    node=label(node),
+                    hint=f"the limit is {MAX_ELEMENTS:,}",
+                )
+    proto = OnnxExporter.export_node(node)
+    names = [tensor.name for tensor in node.inputs if not tensor.is_empty()]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [proto],
+            "fold",
+            [onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names)],
+            [onnx.helper.make_empty_tensor_value_info(t.name) for t in node.outputs if t.name],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+    )
+    feeds = {tensor.name: value(tensor) for tensor in node.inputs if not tensor.is_empty()}
+    try:
+        return list(onnx.reference.ReferenceEvaluator(model).run(None, feeds))
+    except Exception:
+        # An operator that the reference does not know stays in the graph, computed once a run.
+        return None

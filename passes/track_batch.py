@@ -1,0 +1,391 @@
+"""Follow the batch axis from the inputs through every operator, and make it symbolic.
+
+The source may have been exported for one sample, with the batch written into Reshape targets.  Each
+operator has a rule that says where its batch axis goes, from the shapes for one sample; where a
+rule cannot tell, the reason is kept and the network is unrolled without folding time into the
+batch.  What is proved here is checked by running three samples at once and one by one
+(`snncompiler.pipeline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from snncompiler.graph import (
+    Graph,
+    Node,
+    Tensor,
+    axes_of,
+    constant,
+    constant_input,
+    infer_shapes,
+    input_at,
+    known,
+    label,
+    rank,
+    sort_nodes,
+    tensor_names,
+    value,
+)
+from snncompiler.passes.base import Context, Pass
+
+#: The name of the batch dimension in the emitted model.
+BATCH = "N"
+
+
+class Lost(Exception):
+    """The batch axis cannot be followed through an operator; the text says why."""
+
+
+@dataclass(frozen=True)
+class TrackBatch(Pass):
+    """Prove where the batch axis is in every tensor; make the leading input axis symbolic."""
+
+    name: ClassVar[str] = "track-batch"
+    requires: ClassVar[frozenset[str]] = frozenset({"shapes", "constants-folded"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"batch-tracked"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        axes = context.batch_axis
+        for tensor in graph.inputs:
+            if tensor.shape:
+                axes[tensor.name] = 0
+        sort_nodes(graph)
+        targets: list[tuple[Node, list[int]]] = []
+        for node in graph.nodes:
+            if not any(tensor.name in axes for tensor in node.inputs):
+                continue
+            try:
+                places = _follow(node, axes, targets)
+            except (Lost, ValueError) as reason:
+                context.batch_lost[label(node)] = str(reason)
+                continue
+            for tensor, place in zip(node.outputs, places, strict=False):
+                if place is not None and not tensor.is_empty():
+                    axes[tensor.name] = place
+        if not context.batch_lost:
+            free_batch(graph, targets)
+
+
+def free_batch(graph: Graph, targets: list[tuple[Node, list[int]]]) -> None:
+    """Make the leading axis of every input symbolic and rewrite the Reshape targets for it."""
+    taken = tensor_names(graph)
+    for node, target in targets:
+        node.inputs[1] = constant(f"{node.name}_shape", np.array(target, np.int64), taken)
+        node.attrs.pop("allowzero", None)
+    for tensor in graph.inputs:
+        if tensor.shape:
+            tensor.shape = [BATCH, *tensor.shape[1:]]
+    infer_shapes(graph)
+
+
+def _follow(
+    node: Node, axes: dict[str, int], targets: list[tuple[Node, list[int]]]
+) -> list[int | None]:
+    """The batch axis of each output of `node`."""
+    if node.domain not in (None, "", "ai.onnx", "ai.onnx.ml"):
+        raise Lost(f"operator of domain {node.domain}")
+    if node.op in _ELEMENTWISE:
+        return _elementwise(node, axes)
+    if node.op == "Reshape":
+        return _reshape(node, axes, targets)
+    rule = _RULES.get(node.op)
+    if rule is None:
+        raise Lost("no rule for this operator")
+    return rule(node, axes)
+
+
+def _first(node: Node, axes: dict[str, int]) -> int:
+    """The batch axis of input 0; the other inputs may not carry a batch."""
+    for tensor in node.inputs[1:]:
+        if tensor.name in axes:
+            raise Lost(f"input '{tensor.name}' depends on the sample")
+    return axes[node.inputs[0].name]
+
+
+def _rank(tensor: Tensor) -> int:
+    found = rank(tensor)
+    if found is None:
+        raise Lost(f"the rank of '{tensor.name}' is not known")
+    return found
+
+
+def _same(node: Node, axes: dict[str, int]) -> list[int | None]:
+    return [_first(node, axes)] * len(node.outputs)
+
+
+def _leading(node: Node, axes: dict[str, int]) -> list[int | None]:
+    """Operators on [N, C, ...]."""
+    axis = _first(node, axes)
+    if axis != 0:
+        raise Lost(f"the batch is on axis {axis}, where the operator expects channels or space")
+    return [0] * len(node.outputs)
+
+
+def _along(node: Node, axes: dict[str, int], default: int) -> list[int | None]:
+    """Operators that work along one axis, which may not be the batch."""
+    axis = _first(node, axes)
+    along = int(node.attrs.get("axis", default)) % _rank(node.inputs[0])
+    if along == axis:
+        raise Lost("it works along the batch axis")
+    return [axis] * len(node.outputs)
+
+
+def _elementwise(node: Node, axes: dict[str, int]) -> list[int | None]:
+    out_rank = max(_rank(tensor) for tensor in node.inputs if not tensor.is_empty())
+    places = {
+        axes[tensor.name] + out_rank - _rank(tensor)
+        for tensor in node.inputs
+        if tensor.name in axes
+    }
+    if len(places) != 1:
+        raise Lost(f"its inputs have the batch on different axes {sorted(places)}")
+    (place,) = places
+    for tensor in node.inputs:
+        if tensor.name in axes or tensor.is_empty():
+            continue
+        at = place - (out_rank - _rank(tensor))
+        if at >= 0 and tensor.shape[at] != 1:
+            raise Lost(f"'{tensor.name}' has size {tensor.shape[at]} along the batch axis")
+    return [place] * len(node.outputs)
+
+
+def _reshape(
+    node: Node, axes: dict[str, int], targets: list[tuple[Node, list[int]]]
+) -> list[int | None]:
+    axis = _first(node, axes)
+    target = constant_input(node, 1)
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    if target is None or before is None or after is None:
+        raise Lost("its target shape is computed at run time")
+    if all(known(dim) for dim in before) and all(known(dim) for dim in after):
+        lead = prod(before[:axis])
+        for place, dim in enumerate(after):
+            if prod(after[:place]) == lead and dim == before[axis]:
+                new = [int(dim) for dim in after]
+                new[place] = 0 if place == axis else -1
+                targets.append((node, new))
+                return [place]
+        raise Lost(f"{list(before)} becomes {list(after)}: the batch is mixed with another axis")
+    # Height and width unknown: the target may copy or infer them, the batch must be its own.
+    wanted = target.tolist()
+    if axis == 0 and wanted[0] in (0, 1) and not node.attrs.get("allowzero", 0):
+        targets.append((node, [0, *wanted[1:]]))
+        return [0]
+    raise Lost(f"its target {wanted} does not show where the batch goes")
+
+
+def _flatten(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    shape = node.inputs[0].shape
+    at = int(node.attrs.get("axis", 1)) % (_rank(node.inputs[0]) + 1)
+    if axis != 0 or at == 0 or any(dim != 1 for dim in shape[1:at]):
+        raise Lost("the batch is mixed with another axis")
+    return [0]
+
+
+def _transpose(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    order = node.attrs.get("perm") or list(range(_rank(node.inputs[0])))[::-1]
+    return [order.index(axis)]
+
+
+def _squeeze(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    removed = axes_of(node, _rank(node.inputs[0]))
+    if removed is None or axis in removed:
+        raise Lost("it removes the batch axis")
+    return [axis - sum(1 for other in removed if other < axis)]
+
+
+def _unsqueeze(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    out_rank = _rank(node.outputs[0])
+    added = axes_of(node, out_rank) or []
+    return [[place for place in range(out_rank) if place not in added][axis]]
+
+
+def _concat(node: Node, axes: dict[str, int]) -> list[int | None]:
+    places = {axes.get(tensor.name) for tensor in node.inputs}
+    if len(places) != 1:
+        raise Lost("it joins inputs with and without a batch")
+    (place,) = places
+    if int(node.attrs["axis"]) % _rank(node.inputs[0]) == place:
+        raise Lost("it joins along the batch axis")
+    return [place]
+
+
+def _slice(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    starts = constant_input(node, 1)
+    if input_at(node, 3) is None:
+        sliced: list[int] | None = None if starts is None else list(range(starts.size))
+    else:
+        sliced = axes_of(node, _rank(node.inputs[0]), input_index=3)
+    if sliced is None or axis in sliced:
+        raise Lost("it cuts the batch axis")
+    return [axis]
+
+
+def _gather(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    along = int(node.attrs.get("axis", 0)) % _rank(node.inputs[0])
+    if along == axis:
+        raise Lost("it picks from the batch axis")
+    return [axis if axis < along else axis + _rank(node.inputs[1]) - 1]
+
+
+def _pad(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    pads = constant_input(node, 1)
+    size = _rank(node.inputs[0])
+    if pads is None:
+        raise Lost("its pads are computed at run time")
+    padded = axes_of(node, size, input_index=3) or list(range(size))
+    if axis in padded:
+        at = padded.index(axis)
+        if pads[at] or pads[at + len(padded)]:
+            raise Lost("it pads the batch axis")
+    return [axis]
+
+
+def _reduce(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    if "axis" in node.attrs or node.op in ("ArgMax", "ArgMin"):
+        reduced: list[int] | None = [int(node.attrs.get("axis", 0)) % _rank(node.inputs[0])]
+    else:
+        reduced = axes_of(node, _rank(node.inputs[0]))
+    if not reduced or axis in reduced:
+        raise Lost("it reduces the batch axis")
+    if node.attrs.get("keepdims", 1):
+        return [axis]
+    return [axis - sum(1 for other in reduced if other < axis)]
+
+
+def _gemm(node: Node, axes: dict[str, int]) -> list[int | None]:
+    if _first(node, axes) != (1 if node.attrs.get("transA", 0) else 0):
+        raise Lost("it sums over the batch axis")
+    bias = input_at(node, 2)
+    if bias is not None and rank(bias) == 2 and bias.shape[0] != 1:
+        raise Lost(f"its bias has {bias.shape[0]} rows")
+    return [0]
+
+
+def _matmul(node: Node, axes: dict[str, int]) -> list[int | None]:
+    left, right = node.inputs
+    if left.name in axes and right.name in axes:
+        return _elementwise(node, axes)
+    live, other = (left, right) if left.name in axes else (right, left)
+    size, place = _rank(live), axes[live.name]
+    summed = size - 1 if live is left else max(size - 2, 0)
+    if place == summed:
+        raise Lost("it sums over the batch axis")
+    if _rank(other) > 2 and place < size - 2:
+        at = place - size + _rank(other)
+        if at >= 0 and other.shape[at] != 1:
+            raise Lost(f"'{other.name}' has size {other.shape[at]} along the batch axis")
+    return [place + max(_rank(other) - size, 0) if size > 1 else place]
+
+
+def _expand(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    shape = constant_input(node, 1)
+    if shape is None:
+        raise Lost("its shape is computed at run time")
+    place = axis + max(shape.size - _rank(node.inputs[0]), 0)
+    at = place - (_rank(node.outputs[0]) - shape.size)
+    if at >= 0 and shape[at] != 1:
+        raise Lost("it repeats the batch")
+    return [place]
+
+
+def _tile(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    repeats = constant_input(node, 1)
+    if repeats is None or repeats[axis] != 1:
+        raise Lost("it repeats the batch")
+    return [axis]
+
+
+def _resize(node: Node, axes: dict[str, int]) -> list[int | None]:
+    """Also turns `sizes`, which would fix the batch, into the scales that they stand for."""
+    axis = _first(node, axes)
+    sizes = constant_input(node, 3)
+    if sizes is not None:
+        before, after = node.inputs[0].shape, node.outputs[0].shape
+        if not all(known(dim) for dim in (*before, *after)) or "axes" in node.attrs:
+            raise Lost("its sizes cannot be written as scales")
+        scales = np.array([new / old for new, old in zip(after, before, strict=True)], np.float32)
+        if any(
+            int(np.floor(old * scale)) != new
+            for old, new, scale in zip(before, after, scales, strict=True)
+        ):
+            raise Lost("its sizes cannot be written as scales")
+        # The name derives from the tensor it replaces, which nothing else reads by name.
+        node.inputs[2:] = [gs.Constant(f"{node.inputs[3].name}_as_scales", scales)]
+    scales_given = constant_input(node, 2 if node.op == "Resize" else 1)
+    if scales_given is None or scales_given.size <= axis or scales_given[axis] != 1:
+        raise Lost("its scales are not known to leave the batch alone")
+    return [axis]
+
+
+def _embedding(node: Node, axes: dict[str, int]) -> list[int | None]:
+    """ArrayFeatureExtractor(table, indices): picks along the last axis."""
+    if node.inputs[0].name in axes or value(node.inputs[0]) is None:
+        raise Lost("it picks from values that depend on the sample")
+    return [_rank(node.outputs[0]) - 1]
+
+
+_ELEMENTWISE = {
+    "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
+    "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
+    "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu",
+    "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign",
+    "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor", "Dropout", "Swish",
+}  # fmt: skip
+
+_LEADING = {
+    "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DepthToSpace",
+    "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "GroupNormalization",
+    "InstanceNormalization", "LRN", "LpPool", "MaxPool", "SpaceToDepth", "QLinearConv",
+}  # fmt: skip
+
+_Rule = Callable[[Node, dict[str, int]], "list[int | None]"]
+
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(_LEADING, _leading),
+    **dict.fromkeys(
+        (
+            "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+            "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "ArgMax", "ArgMin",
+        ),
+        _reduce,
+    ),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "TopK", "LayerNormalization"),
+                    lambda node, axes: _along(node, axes, -1)),
+    "Split": lambda node, axes: _along(node, axes, 0),
+    "QuantizeLinear": _same,
+    "DequantizeLinear": _same,
+    "LpNormalization": lambda node, axes: _along(node, axes, -1),
+    "Flatten": _flatten,
+    "Transpose": _transpose,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Gather": _gather,
+    "Pad": _pad,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Expand": _expand,
+    "Tile": _tile,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "ArrayFeatureExtractor": _embedding,
+}  # fmt: skip

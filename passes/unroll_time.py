@@ -1,0 +1,353 @@
+"""Unroll the network over its time-steps, in one of three ways that give the same result.
+
+`fold`   chunks of K steps: time is folded into the batch axis, [K·N, ...], each neuron scans its K
+         steps inside, and an ONNX Loop carries the states over ceil(T/K) chunks.  T and K are
+         overridable inputs of the emitted model.
+`loop`   the same with K = 1: one step an iteration, nothing folded.  T is overridable.
+`steps`  the step graph copied T times; T is baked in.  For other compilers, and as an oracle.
+
+The static part stands outside and is computed once; so does the read-out, on time-means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper, numpy_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from snncompiler import dialect
+from snncompiler.errors import refuse
+from snncompiler.graph import Graph, Node, Tensor, is_live, rank, tensor_names, unique_name
+from snncompiler.passes.sink_time_mean import TIME_MEAN
+from snncompiler.passes.track_batch import BATCH
+from snncompiler.timing import Timing, analyze
+
+Unroll = Literal["fold", "loop", "steps"]
+
+#: `steps` copies the step graph; above this many nodes onnxruntime takes minutes to load it.
+NODE_BUDGET = 20_000
+
+
+@dataclass(frozen=True)
+class UnrollTime:
+    """The last graph pass: from the gs graph to an ONNX graph with time in it.
+
+    `steps` is T, `chunk` is K (1 unless `unroll` is fold).
+    """
+
+    unroll: Unroll
+    steps: int
+    chunk: int
+
+    def emit(self, graph: Graph) -> tuple[onnx.GraphProto, dict[str, str]]:
+        """The graph, and the names of its overridable inputs by what they are (steps, chunk)."""
+        writer = _Writer(graph, analyze(graph, _is_ours), tensor_names(graph))
+        if self.unroll == "steps":
+            writer.copies(self.steps)
+            return writer.finish(), {}
+        names = {"steps": writer.parameter("snnc_steps", self.steps)}
+        if self.unroll == "fold":
+            names["chunk"] = writer.parameter("snnc_chunk", self.chunk)
+        writer.loop(names["steps"], names.get("chunk"))
+        return writer.finish(), names
+
+
+def unfoldable(graph: Graph) -> list[Node]:
+    """The temporal nodes whose outputs do not have the batch as their leading axis."""
+    timing = analyze(graph, _is_ours)
+    return [
+        node
+        for node in graph.nodes
+        if timing.phase(node) == "temporal"
+        and node.op not in ("Shape", "Size")
+        and not all(_has_batch(tensor) for tensor in node.outputs)
+    ]
+
+
+def _has_batch(tensor: Tensor) -> bool:
+    return bool(tensor.shape) and tensor.shape[0] == BATCH
+
+
+def _is_ours(node: Node) -> bool:
+    return bool(node.domain == dialect.DOMAIN and node.op != TIME_MEAN)
+
+
+@dataclass
+class _Writer:
+    """Writes static nodes, the temporal region in one of the three ways, and the read-out."""
+
+    graph: Graph
+    timing: Timing
+    taken: set[str]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    overridable: list[onnx.ValueInfoProto] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        phases = [(node, self.timing.phase(node)) for node in self.graph.nodes]
+        means = [node for node, _ in phases if node.op == TIME_MEAN and node.domain]
+        mean_ids = {id(node) for node in means}
+        self.means: Sequence[Node] = means
+        self.temporal = [node for node, phase in phases if phase == "temporal"]
+        self.read_out = [n for n, phase in phases if phase == "read-out" and id(n) not in mean_ids]
+        self.temporal_tensors = {id(t) for node in self.temporal for t in node.outputs}
+        self.nodes += self._plain([node for node, phase in phases if phase == "static"])
+
+    # --- pieces ---
+
+    def name(self, wanted: str) -> str:
+        return unique_name(wanted, self.taken)
+
+    def constant(self, wanted: str, values: object, dtype: type = np.int64) -> str:
+        name = self.name(wanted)
+        self.initializers[name] = numpy_helper.from_array(np.array(values, dtype), name)
+        return name
+
+    def parameter(self, wanted: str, default: int) -> str:
+        """An int64 scalar initializer that is also a graph input: a value the user may override."""
+        name = self.constant(wanted, default)
+        self.overridable.append(helper.make_tensor_value_info(name, TensorProto.INT64, []))
+        return name
+
+    def _plain(self, nodes: Sequence[Node]) -> list[onnx.NodeProto]:
+        self.initializers.update(_constants_of(nodes))
+        return [OnnxExporter.export_node(node) for node in nodes]
+
+    def states(self) -> list[tuple[Node, Tensor]]:
+        """Every stateful operator of the region with the constant that its state starts from."""
+        return [
+            (node, node.inputs[dialect.OPERATORS[node.op].state[0]])
+            for node in self.temporal
+            if _is_ours(node)
+        ]
+
+    def region(
+        self,
+        prefix: str,
+        steps: str,
+        states: dict[str, str],
+        fold: str | None,
+    ) -> tuple[list[onnx.NodeProto], dict[str, str]]:
+        """One pass through the temporal region.
+
+        `prefix` goes before every name it makes, `steps` names the number of steps in it, `states`
+        maps a node's name to its state's name, `fold` names the repeats of static values where
+        time is folded into the batch.  Returns the nodes and the new states' names.
+        """
+        made: list[onnx.NodeProto] = []
+        new_states: dict[str, str] = {}
+        tiled: dict[str, str] = {}
+
+        def inside(tensor: Tensor) -> str:
+            return (prefix if id(tensor) in self.temporal_tensors else "") + str(tensor.name)
+
+        for node in self.temporal:
+            proto = OnnxExporter.export_node(node)
+            names = [inside(tensor) for tensor in node.inputs]
+            proto.name = prefix + node.name
+            outputs = [prefix + tensor.name for tensor in node.outputs]
+            if _is_ours(node):
+                operator = dialect.OPERATORS[node.op]
+                state_in, state_out = operator.state
+                names[state_in] = states[node.name]
+                names.append(steps)
+                new_states[node.name] = f"{prefix}{node.name}/{operator.outputs[state_out].name}"
+                outputs.insert(state_out, new_states[node.name])
+                if any(attribute.name == "static_current" for attribute in operator.attributes):
+                    static = id(node.inputs[0]) not in self.temporal_tensors
+                    proto.attribute.append(helper.make_attribute("static_current", int(static)))
+            elif fold is not None:
+                for index, tensor in enumerate(node.inputs):
+                    if self._needs_time(tensor):
+                        if tensor.name not in tiled:
+                            tiled[tensor.name] = f"{prefix}{tensor.name}/repeated"
+                            made += self._repeat(tensor, fold, tiled[tensor.name])
+                        names[index] = tiled[tensor.name]
+            del proto.input[:], proto.output[:]
+            proto.input.extend(names)
+            proto.output.extend(outputs)
+            made.append(proto)
+        for node in self.means:
+            new_states[node.name] = f"{prefix}{node.name}/total"
+            made.append(
+                helper.make_node(
+                    "TimeSum",
+                    [inside(node.inputs[0]), states[node.name], steps],
+                    [new_states[node.name]],
+                    name=prefix + node.name,
+                    domain=dialect.DOMAIN,
+                )
+            )
+        return made, new_states
+
+    def _needs_time(self, tensor: Tensor) -> bool:
+        """A static value with a batch axis, read beside temporal ones: [N, ...] -> [K·N, ...]."""
+        return is_live(tensor) and id(tensor) not in self.temporal_tensors and _has_batch(tensor)
+
+    def _repeat(self, tensor: Tensor, fold: str, result: str) -> list[onnx.NodeProto]:
+        ones = self.constant(f"{tensor.name}/ones", [1] * ((rank(tensor) or 1) - 1))
+        repeats = f"{result}/repeats"
+        return [
+            helper.make_node("Concat", [fold, ones], [repeats], name=f"{result}/axes", axis=0),
+            helper.make_node("Tile", [tensor.name, repeats], [result], name=result),
+        ]
+
+    def decode(self, totals: dict[str, str], steps_as_float: str) -> None:
+        """Divide the sums by T, and run the read-out on the means."""
+        for node in self.means:
+            total, mean = totals[node.name], node.outputs[0]
+            wide = mean.dtype in (None, np.float32)
+            target = mean.name if wide else self.name(f"{mean.name}/wide")
+            self.nodes.append(
+                helper.make_node("Div", [total, steps_as_float], [target], name=f"{node.name}/mean")
+            )
+            if not wide:
+                kind = helper.np_dtype_to_tensor_dtype(np.dtype(mean.dtype))
+                self.nodes.append(
+                    helper.make_node(
+                        "Cast", [target], [mean.name], name=f"{node.name}/cast", to=kind
+                    )
+                )
+        self.nodes += self._plain(self.read_out)
+
+    # --- the three ways ---
+
+    def loop(self, steps: str, chunk: str | None) -> None:
+        """`fold` with chunks of `chunk` steps, or `loop` where it is None."""
+        one = self.constant("snnc_one", 1)
+        always = self.constant("snnc_true", True, np.bool_)
+        trips = steps
+        if chunk is not None:
+            less, rounded, trips = (self.name(f"snnc_{x}") for x in ("less", "rounded", "chunks"))
+            self.nodes += [
+                helper.make_node("Sub", [chunk, one], [less], name=less),
+                helper.make_node("Add", [steps, less], [rounded], name=rounded),
+                helper.make_node("Div", [rounded, chunk], [trips], name=trips),
+            ]
+
+        starts = {node.name: start.name for node, start in self.states()}
+        # Constants of the region go into the loop's body, where onnxruntime can prepack them; the
+        # states start from constants outside.
+        outer = _constants_of([node for node, _ in self.states()])
+        for name in starts.values():
+            self.initializers[name] = outer[name]
+        zero = self.constant("snnc_zero", 0.0, np.float32)
+        starts.update({node.name: zero for node in self.means})
+        carried = {name: f"{name}/state" for name in starts}
+
+        step, going, still = (self.name(f"snnc_{x}") for x in ("iteration", "going", "still_going"))
+        body: list[onnx.NodeProto] = [
+            helper.make_node("Identity", [going], [still], name=still),
+        ]
+        outside = {**self.initializers, **_constants_of(self.read_out)}
+        self.initializers = {}
+        if chunk is None:
+            held, fold = one, None
+        else:
+            past, left, held, fold = (
+                self.name(f"snnc_{x}") for x in ("steps_done", "steps_left", "steps_here", "repeat")
+            )
+            single = self.constant("snnc_shape_one", [1])
+            body += [
+                helper.make_node("Mul", [step, chunk], [past], name=past),
+                helper.make_node("Sub", [steps, past], [left], name=left),
+                helper.make_node("Min", [chunk, left], [held], name=held),
+                helper.make_node("Reshape", [held, single], [fold], name=fold),
+            ]
+        nodes, states = self.region("", held, carried, fold)
+        body += nodes
+        used = {name for node in body for name in node.input}
+        inner = {**self.initializers, **_constants_of(self.temporal)}
+        inner = {n: t for n, t in inner.items() if n in used and n not in outside}
+        graph = helper.make_graph(
+            body,
+            "snnc_chunk_of_steps" if chunk else "snnc_one_step",
+            [
+                helper.make_tensor_value_info(step, TensorProto.INT64, []),
+                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+                *(
+                    helper.make_tensor_value_info(carried[name], TensorProto.FLOAT, None)
+                    for name in starts
+                ),
+            ],
+            [
+                helper.make_tensor_value_info(still, TensorProto.BOOL, []),
+                *(
+                    helper.make_tensor_value_info(states[name], TensorProto.FLOAT, None)
+                    for name in starts
+                ),
+            ],
+            initializer=list(inner.values()),
+        )
+        self.initializers = outside
+        finals = {name: self.name(f"{name}/final") for name in starts}
+        self.nodes.append(
+            helper.make_node(
+                "Loop",
+                [trips, always, *starts.values()],
+                list(finals.values()),
+                name="snnc_time",
+                body=graph,
+            )
+        )
+        as_float = self.name("snnc_steps_as_float")
+        self.nodes.append(
+            helper.make_node("Cast", [steps], [as_float], name=as_float, to=TensorProto.FLOAT)
+        )
+        self.decode(finals, as_float)
+
+    def copies(self, steps: int) -> None:
+        """`steps`: T copies of the step graph."""
+        nodes = steps * (len(self.temporal) + len(self.means))
+        if nodes > NODE_BUDGET:
+            raise refuse(
+                "SNNC209",
+                f"unrolling {steps} steps would write {nodes:,} nodes, the limit is {NODE_BUDGET:,}",
+                hint="use --unroll fold or loop, which write the step graph once",
+            )
+        one = self.constant("snnc_one", 1)
+        self.initializers.update(_constants_of(self.temporal))
+        states = {node.name: start.name for node, start in self.states()}
+        if self.means:
+            zero = self.constant("snnc_zero", 0.0, np.float32)
+            states.update({node.name: zero for node in self.means})
+        for t in range(steps):
+            made, states = self.region(f"t{t}/", one, states, None)
+            self.nodes += made
+        self.decode(states, self.constant("snnc_steps_as_float", steps, np.float32))
+
+    def finish(self) -> onnx.GraphProto:
+        used = {name for node in self.nodes for name in _reads(node)}
+        named = {output.name for output in self.graph.outputs}
+        inputs = [OnnxExporter.export_value_info_proto(t, True) for t in self.graph.inputs]
+        return helper.make_graph(
+            self.nodes,
+            self.graph.name or "network",
+            [*inputs, *self.overridable],
+            [OnnxExporter.export_value_info_proto(t, True) for t in self.graph.outputs],
+            initializer=[t for n, t in self.initializers.items() if n in used or n in named],
+        )
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """The names that a node and its subgraphs read."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            names += _reads(inner)
+    return names
+
+
+def _constants_of(nodes: Sequence[Node]) -> dict[str, onnx.TensorProto]:
+    return {
+        tensor.name: OnnxExporter.export_tensor_proto(tensor)
+        for node in nodes
+        for tensor in node.inputs
+        if isinstance(tensor, gs.Constant)
+    }

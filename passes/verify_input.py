@@ -1,0 +1,369 @@
+"""Check a model before anything is done to it: versions, structure, operators, weights.
+
+onnxruntime and the ONNX checker accept much of this silently, so the checks are ours.  All findings
+come at once.  Afterwards the graph is topologically sorted, at a supported opset, without local
+functions, and its initializers are no inputs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from onnx import TensorProto, helper, numpy_helper
+
+from snncompiler import dialect
+from snncompiler.diagnostics import Finding, describe, errors_of
+from snncompiler.errors import Refused, refuse
+
+OLDEST_OPSET = 7
+NEWEST_OPSET = onnx.defs.onnx_opset_version()
+NEWEST_IR = int(onnx.IR_VERSION)
+
+#: Local functions may expand to at most this many nodes.
+MAX_EXPANDED = 1_000_000
+
+_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+_SUPPORTED = {
+    TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.UINT8,
+    TensorProto.INT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32,
+    TensorProto.UINT64, TensorProto.STRING,
+}  # fmt: skip
+
+
+def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]]:
+    """The checked model at a supported opset, and the warnings.  Raises Refused with every error."""
+    _refuse_compiled(model)
+    findings = _versions(model)
+    if errors_of(findings):
+        raise Refused(*findings)
+    model = _inline(model)
+    findings += _structure(model.graph)
+    if errors_of(findings):
+        raise Refused(*findings)
+    findings += _operators(model) + _weights(model.graph)
+    if errors_of(findings):
+        raise Refused(*findings)
+    _forget_initializer_inputs(model.graph)
+    findings += _checked(model)
+    if errors_of(findings):
+        raise Refused(*findings)
+    return _at_base_opset(model), findings
+
+
+def _refuse_compiled(model: onnx.ModelProto) -> None:
+    for entry in model.metadata_props:
+        if entry.key == "snnc.version":
+            raise refuse(
+                "SNNC114",
+                f"the model was already compiled by snnc {entry.value}",
+                hint="compile the network that it was made from",
+            )
+
+
+def _opset(model: onnx.ModelProto) -> int | None:
+    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return versions[0] if versions else None
+
+
+def _versions(model: onnx.ModelProto) -> list[Finding]:
+    findings = []
+    opset = _opset(model)
+    if opset is None:
+        findings.append(Finding("SNNC102", "the model imports no ONNX opset"))
+    elif not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        findings.append(
+            Finding(
+                "SNNC102",
+                f"opset {opset} is outside the supported range {OLDEST_OPSET} to {NEWEST_OPSET}",
+                hint="export it again with a supported opset",
+            )
+        )
+    if not 3 <= model.ir_version <= NEWEST_IR:
+        findings.append(
+            Finding(
+                "SNNC102",
+                f"ir_version {model.ir_version} is outside the supported range 3 to {NEWEST_IR}",
+            )
+        )
+    return findings
+
+
+def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without local functions, their expanded size checked first."""
+    if not model.functions:
+        return model
+    bodies = {(f.domain, f.name): f for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    open_now: set[tuple[str, str]] = set()
+
+    # Depth-first without recursion: a function is finished after everything that it calls.
+    stack = [(key, False) for key in bodies]
+    while stack:
+        key, leaving = stack.pop()
+        called = [
+            (n.domain, n.op_type) for n in bodies[key].node if (n.domain, n.op_type) in bodies
+        ]
+        if leaving:
+            open_now.discard(key)
+            inner = sum(sizes[other] for other in called)
+            sizes[key] = min(len(bodies[key].node) + inner, MAX_EXPANDED + 1)
+            continue
+        if key in sizes:
+            continue
+        open_now.add(key)
+        stack.append((key, True))
+        for other in called:
+            if other in open_now:
+                raise refuse("SNNC112", f"function '{other[1]}' calls itself", node=other[1])
+            if other not in sizes:
+                stack.append((other, False))
+    total = sum(sizes.get((n.domain, n.op_type), 1) for n in model.graph.node)
+    if total > MAX_EXPANDED:
+        raise refuse(
+            "SNNC112", f"its functions expand to more than {MAX_EXPANDED:,} nodes",
+            hint="is the file what it claims to be?",
+        )  # fmt: skip
+    inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    return inlined
+
+
+def _structure(graph: onnx.GraphProto) -> list[Finding]:
+    """Names defined once and before use; the nodes are sorted where they were not."""
+    findings: list[Finding] = []
+    weights = [tensor.name for tensor in graph.initializer]
+    for name, count in Counter(weights).items():
+        if count > 1:
+            findings.append(
+                Finding(
+                    "SNNC105",
+                    f"initializer '{name}' is there {count} times: which one wins is undefined",
+                )
+            )
+    sparse = [tensor.values.name for tensor in graph.sparse_initializer]
+    given = set(weights) | set(sparse) | {tensor.name for tensor in graph.input}
+    defined: dict[str, str] = dict.fromkeys(given, "the inputs")
+    for node in graph.node:
+        for name in node.output:
+            if name and name in defined:
+                findings.append(
+                    Finding(
+                        "SNNC103",
+                        f"'{name}' is defined twice, also by {defined[name]}",
+                        node=describe(node.op_type, node.name),
+                    )
+                )
+            elif name:
+                defined[name] = describe(node.op_type, node.name)
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in defined:
+                findings.append(
+                    Finding(
+                        "SNNC103",
+                        f"reads '{name}', which nothing defines",
+                        node=describe(node.op_type, node.name),
+                    )
+                )
+    for output in graph.output:
+        if output.name not in defined:
+            findings.append(Finding("SNNC103", f"output '{output.name}' is never defined"))
+    return findings or _sort(graph, given)
+
+
+def _sort(graph: onnx.GraphProto, given: set[str]) -> list[Finding]:
+    """Sort the nodes topologically in place; an error names the nodes of a cycle."""
+    seen = set(given)
+    in_order = True
+    for node in graph.node:
+        in_order = in_order and all(not name or name in seen for name in node.input)
+        seen.update(node.output)
+    if in_order:
+        return []
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    waiting = [len({makers[n] for n in node.input if n in makers}) for node in graph.node]
+    users: dict[int, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        for maker in {makers[name] for name in node.input if name in makers}:
+            users.setdefault(maker, []).append(index)
+    ready = [index for index, count in enumerate(waiting) if count == 0]
+    order: list[int] = []
+    while ready:
+        index = ready.pop()
+        order.append(index)
+        for user in users.get(index, []):
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                ready.append(user)
+    if len(order) < len(graph.node):
+        left = sorted(set(range(len(graph.node))) - set(order))[:5]
+        names = ", ".join(describe(graph.node[i].op_type, graph.node[i].name) for i in left)
+        return [Finding("SNNC103", f"the graph has a cycle through {names}")]
+    nodes = [graph.node[index] for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return [
+        Finding("SNNC104", "the nodes were not in topological order; sorted", severity="warning")
+    ]
+
+
+def _operators(model: onnx.ModelProto) -> list[Finding]:
+    findings = []
+    versions = {o.domain if o.domain != "ai.onnx" else "": o.version for o in model.opset_import}
+    for node in model.graph.node:
+        where = describe(node.op_type, node.name)
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain == "" and node.op_type in _CONTROL_FLOW:
+            findings.append(
+                Finding(
+                    "SNNC111",
+                    f"{node.op_type} is control flow, which is not supported",
+                    node=where,
+                    hint="export the network without data-dependent control flow",
+                )
+            )
+        elif domain not in versions or not onnx.defs.has(node.op_type, versions[domain], domain):
+            spelled = f"{domain}.{node.op_type}" if domain else node.op_type
+            findings.append(
+                Finding(
+                    "SNNC106",
+                    f"operator {spelled} is not known to ONNX opset {versions.get(domain, '?')}",
+                    node=where,
+                    hint="only standard operators can be converted",
+                )
+            )
+    return findings
+
+
+def _weights(graph: onnx.GraphProto) -> list[Finding]:
+    findings = []
+    for sparse in graph.sparse_initializer:
+        findings.append(Finding("SNNC109", f"weight '{sparse.values.name}' is sparse"))
+    for tensor in graph.initializer:
+        problem = _data_problem(tensor)
+        if problem:
+            findings.append(Finding("SNNC107", f"weight '{tensor.name}': {problem}"))
+            continue
+        if tensor.data_type not in _SUPPORTED:
+            findings.append(
+                Finding(
+                    "SNNC109",
+                    f"weight '{tensor.name}' has type {TensorProto.DataType.Name(tensor.data_type)}",
+                    hint="export the network in float32",
+                )
+            )
+        elif tensor.data_type in _FLOATS:
+            values = numpy_helper.to_array(tensor)
+            bad = ~np.isfinite(values)
+            if bad.any():
+                index = tuple(int(i) for i in np.argwhere(bad)[0])
+                findings.append(
+                    Finding(
+                        "SNNC108",
+                        f"weight '{tensor.name}' is {values[index]} at {list(index)}"
+                        f" ({int(bad.sum()):,} such values)",
+                        hint="the training diverged, or the file is damaged",
+                    )
+                )
+    return findings
+
+
+def _data_problem(tensor: onnx.TensorProto) -> str:
+    """Why the data of a tensor does not fit its type and shape, before any allocation."""
+    if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == 0:
+        return f"data type {tensor.data_type} does not exist"
+    elements = 1
+    for dim in tensor.dims:
+        if dim < 0:
+            return f"dimension {dim} is negative"
+        elements *= dim
+    if elements >= 1 << 62:
+        return f"shape {list(tensor.dims)} overflows"
+    if not tensor.HasField("raw_data"):
+        field = helper.tensor_dtype_to_field(tensor.data_type)
+        held = len(getattr(tensor, field))
+        expected = elements * (2 if tensor.data_type in (14, 15) else 1)
+        four_bit = tensor.data_type in (21, 22, 23)
+        if held != expected and not four_bit:
+            return f"it has {held:,} values, shape {list(tensor.dims)} needs {expected:,}"
+        return ""
+    size = _itemsize(tensor.data_type)
+    if size and len(tensor.raw_data) != elements * size:
+        return (
+            f"it has {len(tensor.raw_data):,} bytes, shape {list(tensor.dims)} "
+            f"needs {elements * size:,}"
+        )
+    return ""
+
+
+def _itemsize(data_type: int) -> int:
+    """Bytes per element; 0 for strings and sub-byte types."""
+    if data_type in (TensorProto.STRING, *range(21, 30)):
+        return 0
+    return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+
+
+def _forget_initializer_inputs(graph: onnx.GraphProto) -> None:
+    """IR versions 3 and 4 list weights as inputs; with a value they are not inputs of the network."""
+    weights = {tensor.name for tensor in graph.initializer}
+    kept = [entry for entry in graph.input if entry.name not in weights]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+def _checked(model: onnx.ModelProto) -> list[Finding]:
+    """What the ONNX checker and the strict shape inference say, in one line each."""
+    kinds = {tensor.name: tensor.type.tensor_type.elem_type for tensor in model.graph.input}
+    findings = [
+        Finding(
+            "SNNC109",
+            f"input '{name}' has type {TensorProto.DataType.Name(kind)}",
+            hint="export the network in float32",
+        )
+        for name, kind in kinds.items()
+        if kind not in _SUPPORTED or kind == TensorProto.STRING
+    ]
+    try:
+        # Old models without inputs for their weights pass only as a newer IR version.
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        probe.ir_version = max(model.ir_version, 4)
+        onnx.checker.check_model(probe)
+        onnx.shape_inference.infer_shapes(probe, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        findings.append(Finding("SNNC110", " ".join(lines)[:500]))
+    return findings
+
+
+def _at_base_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert up to our base opset; IR version and domain spelling are unified."""
+    for entry in model.opset_import:
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+    for node in model.graph.node:
+        if node.domain == "ai.onnx":
+            node.domain = ""
+    model.ir_version = dialect.MAX_IR_VERSION
+    opset = _opset(model)
+    assert opset is not None
+    if opset >= dialect.BASE_OPSET:
+        return model
+    try:
+        converted: onnx.ModelProto = onnx.version_converter.convert_version(
+            model, dialect.BASE_OPSET
+        )
+    except Exception as error:
+        raise refuse(
+            "SNNC102",
+            f"opset {opset} cannot be converted to {dialect.BASE_OPSET}: "
+            f"{str(error).strip().splitlines()[-1]}",
+            hint=f"export it again with opset {dialect.BASE_OPSET}",
+        ) from None
+    converted.ir_version = dialect.MAX_IR_VERSION
+    return converted

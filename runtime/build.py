@@ -1,0 +1,216 @@
+"""Builds the native library: `python -m snncompiler.runtime.build`.
+
+Only the standard library is used, and nothing of this package: the setup hook runs this file by its
+path, before anything is installed.
+
+The result is one file, `_native/libsnnc.so`.  It carries a line of JSON that says how it was built
+(`build_info` reads it back from the file), with a digest of the sources, so that a build that is
+older than its sources can be told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE / "native"
+DEFAULT_OUT = HERE / "_native"
+LIBRARY_NAME = "libsnnc.dylib" if sys.platform == "darwin" else "libsnnc.so"
+MARKER = b"snnc-build-info:"
+
+#: One arithmetic everywhere: no fused multiply-add.  Traps are not used, and without them
+#: comparisons vectorize; values do not change.
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffp-contract=off", "-fno-trapping-math", "-Wall", "-Wextra"]
+SANITIZE_FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-cudart", "static", "-Xfatbin", "-compress-all", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+#: Native code for A100 and H100/H200; newer GPUs take the PTX of the newest known architecture.
+CUDA_NATIVE = (80, 90)
+
+
+class BuildFailed(RuntimeError):
+    """There is no compiler, or it did not get through."""
+
+
+def find_cxx() -> str | None:
+    """The C++ compiler: $CXX, or the first of c++, g++ and clang++."""
+    chosen = os.environ.get("CXX")
+    names = [chosen] if chosen else ["c++", "g++", "clang++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler: $NVCC, $CUDA_HOME/bin/nvcc, the path, or the usual place."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    candidates = (os.environ.get("NVCC"), "nvcc", f"{home}/bin/nvcc")
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+
+
+def source_digest() -> str:
+    """A short digest of everything that the library is made from."""
+    digest = hashlib.sha256()
+    for path in [Path(__file__), *sorted(SOURCES.glob("*.*"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build_info(library: Path) -> dict[str, Any] | None:
+    """How a library was built; None where the file is not one of ours."""
+    _, marker, rest = library.read_bytes().partition(MARKER)
+    if not marker:
+        return None
+    try:
+        info = json.loads(rest.partition(b"\0")[0].decode())
+    except ValueError:
+        return None
+    return info if isinstance(info, dict) else None
+
+
+def build(
+    out: Path = DEFAULT_OUT,
+    *,
+    cuda: bool | None = None,
+    sanitize: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Builds the library into the folder `out` and returns its path.
+
+    `cuda` is None for "where nvcc is found".  `sanitize` adds AddressSanitizer and
+    UndefinedBehaviorSanitizer.  Raises BuildFailed.
+    """
+    cxx = find_cxx()
+    if cxx is None:
+        raise BuildFailed("no C++ compiler found; install g++ or clang++, or set CXX")
+    nvcc = None if cuda is False else find_nvcc()
+    if cuda and nvcc is None:
+        raise BuildFailed("nvcc not found; install the CUDA toolkit, or set CUDA_HOME")
+
+    targets = _cuda_targets(nvcc) if nvcc else []
+    info = {
+        "compiler": _run([cxx, "--version"]).splitlines()[0],
+        "machine": platform.machine(),
+        "cuda": _cuda_version(nvcc) if nvcc else None,
+        "cuda_targets": targets,
+        "sanitized": sanitize,
+        "sources": source_digest(),
+    }
+    flags = [*CXX_FLAGS, f"-DSNNC_BUILD_INFO={json.dumps(json.dumps(info))}"]
+    if sanitize:
+        flags += SANITIZE_FLAGS
+    if nvcc:
+        flags.append("-DSNNC_CUDA")
+    if headers := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
+        flags += [f"-I{headers}", "-DSNNC_ORT_HEADER=<onnxruntime_c_api.h>"]
+
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as work:
+        objects = []
+        for source in sorted(SOURCES.glob("*.cc")):
+            objects.append(f"{work}/{source.stem}.o")
+            _run([cxx, *flags, "-c", str(source), "-o", objects[-1]])
+        link: list[str] = []
+        if nvcc:
+            objects.append(f"{work}/cuda.o")
+            _run(
+                [nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets, "-c", str(SOURCES / "cuda.cu")]
+                + ["-o", objects[-1]]
+            )
+            link += [*_cuda_library_dirs(nvcc), "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
+        if sanitize:
+            link += SANITIZE_FLAGS
+        built = Path(work) / LIBRARY_NAME
+        _link(cxx, objects, link, built, static=not sanitize)
+        library = out / LIBRARY_NAME
+        os.replace(built, library)  # whoever has the old one loaded keeps it
+    say(f"{library}: CPU" + (f" and CUDA {info['cuda']}" if nvcc else " only (no nvcc)"))
+    return library
+
+
+def _link(cxx: str, objects: list[str], link: list[str], built: Path, static: bool) -> None:
+    command = [cxx, "-shared", *objects, *link, "-o", str(built)]
+    if sys.platform == "darwin":
+        _run(command)
+        return
+    command.append(f"-Wl,--version-script={SOURCES / 'exports.map'}")
+    command.append("-Wl,--gc-sections")
+    if static:
+        # The C++ runtime inside, where there is a static one: one file for every machine.
+        try:
+            _run([*command, "-static-libstdc++", "-static-libgcc"])
+            return
+        except BuildFailed:
+            pass
+    _run(command)
+
+
+def _cuda_version(nvcc: str) -> str:
+    release = _run([nvcc, "--version"]).partition("release ")[2]
+    return release.partition(",")[0]
+
+
+def _cuda_targets(nvcc: str) -> list[str]:
+    known = sorted(
+        int(name.removeprefix("compute_"))
+        for name in _run([nvcc, "--list-gpu-arch"]).split()
+        if name.removeprefix("compute_").isdigit()
+    )
+    native = [arch for arch in CUDA_NATIVE if arch in known]
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in native]
+    # PTX of the oldest serves the GPUs between, of the newest those that are still to come.
+    for arch in sorted({native[0] if native else known[0], known[-1]}):
+        targets.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
+    return targets
+
+
+def _cuda_library_dirs(nvcc: str) -> list[str]:
+    home = Path(nvcc).resolve().parent.parent
+    places = (
+        home / "lib64",
+        home / "lib",
+        home / "targets" / f"{platform.machine()}-linux" / "lib",
+    )
+    return [f"-L{place}" for place in places if place.is_dir()]
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildFailed(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    if done.stderr:
+        print(done.stderr, end="", file=sys.stderr)
+    return done.stdout
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m snncompiler.runtime.build", description="Builds the native library."
+    )
+    parser.add_argument(
+        "--cuda",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="build the CUDA kernels (default: where nvcc is found)",
+    )
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the library")
+    parser.add_argument("--sanitize", action="store_true", help="with ASan and UBSan")
+    options = parser.parse_args(arguments)
+    try:
+        build(options.out, cuda=options.cuda, sanitize=options.sanitize)
+    except BuildFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,401 @@
+#include "cpu.h"
+
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define SNNC_X86 1
+#endif
+
+// The bodies are written once, as plain loops that the compiler vectorizes.  A body is inlined into
+// one wrapper per instruction set, and takes the instruction set of the wrapper.  Attributes cannot
+// be template parameters, hence these three macros.
+#define SNNC_BODY inline __attribute__((always_inline))
+#define SNNC_AVX2 __attribute__((target("avx2,f16c")))
+#define SNNC_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c")))
+
+namespace snnc::cpu {
+namespace {
+
+// --- half precision ---------------------------------------------------------------------------
+
+template <typename To, typename From>
+To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+float widened(Half half) {
+  const std::uint32_t bits = static_cast<std::uint16_t>(half);
+  const std::uint32_t sign = (bits & 0x8000u) << 16;
+  const std::uint32_t magnitude = bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (magnitude << 13));
+  if (magnitude >= 0x0400u) return bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
+  // Subnormal: magnitude * 2^-24, exact in float32.
+  return bit_cast<float>(sign | bit_cast<std::uint32_t>(static_cast<float>(magnitude) * 0x1p-24f));
+}
+
+/// Round to nearest, ties to even.
+Half narrowed(float value) {
+  const std::uint32_t bits = bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  std::uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);  // NaN stays NaN, quiet
+  } else if (magnitude >= 0x477ff000u) {
+    half = 0x7c00u;  // rounds to infinity
+  } else if (magnitude >= 0x38800000u) {
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  } else {
+    // Subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the lowest bits.
+    half = bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  }
+  return static_cast<Half>(sign | half);
+}
+
+struct Generic {
+  static void widen(const Half* from, std::int64_t count, float* to) {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = widened(from[i]);
+  }
+  static void narrow(const float* from, std::int64_t count, Half* to) {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = narrowed(from[i]);
+  }
+};
+
+#ifdef SNNC_X86
+struct F16c {
+  SNNC_AVX2 static void widen(const Half* from, std::int64_t count, float* to) {
+    std::int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+      const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
+    }
+    for (; i < count; ++i) to[i] = _cvtsh_ss(static_cast<std::uint16_t>(from[i]));
+  }
+  SNNC_AVX2 static void narrow(const float* from, std::int64_t count, Half* to) {
+    std::int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+      const __m128i halves =
+          _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+    }
+    for (; i < count; ++i) to[i] = static_cast<Half>(_cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+#endif
+
+/// `count` values as floats: in place for float32, through `buffer` for float16.
+template <typename Convert>
+SNNC_BODY const float* as_floats(const float* values, std::int64_t, float*) {
+  return values;
+}
+template <typename Convert>
+SNNC_BODY const float* as_floats(const Half* values, std::int64_t count, float* buffer) {
+  Convert::widen(values, count, buffer);
+  return buffer;
+}
+
+/// What a neuron sends.
+template <typename T>
+constexpr T spike_or_silence(bool fires);
+template <>
+constexpr float spike_or_silence<float>(bool fires) {
+  return fires ? 1.0f : 0.0f;
+}
+template <>
+constexpr Half spike_or_silence<Half>(bool fires) {
+  return static_cast<Half>(fires ? 0x3c00 : 0);
+}
+
+// --- broadcasting -----------------------------------------------------------------------------
+
+/// Writes the elements [first, first + count) of the row that `source` spreads over.
+void expand(const float* source, const Broadcast& over, std::int64_t first, std::int64_t count,
+            float* out) {
+  std::int64_t digit[Broadcast::max_rank];
+  std::int64_t rest = first;
+  for (int axis = over.rank - 1; axis >= 0; --axis) {
+    digit[axis] = rest % over.extent[axis];
+    rest /= over.extent[axis];
+  }
+  const int last = over.rank - 1;
+  const std::int64_t stride = over.stride[last];
+  while (count > 0) {
+    const float* from = source;
+    for (int axis = 0; axis < over.rank; ++axis) from += digit[axis] * over.stride[axis];
+    const std::int64_t left = over.extent[last] - digit[last];
+    const std::int64_t run = left < count ? left : count;
+    for (std::int64_t i = 0; i < run; ++i) out[i] = from[i * stride];
+    out += run;
+    count -= run;
+    digit[last] += run;
+    for (int axis = last; axis > 0 && digit[axis] == over.extent[axis]; --axis) {
+      digit[axis] = 0;
+      ++digit[axis - 1];
+    }
+  }
+}
+
+/// The state of a block before the call, written where the state after the call belongs.
+void start_state(const float* state, const Broadcast& over, std::int64_t first, std::int64_t count,
+                 float* out) {
+  if (state + first == out) return;  // onnxruntime gave us the input's buffer as output
+  expand(state, over, first, count, out);
+}
+
+// --- neuron -----------------------------------------------------------------------------------
+
+template <Reset reset, typename T>
+SNNC_BODY void neuron_step(const float* __restrict__ x, const float* __restrict__ theta,
+                           float* __restrict__ v, T* __restrict__ spikes, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float u = v[i] + x[i];
+    const bool fires = u >= theta[i];
+    if constexpr (reset == Reset::soft) {
+      v[i] = u - spike_or_silence<float>(fires) * theta[i];
+    } else {
+      v[i] = fires ? 0.0f : u;
+    }
+    spikes[i] = spike_or_silence<T>(fires);
+  }
+}
+
+template <typename Convert, Reset reset, typename T>
+SNNC_BODY void neuron_block(const NeuronTask<T>& task, std::int64_t first, std::int64_t count) {
+  alignas(64) float theta_buffer[block];
+  alignas(64) float current_buffer[block];
+  const float* theta = task.threshold + first;
+  if (!task.threshold_over.full()) {
+    expand(task.threshold, task.threshold_over, first, count, theta_buffer);
+    theta = theta_buffer;
+  }
+  float* v = task.membrane_out + first;
+  start_state(task.membrane, task.membrane_over, first, count, v);
+
+  const float* x = nullptr;
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    if (t == 0 || !task.static_current) {
+      x = as_floats<Convert>(task.current + t * task.neurons + first, count, current_buffer);
+    }
+    neuron_step<reset>(x, theta, v, task.spikes + t * task.neurons + first, count);
+  }
+}
+
+template <typename Convert, typename T>
+SNNC_BODY void neuron_body(const NeuronTask<T>& task, std::int64_t first, std::int64_t count) {
+  if (task.reset == Reset::soft) {
+    neuron_block<Convert, Reset::soft>(task, first, count);
+  } else {
+    neuron_block<Convert, Reset::hard>(task, first, count);
+  }
+}
+
+// --- sum over time ----------------------------------------------------------------------------
+
+SNNC_BODY void add(const float* __restrict__ x, std::int64_t count, float* __restrict__ y) {
+  for (std::int64_t i = 0; i < count; ++i) y[i] = y[i] + x[i];
+}
+
+template <typename Convert, typename T>
+SNNC_BODY void sum_body(const SumTask<T>& task, std::int64_t first, std::int64_t count) {
+  alignas(64) float buffer[block];
+  float* y = task.total_out + first;
+  start_state(task.total, task.total_over, first, count, y);
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    add(as_floats<Convert>(task.values + t * task.neurons + first, count, buffer), count, y);
+  }
+}
+
+// --- max pooling ------------------------------------------------------------------------------
+
+/// The value of a window that sees nothing but padding, as in onnxruntime.
+constexpr float nothing = std::numeric_limits<float>::lowest();
+
+SNNC_BODY float larger(float a, float b) { return a < b ? b : a; }
+
+/// out[i] = max(out[i], row[i * stride]); the common strides are known to the compiler.
+template <std::int64_t fixed_stride>
+SNNC_BODY void maximize(const float* __restrict__ row, std::int64_t stride, std::int64_t count,
+                        float* __restrict__ out) {
+  const std::int64_t step = fixed_stride ? fixed_stride : stride;
+  for (std::int64_t i = 0; i < count; ++i) out[i] = larger(out[i], row[i * step]);
+}
+
+/// One row of the pooled plane: first the maximum over the window's rows, then along the row.
+SNNC_BODY void pool_row(const Window& w, const float* plane, std::int64_t depth,
+                        std::int64_t height, float* row, float* out) {
+  const std::int64_t width = w.in[2];
+  for (std::int64_t i = 0; i < width; ++i) row[i] = nothing;
+  for (std::int64_t kd = 0; kd < w.kernel[0]; ++kd) {
+    const std::int64_t d = depth * w.stride[0] - w.pad[0] + kd * w.dilation[0];
+    if (d < 0 || d >= w.in[0]) continue;
+    for (std::int64_t kh = 0; kh < w.kernel[1]; ++kh) {
+      const std::int64_t h = height * w.stride[1] - w.pad[1] + kh * w.dilation[1];
+      if (h < 0 || h >= w.in[1]) continue;
+      maximize<1>(plane + (d * w.in[1] + h) * width, 1, width, row);
+    }
+  }
+  for (std::int64_t i = 0; i < w.out[2]; ++i) out[i] = nothing;
+  const std::int64_t stride = w.stride[2];
+  for (std::int64_t kw = 0; kw < w.kernel[2]; ++kw) {
+    // Output i looks at row[i * stride + shift], where that is inside.
+    const std::int64_t shift = kw * w.dilation[2] - w.pad[2];
+    if (shift >= width) break;
+    const std::int64_t from = shift < 0 ? (-shift + stride - 1) / stride : 0;
+    const std::int64_t to = (width - 1 - shift) / stride + 1;
+    const std::int64_t count = (to < w.out[2] ? to : w.out[2]) - from;
+    const float* seen = row + from * stride + shift;
+    if (stride == 1) {
+      maximize<1>(seen, stride, count, out + from);
+    } else if (stride == 2) {
+      maximize<2>(seen, stride, count, out + from);
+    } else {
+      maximize<0>(seen, stride, count, out + from);
+    }
+  }
+}
+
+SNNC_BODY void difference(const float* __restrict__ after, float* __restrict__ before,
+                          std::int64_t count, float* __restrict__ out) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    out[i] = after[i] - before[i];
+    before[i] = after[i];
+  }
+}
+
+/// Writes after - before and moves on: before = after.  `after` is overwritten.
+template <typename Convert>
+SNNC_BODY void emit(float* after, float* before, std::int64_t count, float* out) {
+  difference(after, before, count, out);
+}
+template <typename Convert>
+SNNC_BODY void emit(float* after, float* before, std::int64_t count, Half* out) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float change = after[i] - before[i];
+    before[i] = after[i];
+    after[i] = change;
+  }
+  Convert::narrow(after, count, out);
+}
+
+template <typename Convert, typename T>
+SNNC_BODY void pool_body(const PoolTask<T>& task, std::int64_t plane, float* scratch) {
+  const Window& w = task.window;
+  const std::int64_t inputs = w.inputs(), outputs = w.outputs(), width = w.out[2];
+  float* before = scratch;
+  float* row = before + outputs;
+  float* after = row + w.in[2];
+  float* wide = after + width;
+  float* counts = task.counts_out + plane * inputs;
+  start_state(task.counts, task.counts_over, plane * inputs, inputs, counts);
+
+  const std::int64_t rows = w.out[0] * w.out[1];
+  for (std::int64_t r = 0; r < rows; ++r) {
+    pool_row(w, counts, r / w.out[1], r % w.out[1], row, before + r * width);
+  }
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    const T* spikes = task.spikes + (t * task.planes + plane) * inputs;
+    T* pooled = task.pooled + (t * task.planes + plane) * outputs;
+    add(as_floats<Convert>(spikes, inputs, wide), inputs, counts);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      pool_row(w, counts, r / w.out[1], r % w.out[1], row, after);
+      emit<Convert>(after, before + r * width, width, pooled + r * width);
+    }
+  }
+}
+
+// --- one wrapper per instruction set ----------------------------------------------------------
+
+#ifdef SNNC_X86
+template <typename T>
+SNNC_AVX2 void neuron_avx2(const NeuronTask<T>& task, std::int64_t first, std::int64_t count) {
+  neuron_body<F16c>(task, first, count);
+}
+template <typename T>
+SNNC_AVX512 void neuron_avx512(const NeuronTask<T>& task, std::int64_t first, std::int64_t count) {
+  neuron_body<F16c>(task, first, count);
+}
+template <typename T>
+SNNC_AVX2 void sum_avx2(const SumTask<T>& task, std::int64_t first, std::int64_t count) {
+  sum_body<F16c>(task, first, count);
+}
+template <typename T>
+SNNC_AVX512 void sum_avx512(const SumTask<T>& task, std::int64_t first, std::int64_t count) {
+  sum_body<F16c>(task, first, count);
+}
+template <typename T>
+SNNC_AVX2 void pool_avx2(const PoolTask<T>& task, std::int64_t plane, float* scratch) {
+  pool_body<F16c>(task, plane, scratch);
+}
+template <typename T>
+SNNC_AVX512 void pool_avx512(const PoolTask<T>& task, std::int64_t plane, float* scratch) {
+  pool_body<F16c>(task, plane, scratch);
+}
+#endif
+
+Isa detect_isa() {
+#ifdef SNNC_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return Isa::avx512;
+  }
+  if (avx2) return Isa::avx2;
+#endif
+  return Isa::generic;
+}
+
+}  // namespace
+
+Isa best_isa() {
+  static const Isa isa = detect_isa();
+  return isa;
+}
+
+template <typename T>
+void neuron(const NeuronTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+#ifdef SNNC_X86
+  if (isa == Isa::avx512) return neuron_avx512(task, first, count);
+  if (isa == Isa::avx2) return neuron_avx2(task, first, count);
+#endif
+  (void)isa;
+  neuron_body<Generic>(task, first, count);
+}
+
+template <typename T>
+void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+#ifdef SNNC_X86
+  if (isa == Isa::avx512) return sum_avx512(task, first, count);
+  if (isa == Isa::avx2) return sum_avx2(task, first, count);
+#endif
+  (void)isa;
+  sum_body<Generic>(task, first, count);
+}
+
+std::int64_t pool_scratch(const Window& window) {
+  return window.outputs() + window.in[2] + window.out[2] + window.inputs();
+}
+
+template <typename T>
+void pool(const PoolTask<T>& task, std::int64_t plane, float* scratch, Isa isa) {
+#ifdef SNNC_X86
+  if (isa == Isa::avx512) return pool_avx512(task, plane, scratch);
+  if (isa == Isa::avx2) return pool_avx2(task, plane, scratch);
+#endif
+  (void)isa;
+  pool_body<Generic>(task, plane, scratch);
+}
+
+template void neuron(const NeuronTask<float>&, std::int64_t, std::int64_t, Isa);
+template void neuron(const NeuronTask<Half>&, std::int64_t, std::int64_t, Isa);
+template void time_sum(const SumTask<float>&, std::int64_t, std::int64_t, Isa);
+template void time_sum(const SumTask<Half>&, std::int64_t, std::int64_t, Isa);
+template void pool(const PoolTask<float>&, std::int64_t, float*, Isa);
+template void pool(const PoolTask<Half>&, std::int64_t, float*, Isa);
+
+}  // namespace snnc::cpu

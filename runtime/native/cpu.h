@@ -1,0 +1,36 @@
+// The CPU kernels.  Each function does a part of a task, so that parts can run in parallel; the
+// parts share nothing.  The vector instructions are chosen once, at run time.
+#pragma once
+
+#include "tasks.h"
+
+namespace snnc::cpu {
+
+/// Neurons that are taken through all time-steps together: their membrane potentials and
+/// thresholds stay in the L1 cache meanwhile.
+constexpr std::int64_t block = 2048;
+
+/// The instruction sets that have kernels, best last.
+enum class Isa { generic, avx2, avx512 };
+
+/// The best instruction set of this machine.
+Isa best_isa();
+
+/// The neurons [first, first + count) of a task; count is at most `block`.
+template <typename T>
+void neuron(const NeuronTask<T>& task, std::int64_t first, std::int64_t count,
+            Isa isa = best_isa());
+
+/// The sums [first, first + count) of a task; count is at most `block`.
+template <typename T>
+void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count,
+              Isa isa = best_isa());
+
+/// Floats of scratch memory that one plane of max pooling needs.
+std::int64_t pool_scratch(const Window& window);
+
+/// One plane of a task.
+template <typename T>
+void pool(const PoolTask<T>& task, std::int64_t plane, float* scratch, Isa isa = best_isa());
+
+}  // namespace snnc::cpu

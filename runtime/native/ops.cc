@@ -1,0 +1,661 @@
+// The operators of the domain `ai.snnc`, version 1, as custom operators of onnxruntime.
+//
+// An operator checks its inputs, describes the call as a task (tasks.h) and hands it to its device.
+// The meaning of every operator is its function body in snncompiler/dialect.py.
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu.h"
+#include "ort_api.h"
+#ifdef SNNC_CUDA
+#include "cuda.h"
+#endif
+
+/// Says how this library was built; runtime/library.py looks for it in the file.
+__attribute__((used)) static const char build_info[] = "snnc-build-info:" SNNC_BUILD_INFO;
+
+namespace snnc {
+namespace {
+
+using Shape = std::vector<std::int64_t>;
+
+std::string text(const Shape& shape) {
+  std::string result = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    result += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return result + "]";
+}
+
+std::int64_t product(Shape::const_iterator begin, Shape::const_iterator end) {
+  return std::accumulate(begin, end, std::int64_t{1}, std::multiplies<>());
+}
+
+// --- onnxruntime in C++ ------------------------------------------------------------------------
+
+/// Calls a function of the API and throws what it reports.
+template <typename Function, typename... Arguments>
+void call(const OrtApi* api, Arguments... arguments) {
+  OrtStatus* status = Function::call(api, arguments...);
+  if (!status) return;
+  const std::string message = ort::GetErrorMessage::call(api, status);
+  ort::ReleaseStatus::call(api, status);
+  throw std::runtime_error(message);
+}
+
+/// Runs `work` and reports what it throws: no exception crosses into onnxruntime.
+template <typename Work>
+OrtStatus* guarded(const OrtApi* api, const std::string& where, const Work& work) noexcept {
+  ort::ErrorCode code = ort::fail;
+  const char* message = "out of memory";
+  std::string full;
+  try {
+    try {
+      work();
+      return nullptr;
+    } catch (const std::invalid_argument& error) {
+      code = ort::invalid_argument;
+      full = where + ": " + error.what();
+    } catch (const std::exception& error) {
+      full = where + ": " + error.what();
+    } catch (...) {
+      full = where + ": unknown error";
+    }
+    message = full.c_str();
+  } catch (...) {  // no memory for the message
+  }
+  return ort::CreateStatus::call(api, code, message);
+}
+
+/// The attributes of a node, at the time its kernel is made.
+class Attributes {
+ public:
+  Attributes(const OrtApi* api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+
+  std::string node_name() const {
+    std::size_t size = 0;
+    ignore(ort::KernelInfo_GetNodeName::call(api_, info_, nullptr, &size));
+    std::string name(size, '\0');
+    if (size) call<ort::KernelInfo_GetNodeName>(api_, info_, name.data(), &size);
+    return name.c_str();  // without the closing zero
+  }
+
+  std::int64_t integer(const char* name, std::int64_t otherwise) const {
+    std::int64_t value = otherwise;
+    if (ignore(ort::KernelInfoGetAttribute_int64::call(api_, info_, name, &value))) return value;
+    return otherwise;
+  }
+
+  std::string string(const char* name, const char* otherwise) const {
+    std::size_t size = 0;
+    ignore(ort::KernelInfoGetAttribute_string::call(api_, info_, name, nullptr, &size));
+    if (!size) return otherwise;
+    std::string value(size, '\0');
+    call<ort::KernelInfoGetAttribute_string>(api_, info_, name, value.data(), &size);
+    return value.c_str();
+  }
+
+  /// The list, or an empty one where there is none.
+  Shape integers(const char* name) const {
+    std::size_t size = 0;
+    using Get = ort::KernelInfoGetAttributeArray_int64;
+    ignore(Get::call(api_, info_, name, nullptr, &size));
+    Shape values(size);
+    if (size) call<Get>(api_, info_, name, values.data(), &size);
+    return values;
+  }
+
+ private:
+  /// Whether a call went well; its report is dropped.
+  bool ignore(OrtStatus* status) const {
+    if (status) ort::ReleaseStatus::call(api_, status);
+    return !status;
+  }
+
+  const OrtApi* api_;
+  const OrtKernelInfo* info_;
+};
+
+struct Input {
+  Shape shape;
+  ort::ElementType type;
+  const void* data;
+
+  template <typename T>
+  const T* as() const {
+    return static_cast<const T*>(data);
+  }
+};
+
+/// One call of a kernel.
+class Context {
+ public:
+  Context(const OrtApi* api, OrtKernelContext* context) : api_(api), context_(context) {}
+
+  Input input(std::size_t index) const {
+    const OrtValue* value = nullptr;
+    call<ort::KernelContext_GetInput>(api_, context_, index, &value);
+    if (!value) throw std::invalid_argument("input " + std::to_string(index) + " is missing");
+    OrtTensorTypeAndShapeInfo* raw = nullptr;
+    call<ort::GetTensorTypeAndShape>(api_, value, &raw);
+    const auto release = [this](OrtTensorTypeAndShapeInfo* info) {
+      ort::ReleaseTensorTypeAndShapeInfo::call(api_, info);
+    };
+    const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> info(raw, release);
+
+    Input result;
+    std::size_t rank = 0;
+    call<ort::GetDimensionsCount>(api_, info.get(), &rank);
+    result.shape.resize(rank);
+    call<ort::GetDimensions>(api_, info.get(), result.shape.data(), rank);
+    call<ort::GetTensorElementType>(api_, info.get(), &result.type);
+    result.data = data(const_cast<OrtValue*>(value));
+    return result;
+  }
+
+  template <typename T>
+  T* output(std::size_t index, const Shape& shape) const {
+    OrtValue* value = nullptr;
+    call<ort::KernelContext_GetOutput>(api_, context_, index, shape.data(), shape.size(), &value);
+    if (!value) throw std::invalid_argument("output " + std::to_string(index) + " is not wired");
+    return static_cast<T*>(data(value));
+  }
+
+  /// Runs work(0) ... work(total - 1) on onnxruntime's threads.
+  template <typename Work>
+  void parallel(std::int64_t total, const Work& work) const {
+    const auto task = [](void* data, std::size_t index) {
+      (*static_cast<const Work*>(data))(static_cast<std::int64_t>(index));
+    };
+    call<ort::KernelContext_ParallelFor>(api_, context_, task, static_cast<std::size_t>(total),
+                                         std::size_t{0}, const_cast<Work*>(&work));
+  }
+
+  void* stream() const {
+    void* stream = nullptr;
+    call<ort::KernelContext_GetGPUComputeStream>(api_, context_, &stream);
+    return stream;
+  }
+
+ private:
+  void* data(OrtValue* value) const {
+    void* pointer = nullptr;
+    call<ort::GetTensorMutableData>(api_, value, &pointer);
+    return pointer;
+  }
+
+  const OrtApi* api_;
+  OrtKernelContext* context_;
+};
+
+// --- shapes ------------------------------------------------------------------------------------
+
+/// The number of time-steps of this call.
+std::int64_t steps_of(const Input& input) {
+  if (product(input.shape.begin(), input.shape.end()) != 1) {
+    throw std::invalid_argument("`steps` must be one number, not of shape " + text(input.shape));
+  }
+  const std::int64_t steps = *input.as<std::int64_t>();
+  if (steps < 1) {
+    throw std::invalid_argument("`steps` must be at least 1, not " + std::to_string(steps));
+  }
+  return steps;
+}
+
+/// The shape `[N, ...]` of the samples whose `held` time-steps are folded into `folded`.
+Shape samples_of(const char* name, const Shape& folded, std::int64_t held) {
+  if (folded.empty()) {
+    throw std::invalid_argument(std::string("`") + name + "` has no leading axis");
+  }
+  if (folded[0] % held) {
+    throw std::invalid_argument("the leading axis of `" + std::string(name) + "`, of shape " +
+                                text(folded) + ", does not divide into " + std::to_string(held) +
+                                " time-steps");
+  }
+  Shape sample = folded;
+  sample[0] /= held;
+  return sample;
+}
+
+Shape folded(const Shape& sample, std::int64_t steps) {
+  Shape result = sample;
+  result[0] *= steps;
+  return result;
+}
+
+std::int64_t elements(const Shape& shape) { return product(shape.begin(), shape.end()); }
+
+/// How a tensor of shape `from` broadcasts to the samples.
+Broadcast broadcast(const char* name, const Shape& from, const Shape& sample) {
+  const auto fail = [&](const char* why) {
+    throw std::invalid_argument("`" + std::string(name) + "` of shape " + text(from) + why +
+                                text(sample));
+  };
+  const std::size_t surplus = from.size() > sample.size() ? from.size() - sample.size() : 0;
+  if (product(from.begin(), from.begin() + static_cast<std::ptrdiff_t>(surplus)) != 1) {
+    fail(" does not broadcast to the samples' shape ");
+  }
+  // Axes from the innermost one outwards, each merged with its inner neighbour where one stride
+  // serves both.
+  std::int64_t extents[Broadcast::max_rank], strides[Broadcast::max_rank];
+  int rank = 0;
+  std::int64_t step = 1;
+  for (std::size_t back = 1; back <= sample.size(); ++back) {
+    const std::int64_t extent = sample[sample.size() - back];
+    const std::int64_t own = back <= from.size() ? from[from.size() - back] : 1;
+    if (own != extent && own != 1) fail(" does not broadcast to the samples' shape ");
+    const std::int64_t stride = own == 1 ? 0 : step;
+    step *= own;
+    if (extent == 1) continue;
+    if (rank && stride == extents[rank - 1] * strides[rank - 1]) {
+      extents[rank - 1] *= extent;
+      continue;
+    }
+    if (rank == Broadcast::max_rank) fail(" broadcasts too unevenly to the samples' shape ");
+    extents[rank] = extent;
+    strides[rank] = stride;
+    ++rank;
+  }
+  Broadcast over;
+  over.extent[0] = 1;  // a single neuron
+  over.stride[0] = 1;
+  over.rank = rank ? rank : 1;
+  for (int axis = 0; axis < rank; ++axis) {
+    over.extent[axis] = extents[rank - 1 - axis];
+    over.stride[axis] = strides[rank - 1 - axis];
+  }
+  return over;
+}
+
+// --- devices -----------------------------------------------------------------------------------
+
+struct Cpu {
+  static constexpr const char* provider = "CPUExecutionProvider";
+
+  /// Values of a task under which waking other threads costs more than it saves.
+  static constexpr std::int64_t small = 1 << 14;
+
+  /// Runs work(first, count) over all neurons in blocks, in parallel.
+  template <typename Work>
+  static void in_blocks(const Context& context, std::int64_t neurons, std::int64_t steps,
+                        const Work& work) {
+    // Few neurons: smaller blocks, so that every thread gets some.
+    const std::int64_t size = neurons >= 16 * cpu::block ? cpu::block : cpu::block / 8;
+    const std::int64_t blocks = (neurons + size - 1) / size;
+    const auto block = [&](std::int64_t index) {
+      const std::int64_t first = index * size;
+      work(first, std::min(size, neurons - first));
+    };
+    if (neurons * steps < small) {
+      for (std::int64_t index = 0; index < blocks; ++index) block(index);
+    } else {
+      context.parallel(blocks, block);
+    }
+  }
+
+  template <typename T>
+  static void run(const Context& context, const NeuronTask<T>& task) {
+    in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
+      cpu::neuron(task, first, count);
+    });
+  }
+
+  template <typename T>
+  static void run(const Context& context, const SumTask<T>& task) {
+    in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
+      cpu::time_sum(task, first, count);
+    });
+  }
+
+  template <typename T>
+  static void run(const Context& context, const PoolTask<T>& task) {
+    const std::int64_t each = cpu::pool_scratch(task.window);
+    // Allocated here because nothing may throw on onnxruntime's threads.
+    const std::unique_ptr<float[]> scratch(new float[static_cast<std::size_t>(task.planes * each)]);
+    const auto plane = [&](std::int64_t index) {
+      cpu::pool(task, index, scratch.get() + index * each);
+    };
+    if (task.planes * task.window.inputs() * task.steps < small) {
+      for (std::int64_t index = 0; index < task.planes; ++index) plane(index);
+    } else {
+      context.parallel(task.planes, plane);
+    }
+  }
+};
+
+#ifdef SNNC_CUDA
+struct Cuda {
+  static constexpr const char* provider = "CUDAExecutionProvider";
+
+  static void check(const char* error) {
+    if (error) throw std::runtime_error(std::string("CUDA: ") + error);
+  }
+  template <typename T>
+  static void run(const Context& context, const NeuronTask<T>& task) {
+    check(cuda::neuron(task, context.stream()));
+  }
+  template <typename T>
+  static void run(const Context& context, const SumTask<T>& task) {
+    check(cuda::time_sum(task, context.stream()));
+  }
+  template <typename T>
+  static void run(const Context& context, const PoolTask<T>& task) {
+    check(cuda::pool(task, context.stream()));
+  }
+};
+#endif
+
+// --- operators ---------------------------------------------------------------------------------
+
+/// Calls `work` with a value of the type of the currents or spikes: float or Half.
+template <typename Work>
+void for_type(ort::ElementType type, const Work& work) {
+  switch (type) {
+    case ort::float32:
+      return work(float{});
+    case ort::float16:
+      return work(Half{});
+    default:
+      throw std::invalid_argument("currents and spikes must be float32 or float16");
+  }
+}
+
+template <Reset reset>
+class Neuron {
+ public:
+  static constexpr const char* name = reset == Reset::soft ? "RMPNeuron" : "HardResetNeuron";
+  static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::float32,
+                                                ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::undefined, ort::float32};
+  static constexpr int state_in = 2, state_out = 1;
+
+  explicit Neuron(const Attributes& attributes)
+      : static_current_(attributes.integer("static_current", 0) != 0) {}
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input current = context.input(0), threshold = context.input(1);
+    const Input membrane = context.input(2);
+    const std::int64_t steps = steps_of(context.input(3));
+    const Shape sample = samples_of("current", current.shape, static_current_ ? 1 : steps);
+    for_type(current.type, [&](auto zero) {
+      using T = decltype(zero);
+      NeuronTask<T> task{};
+      task.current = current.as<T>();
+      task.threshold = threshold.as<float>();
+      task.membrane = membrane.as<float>();
+      task.threshold_over = broadcast("threshold", threshold.shape, sample);
+      task.membrane_over = broadcast("membrane", membrane.shape, sample);
+      task.spikes = context.output<T>(0, folded(sample, steps));
+      task.membrane_out = context.output<float>(1, sample);
+      task.steps = steps;
+      task.neurons = elements(sample);
+      task.static_current = static_current_;
+      task.reset = reset;
+      if (task.neurons) Device::run(context, task);
+    });
+  }
+
+ private:
+  bool static_current_;
+};
+
+class TimeSum {
+ public:
+  static constexpr const char* name = "TimeSum";
+  static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::float32};
+  static constexpr int state_in = 1, state_out = 0;
+
+  explicit TimeSum(const Attributes&) {}
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input values = context.input(0), total = context.input(1);
+    const std::int64_t steps = steps_of(context.input(2));
+    const Shape sample = samples_of("values", values.shape, steps);
+    for_type(values.type, [&](auto zero) {
+      using T = decltype(zero);
+      SumTask<T> task{};
+      task.values = values.as<T>();
+      task.total = total.as<float>();
+      task.total_over = broadcast("total", total.shape, sample);
+      task.total_out = context.output<float>(0, sample);
+      task.steps = steps;
+      task.neurons = elements(sample);
+      if (task.neurons) Device::run(context, task);
+    });
+  }
+};
+
+class SpikeMaxPool {
+ public:
+  static constexpr const char* name = "SpikeMaxPool";
+  static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::undefined, ort::float32};
+  static constexpr int state_in = 1, state_out = 1;
+
+  explicit SpikeMaxPool(const Attributes& attributes)
+      : kernel_(attributes.integers("kernel_shape")),
+        strides_(attributes.integers("strides")),
+        dilations_(attributes.integers("dilations")),
+        pads_(attributes.integers("pads")),
+        auto_pad_(attributes.string("auto_pad", "NOTSET")),
+        ceil_mode_(attributes.integer("ceil_mode", 0) != 0) {
+    const std::size_t rank = kernel_.size();
+    if (rank < 1 || rank > 3) throw std::invalid_argument("`kernel_shape` must have 1 to 3 axes");
+    if (auto_pad_ != "NOTSET" && auto_pad_ != "VALID" && auto_pad_ != "SAME_UPPER" &&
+        auto_pad_ != "SAME_LOWER") {
+      throw std::invalid_argument("unknown `auto_pad` " + auto_pad_);
+    }
+    if (strides_.empty()) strides_.assign(rank, 1);
+    if (dilations_.empty()) dilations_.assign(rank, 1);
+    if (pads_.empty() || auto_pad_ != "NOTSET") pads_.assign(2 * rank, 0);
+    require("kernel_shape", kernel_, rank, 1);
+    require("strides", strides_, rank, 1);
+    require("dilations", dilations_, rank, 1);
+    require("pads", pads_, 2 * rank, 0);
+    for (std::size_t i = 0; i < pads_.size(); ++i) {
+      if (pads_[i] >= kernel_[i % rank]) {
+        throw std::invalid_argument("`pads` " + text(pads_) + " must be smaller than `kernel_shape` " +
+                                    text(kernel_));
+      }
+    }
+  }
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input spikes = context.input(0), counts = context.input(1);
+    const std::int64_t steps = steps_of(context.input(2));
+    const Shape sample = samples_of("spikes", spikes.shape, steps);
+    if (sample.size() != kernel_.size() + 2) {
+      throw std::invalid_argument("`spikes` of shape " + text(spikes.shape) + " do not fit a window of " +
+                                  text(kernel_));
+    }
+    const Window window = window_over(sample);
+    Shape pooled = sample;
+    std::copy(window.out + 3 - kernel_.size(), window.out + 3, pooled.begin() + 2);
+    for_type(spikes.type, [&](auto zero) {
+      using T = decltype(zero);
+      PoolTask<T> task{};
+      task.spikes = spikes.as<T>();
+      task.counts = counts.as<float>();
+      task.counts_over = broadcast("counts", counts.shape, sample);
+      task.pooled = context.output<T>(0, folded(pooled, steps));
+      task.counts_out = context.output<float>(1, sample);
+      task.window = window;
+      task.steps = steps;
+      task.planes = sample[0] * sample[1];
+      if (elements(sample)) Device::run(context, task);
+    });
+  }
+
+ private:
+  static void require(const char* attribute, const Shape& values, std::size_t count,
+                      std::int64_t least) {
+    bool good = values.size() == count;
+    for (const std::int64_t value : values) good = good && value >= least;
+    if (!good) {
+      throw std::invalid_argument("`" + std::string(attribute) + "` " + text(values) + " must be " +
+                                  std::to_string(count) + " numbers of at least " +
+                                  std::to_string(least));
+    }
+  }
+
+  /// Padding and output sizes as onnxruntime computes them for MaxPool.
+  Window window_over(const Shape& sample) const {
+    Window window;
+    const std::size_t rank = kernel_.size();
+    for (std::size_t i = 0; i < rank; ++i) {
+      const std::size_t axis = 3 - rank + i;
+      const std::int64_t in = sample[2 + i], kernel = kernel_[i], stride = strides_[i];
+      std::int64_t begin = pads_[i], both = pads_[i] + pads_[rank + i];
+      if (auto_pad_ == "SAME_UPPER" || auto_pad_ == "SAME_LOWER") {
+        both = ((in + stride - 1) / stride - 1) * stride + kernel - in;
+        begin = (auto_pad_ == "SAME_LOWER" ? both + 1 : both) / 2;
+      }
+      const std::int64_t room = in + both - dilations_[i] * (kernel - 1) - 1;
+      std::int64_t out = room / stride + 1;
+      if (ceil_mode_) {
+        out = (room + (room > 0 ? stride - 1 : 0)) / stride + 1;
+        // A last window that starts in the padding at the end is dropped.
+        if ((out - 1) * stride >= in + begin) --out;
+      }
+      if (out < 0) {
+        throw std::invalid_argument("the window of `kernel_shape` " + text(kernel_) +
+                                    " is larger than samples of shape " + text(sample));
+      }
+      window.in[axis] = in;
+      window.out[axis] = out;
+      window.kernel[axis] = kernel;
+      window.stride[axis] = stride;
+      window.dilation[axis] = dilations_[i];
+      window.pad[axis] = begin;
+    }
+    return window;
+  }
+
+  Shape kernel_, strides_, dilations_, pads_;
+  std::string auto_pad_;
+  bool ceil_mode_;
+};
+
+// --- registration ------------------------------------------------------------------------------
+
+/// What onnxruntime keeps per node: the operator with its attributes, and how to name it.
+template <typename Operator>
+struct Kernel {
+  const OrtApi* api;
+  std::string where;
+  Operator op;
+};
+
+/// An operator on a device, described to onnxruntime.
+template <typename Operator, typename Device>
+struct Registration : ort::CustomOp {
+  static constexpr std::size_t input_count = sizeof(Operator::inputs) / sizeof(ort::ElementType);
+  static constexpr std::size_t output_count = sizeof(Operator::outputs) / sizeof(ort::ElementType);
+
+  Registration() {
+    GetName = [](const CustomOp*) { return Operator::name; };
+    GetExecutionProviderType = [](const CustomOp*) { return Device::provider; };
+    // `undefined` is the type variable T: the same for the first input and the first output.
+    GetInputType = [](const CustomOp*, std::size_t index) { return Operator::inputs[index]; };
+    GetInputTypeCount = [](const CustomOp*) { return input_count; };
+    GetOutputType = [](const CustomOp*, std::size_t index) { return Operator::outputs[index]; };
+    GetOutputTypeCount = [](const CustomOp*) { return output_count; };
+    GetInputCharacteristic = [](const CustomOp*, std::size_t) { return ort::required; };
+    GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return ort::required; };
+    // The number of steps, always the last input, is read by the host.
+    GetInputMemoryType = [](const CustomOp*, std::size_t index) {
+      return index + 1 == input_count ? ort::cpu_input : ort::device_default;
+    };
+    GetStartVersion = [](const CustomOp*) { return 1; };
+    GetEndVersion = [](const CustomOp*) { return 0x7fffffff; };
+    GetMayInplace = [](int** inputs, int** outputs) -> std::size_t {
+      static int state_in = Operator::state_in, state_out = Operator::state_out;
+      *inputs = &state_in;
+      *outputs = &state_out;
+      return 1;
+    };
+    ReleaseMayInplace = [](int*, int*) {};
+
+    CreateKernelV2 = [](const CustomOp*, const OrtApi* api, const OrtKernelInfo* info,
+                        void** kernel) {
+      std::string where = Operator::name;
+      return guarded(api, where, [&] {
+        const Attributes attributes(api, info);
+        const std::string node = attributes.node_name();
+        if (!node.empty()) where += " '" + node + "'";
+        *kernel = new Kernel<Operator>{api, where, Operator(attributes)};
+      });
+    };
+    KernelComputeV2 = [](void* pointer, OrtKernelContext* raw) {
+      const auto& kernel = *static_cast<const Kernel<Operator>*>(pointer);
+      return guarded(kernel.api, kernel.where, [&] {
+        kernel.op.template run<Device>(Context(kernel.api, raw));
+      });
+    };
+    KernelDestroy = [](void* kernel) { delete static_cast<Kernel<Operator>*>(kernel); };
+  }
+};
+
+template <typename Operator, typename Device>
+void add(const OrtApi* api, OrtCustomOpDomain* domain) {
+  static const Registration<Operator, Device> registration;
+  call<ort::CustomOpDomain_Add>(api, domain, &registration);
+}
+
+template <typename Device>
+void add_all(const OrtApi* api, OrtCustomOpDomain* domain) {
+  add<Neuron<Reset::soft>, Device>(api, domain);
+  add<Neuron<Reset::hard>, Device>(api, domain);
+  add<TimeSum, Device>(api, domain);
+  add<SpikeMaxPool, Device>(api, domain);
+}
+
+/// The domain, made once and shared by all sessions.  It lives as long as the library is loaded.
+class Domain {
+ public:
+  explicit Domain(const OrtApi* api) : api_(api) {
+    call<ort::CreateCustomOpDomain>(api, "ai.snnc", &domain_);
+    add_all<Cpu>(api, domain_);
+#ifdef SNNC_CUDA
+    add_all<Cuda>(api, domain_);
+#endif
+  }
+  ~Domain() { ort::ReleaseCustomOpDomain::call(api_, domain_); }
+  Domain(const Domain&) = delete;
+  Domain& operator=(const Domain&) = delete;
+
+  OrtCustomOpDomain* get() const { return domain_; }
+
+ private:
+  const OrtApi* api_;
+  OrtCustomOpDomain* domain_ = nullptr;
+};
+
+}  // namespace
+}  // namespace snnc
+
+/// The only exported symbol: onnxruntime calls it to register the operators for a session.
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
+    OrtSessionOptions* options, const snnc::ort::ApiBase* base) {
+  const OrtApi* api = base->GetApi(snnc::ort::api_version);
+  // An older onnxruntime has no such table, and so no way to make a status; it reports by itself.
+  if (!api) {
+    const OrtApi* oldest = base->GetApi(1);
+    return snnc::ort::CreateStatus::call(oldest, snnc::ort::fail,
+                                         "ai.snnc needs onnxruntime 1.18 or newer");
+  }
+  return snnc::guarded(api, "ai.snnc", [&] {
+    static const snnc::Domain domain(api);
+    snnc::call<snnc::ort::AddCustomOpDomain>(api, options, domain.get());
+  });
+}

@@ -1,0 +1,270 @@
+"""Small helpers over onnx-graphsurgeon: import, export, lookup, rewiring, sorting, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from snncompiler.diagnostics import describe
+from snncompiler.errors import refuse
+
+Graph: TypeAlias = gs.Graph
+Node: TypeAlias = gs.Node
+Tensor: TypeAlias = gs.Tensor
+
+#: Constants up to this many elements are shown to the shape inference as data (Reshape targets,
+#: pads, axes); larger ones are weights.
+_DATA_ELEMENTS = 4096
+
+
+def import_model(model: onnx.ModelProto) -> Graph:
+    """The gs graph of `model`; every node gets a name, unique in the graph."""
+    graph = gs.import_onnx(model)
+    taken: set[str] = set()
+    for number, node in enumerate(graph.nodes):
+        name = node.name or f"{node.op}_{number}"
+        node.name = unique_name(name, taken)
+    return graph
+
+
+def export_model(graph: Graph) -> onnx.ModelProto:
+    """The graph as a model, nodes sorted, unused constants left out."""
+    sort_nodes(graph)
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    return model
+
+
+def unique_name(name: str, taken: set[str]) -> str:
+    """`name`, or `name_2`, `name_3` ... where it is taken; the result counts as taken."""
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}_{number}", number + 1
+    taken.add(candidate)
+    return candidate
+
+
+def tensor_names(graph: Graph) -> set[str]:
+    names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
+    for node in graph.nodes:
+        names.update(tensor.name for tensor in (*node.inputs, *node.outputs))
+    return names
+
+
+def value(tensor: Tensor) -> NDArray[Any] | None:
+    """The array of a constant tensor, None for any other."""
+    return tensor.values if isinstance(tensor, gs.Constant) else None
+
+
+def is_live(tensor: Tensor) -> bool:
+    """Whether the tensor is computed at run time: no constant and no omitted optional input."""
+    return not isinstance(tensor, gs.Constant) and not tensor.is_empty()
+
+
+def live_inputs(node: Node) -> list[Tensor]:
+    return [tensor for tensor in node.inputs if is_live(tensor)]
+
+
+def constant(name: str, values: NDArray[Any], taken: set[str]) -> gs.Constant:
+    return gs.Constant(unique_name(name, taken), np.ascontiguousarray(values))
+
+
+def producer(tensor: Tensor) -> Node | None:
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def readers(tensor: Tensor, graph: Graph) -> int:
+    """How many nodes and graph outputs read the tensor."""
+    return len(tensor.outputs) + sum(1 for output in graph.outputs if output is tensor)
+
+
+def label(node: Node) -> str:
+    return describe(node.op, node.name)
+
+
+def input_at(node: Node, index: int) -> Tensor | None:
+    """Input `index`, None where the optional input is omitted."""
+    if index >= len(node.inputs) or node.inputs[index].is_empty():
+        return None
+    return node.inputs[index]
+
+
+def constant_input(node: Node, index: int) -> NDArray[Any] | None:
+    tensor = input_at(node, index)
+    return None if tensor is None else value(tensor)
+
+
+def axes_of(node: Node, rank: int, input_index: int = 1) -> list[int] | None:
+    """The `axes` of a Squeeze, Unsqueeze, Reduce... as non-negative numbers; None for "all".
+
+    They are an attribute in older opsets and an input in newer ones; an input that is not a
+    constant counts as unknown and raises ValueError.
+    """
+    axes = node.attrs.get("axes")
+    tensor = input_at(node, input_index)
+    if axes is None and tensor is not None:
+        found = value(tensor)
+        if found is None:
+            raise ValueError("its axes are computed at run time")
+        axes = found.reshape(-1).tolist()
+    if axes is None:
+        return None
+    return [int(axis) % rank for axis in axes] if rank else []
+
+
+def replace_uses(old: Tensor, new: Tensor, graph: Graph, keep: Iterable[Node] = ()) -> None:
+    """Let every reader of `old` read `new` instead, but for the nodes in `keep`.
+
+    A graph output keeps its name: `new` takes it over.
+    """
+    kept = {id(node) for node in keep}
+    for node in list(old.outputs):
+        if id(node) in kept:
+            continue
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            old.name, new.name = new.name, old.name
+            graph.outputs[index] = new
+
+
+def remove_node(node: Node) -> None:
+    node.inputs.clear()
+    node.outputs.clear()
+
+
+def drop_dead(graph: Graph) -> None:
+    """Remove the nodes whose outputs nobody reads, and their now unread producers."""
+    wanted = {id(tensor) for tensor in graph.outputs}
+    alive: list[Node] = []
+    sort_nodes(graph)
+    for node in reversed(graph.nodes):
+        if any(id(tensor) in wanted for tensor in node.outputs):
+            alive.append(node)
+            wanted.update(id(tensor) for tensor in node.inputs)
+        else:
+            remove_node(node)
+    graph.nodes = alive[::-1]
+
+
+def sort_nodes(graph: Graph) -> None:
+    """Sort the nodes topologically, keeping their order where it is already right."""
+    position = {id(node): index for index, node in enumerate(graph.nodes)}
+    done: set[int] = set()
+    order: list[Node] = []
+    for root in graph.nodes:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if id(node) in done:
+                stack.pop()
+                continue
+            missing = [
+                before
+                for tensor in node.inputs
+                for before in tensor.inputs
+                if id(before) not in done and id(before) in position
+            ]
+            if missing:
+                stack.extend(reversed(missing))
+            else:
+                done.add(id(node))
+                order.append(node)
+                stack.pop()
+    graph.nodes = order
+
+
+def rank(tensor: Tensor) -> int | None:
+    return None if tensor.shape is None else len(tensor.shape)
+
+
+def known_rank(tensor: Tensor) -> int:
+    """The rank of a tensor; Refused where the shape inference did not find it."""
+    found = rank(tensor)
+    if found is None:
+        raise refuse("SNNC110", f"the rank of '{tensor.name}' cannot be inferred")
+    return found
+
+
+def known(dim: object) -> bool:
+    return isinstance(dim, (int, np.integer))
+
+
+def _type_of(tensor: Tensor) -> onnx.TypeProto | None:
+    if tensor.dtype is None:
+        return None
+    kind: onnx.TypeProto = OnnxExporter.export_value_info_proto(tensor, False).type
+    return kind
+
+
+def infer_node(node: Node, opset: int) -> None:
+    """Set dtype and shape of the outputs of one node from its inputs.
+
+    Where the operator or a dimension is unknown, they stay unknown.  Raises Refused, with the node,
+    where the inference finds the node wrong.
+    """
+    try:
+        schema = onnx.defs.get_schema(node.op, opset, node.domain or "")
+    except onnx.defs.SchemaError:
+        return
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for tensor in node.inputs:
+        if tensor.is_empty():
+            continue
+        found = _type_of(tensor)
+        if found is None:
+            return
+        types[tensor.name] = found
+        if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) <= _DATA_ELEMENTS:
+            data[tensor.name] = OnnxExporter.export_tensor_proto(tensor)
+    try:
+        inferred = onnx.shape_inference.infer_node_outputs(
+            schema,
+            OnnxExporter.export_node(node),
+            types,
+            data,
+            opset_imports=[onnx.helper.make_opsetid(node.domain or "", opset)],
+            ir_version=10,
+        )
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise refuse("SNNC110", reason, node=label(node), hint="the exporter wrote it so") from None
+    for tensor in node.outputs:
+        if tensor.name in inferred and inferred[tensor.name].HasField("tensor_type"):
+            kind = inferred[tensor.name].tensor_type
+            tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            tensor.shape = [_dim(dim) for dim in kind.shape.dim] if kind.HasField("shape") else None
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return dim.dim_param or None
+
+
+def infer_shapes(graph: Graph) -> None:
+    """Set dtype and shape of every tensor from the inputs on; one pass in topological order."""
+    sort_nodes(graph)
+    for node in graph.nodes:
+        infer_node(node, graph.opset)
+
+
+def reachable_from(
+    graph: Graph, start: Callable[[Node], bool], *, through: Callable[[Node], bool] | None = None
+) -> set[int]:
+    """ids of the tensors that depend on an output of a node for which `start` holds."""
+    found: set[int] = set()
+    for node in graph.nodes:
+        depends = any(id(tensor) in found for tensor in node.inputs)
+        if start(node) or (depends and (through is None or through(node))):
+            found.update(id(tensor) for tensor in node.outputs)
+    return found

@@ -1,0 +1,251 @@
+"""Every byte enters and leaves through here: models, and atomic writes.  (Data: `data.py`.)"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_tensor
+
+from snncompiler.diagnostics import Finding, printable
+from snncompiler.errors import Refused, UsageError, refuse
+
+#: Protobuf cannot hold more in one message.
+MAX_PROTOBUF = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was given: the proto with its external data loaded, its hash and its name."""
+
+    model: onnx.ModelProto
+    sha256: str
+    name: str
+
+
+def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
+    """Read a model from a path, from bytes or from a ModelProto, which is copied.
+
+    The hash is of the file's bytes and, where there is any, of its external data.
+    Raises Refused where it is no ONNX model or its external data is unsafe or missing; UsageError
+    where the path does not exist or is not a file.
+    """
+    if isinstance(model, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        raw = copy.SerializeToString(deterministic=True)
+        return Source(copy, hashlib.sha256(raw).hexdigest(), copy.graph.name or "model")
+    if isinstance(model, bytes):
+        return Source(_parse(model, "the bytes"), hashlib.sha256(model).hexdigest(), "model")
+    path = Path(model)
+    raw = read_file(path)
+    proto = _parse(raw, str(path))
+    digest = hashlib.sha256(raw)
+    _load_external_data(proto, path.parent, digest.update)
+    return Source(proto, digest.hexdigest(), path.name)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file; UsageError says what is wrong with any other path."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parse(raw: bytes, where: str) -> onnx.ModelProto:
+    size = f"{where} has {len(raw):,} bytes"
+    looks = _looks_like(raw)
+    if looks:
+        kind, remedy = looks
+        raise refuse("SNNC101", f"{size} and is {kind}", hint=remedy)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(raw)
+    except DecodeError:
+        raise refuse(
+            "SNNC101",
+            f"{size} and is not an ONNX model, or is cut off",
+            hint="check that the file was written and copied whole",
+        ) from None
+    if not model.HasField("graph"):
+        raise refuse("SNNC101", f"{size} and holds no graph", hint="is it really an ONNX model?")
+    return model
+
+
+def _looks_like(raw: bytes) -> tuple[str, str] | None:
+    """What a file that is certainly no ONNX model is, and what to do."""
+    head = raw[:512].lstrip()
+    if not raw:
+        return "empty", "export or copy the model again"
+    if raw.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the model", "run: git lfs pull"
+    if head[:1] == b"<" and (b"<html" in head.lower() or b"<!doctype" in head.lower()):
+        return "an HTML page, not a model", "download the file itself, not the page about it"
+    if raw.startswith(b"PK\x03\x04"):
+        return (
+            "a zip archive (PyTorch writes .pt and .pth so)",
+            "export to ONNX, for example with torch.onnx.export",
+        )
+    if raw.startswith(b"\x89HDF"):
+        return "an HDF5 file (Keras writes .h5 so)", "export to ONNX, for example with tf2onnx"
+    if raw[4:8] == b"TFL3":
+        return "a TensorFlow Lite model", "export to ONNX, for example with tf2onnx"
+    return None
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the model, of its subgraphs and functions, without recursion."""
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            nodes += graph.node
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                graphs += attribute.graphs
+        nodes = []
+
+
+def _load_external_data(
+    model: onnx.ModelProto, folder: Path, digest: Callable[[bytes], None]
+) -> None:
+    findings: list[Finding] = []
+    external = [t for t in _tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in external:
+        reason = _unsafe(tensor, folder)
+        if reason:
+            findings.append(
+                Finding(
+                    "SNNC113",
+                    f"external data of tensor '{tensor.name}': {reason}",
+                    hint="keep the data file beside the model, or save the model as one file",
+                )
+            )
+    if findings:
+        raise Refused(*findings)
+    for tensor in external:
+        load_external_data_for_tensor(tensor, str(folder))
+        digest(tensor.raw_data)
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _unsafe(tensor: onnx.TensorProto, folder: Path) -> str:
+    """Why the external data of a tensor may not be read; empty if it may."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if not location or location.startswith("*/_ORT_MEM_ADDR_"):
+        return f"location '{printable(location)}' is not a file"
+    relative = Path(location)
+    if relative.is_absolute() or ".." in relative.parts:
+        return f"'{location}' lies outside the model's folder"
+    path = folder / relative
+    if path.is_symlink() or folder.resolve() not in path.resolve().parents:
+        return f"'{location}' is a link or leads out of the model's folder"
+    if not path.exists():
+        return f"'{location}' is missing"
+    if not path.is_file():
+        return f"'{location}' is not a regular file"
+    status = path.stat()
+    if status.st_nlink > 1:
+        return f"'{location}' is a hard link, which may lead out of the model's folder"
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", status.st_size - offset))
+    except ValueError:
+        return "its offset or length is not a number"
+    if offset < 0 or length < 0 or offset + length > status.st_size:
+        return (
+            f"bytes {offset:,} to {offset + length:,} are asked for, "
+            f"'{location}' has {status.st_size:,}"
+        )
+    return ""
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all: temporary file in the same folder, fsync, rename.
+
+    Raises UsageError where the folder does not exist or cannot be written; an existing file
+    survives then, and nothing stays behind.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError(f"the folder {folder} does not exist", code="SNNC502")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", code="SNNC502")
+    target = path.resolve() if path.is_symlink() else path
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=target.parent)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}", code="SNNC502") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", code="SNNC502") from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(path: Path, sources: tuple[Path, ...] = ()) -> None:
+    """Refuse an output path early: its folder is missing, it is a folder, or it is an input."""
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder {path.parent} does not exist", code="SNNC502")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", code="SNNC502")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"the folder {path.parent} cannot be written", code="SNNC502")
+    for source in sources:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(
+                f"{path} is the input; it is never overwritten", hint="give another -o",
+                code="SNNC502",
+            )  # fmt: skip
+
+
+def serialize(model: onnx.ModelProto) -> bytes:
+    """The bytes of a model, the same for the same model.  Refused above protobuf's 2 GiB."""
+    size = model.ByteSize()
+    if size > MAX_PROTOBUF:
+        raise refuse(
+            "SNNC209", f"the result has {size:,} bytes, more than ONNX's 2 GiB in one file"
+        )
+    raw: bytes = model.SerializeToString(deterministic=True)
+    return raw
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model atomically."""
+    raw = serialize(model)
+    write_atomically(path, lambda file: file.write(raw))

@@ -1,0 +1,157 @@
+"""What every operator does to a spike train: fires, is linear, is a max pooling, or is none of it.
+
+Only the time-mean of a temporal value has a meaning in the ANN, so an operator may stand between
+spiking layers if it commutes with the time-mean, that is, if it is affine in its temporal inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from snncompiler.graph import Node, Tensor, constant_input, input_at, producer, value
+
+#: Which inputs of an operator are temporal, by position.
+Temporal = list[bool]
+_Rule = Callable[[Node, Temporal], str]
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """A node that becomes a spiking neuron; `cap` is its upper bound, None for a plain ReLU."""
+
+    node: Node
+    cap: float | None
+
+
+def rectifier(node: Node) -> Rectifier | None:
+    """The node as a rectifier, None if it is none.
+
+    Relu; Clip(0, c) with one upper bound c > 0, as ReLU6 is exported; Max(x, 0).
+    """
+    if node.domain:
+        return None
+    if node.op == "Relu":
+        return Rectifier(node, None)
+    if node.op == "Clip":
+        low, high = constant_input(node, 1), constant_input(node, 2)
+        if low is None or low.size != 1 or float(low.reshape(())) != 0.0:
+            return None
+        if input_at(node, 2) is None:
+            return Rectifier(node, None)
+        if high is None or high.size != 1 or not float(high.reshape(())) > 0.0:
+            return None
+        cap = float(high.reshape(()))
+        return Rectifier(node, None if np.isinf(cap) or cap >= np.finfo(np.float32).max else cap)
+    if node.op == "Max" and len(node.inputs) == 2:
+        constants = [value(tensor) for tensor in node.inputs]
+        if any(array is not None and array.size and not array.any() for array in constants):
+            return Rectifier(node, None)
+    return None
+
+
+def rectified_input(node: Node) -> int:
+    """Which input of a rectifier is the current (Max may have its zero first)."""
+    return 1 if node.op == "Max" and value(node.inputs[0]) is not None else 0
+
+
+def linear_reason(node: Node, temporal: Temporal) -> str:
+    """Why the operator is not affine in its temporal inputs; empty if it is."""
+    rule = None if node.domain else LINEAR.get(node.op)
+    if rule is None:
+        return "not linear: its time-mean is not a function of its input's time-mean"
+    return rule(node, temporal)
+
+
+def _first_only(node: Node, temporal: Temporal) -> str:
+    return "" if not any(temporal[1:]) else "an input other than the first depends on time"
+
+
+def _any(node: Node, temporal: Temporal) -> str:
+    return ""
+
+
+def _one(node: Node, temporal: Temporal) -> str:
+    return "" if sum(temporal) == 1 else "a product of two values that depend on time"
+
+
+def _weights(node: Node, temporal: Temporal) -> str:
+    if sum(temporal[:2]) != 1:
+        return "a product of two values that depend on time"
+    other = node.inputs[0 if temporal[1] else 1]
+    return "" if value(other) is not None else "its weights are computed at run time"
+
+
+def _cast(node: Node, temporal: Temporal) -> str:
+    # FLOAT, FLOAT16, DOUBLE, BFLOAT16: other types round or cut.
+    return "" if node.attrs.get("to") in (1, 10, 11, 16) else "a cast to a type that rounds or cuts"
+
+
+def _resize(node: Node, temporal: Temporal) -> str:
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return "its region of interest may lie outside"
+    return _first_only(node, temporal)
+
+
+#: They only choose and move elements, so that spikes stay spikes (where all data inputs are).
+SELECTION = {
+    "Concat", "DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
+
+
+def carries_spikes(tensor: Tensor) -> bool:
+    """Whether every element of the tensor is the output of a rectifier, chosen and moved only."""
+    pending = [tensor]
+    seen: set[int] = set()
+    while pending:
+        source = producer(pending.pop())
+        if source is None or source.domain:
+            return False
+        if id(source) in seen or rectifier(source) is not None:
+            continue
+        if source.op not in SELECTION:
+            return False
+        seen.add(id(source))
+        pending += source.inputs if source.op == "Concat" else source.inputs[:1]
+    return True
+
+
+#: The operators that may stand between spiking layers, with the condition that makes them affine.
+LINEAR: dict[str, _Rule] = {
+    "Conv": _weights,
+    "ConvTranspose": _weights,
+    "Gemm": _weights,
+    "MatMul": _weights,
+    "Add": _any,
+    "Sub": _any,
+    "Sum": _any,
+    "Mean": _any,
+    "Concat": _any,
+    "Neg": _any,
+    "Mul": _one,
+    "Div": _first_only,
+    "AveragePool": _first_only,
+    "GlobalAveragePool": _first_only,
+    "ReduceMean": _first_only,
+    "ReduceSum": _first_only,
+    "Pad": _first_only,
+    "Slice": _first_only,
+    "Split": _first_only,
+    "Gather": _first_only,
+    "Transpose": _first_only,
+    "Reshape": _first_only,
+    "Flatten": _first_only,
+    "Squeeze": _first_only,
+    "Unsqueeze": _first_only,
+    "Expand": _first_only,
+    "Tile": _first_only,
+    "Identity": _first_only,
+    "Cast": _cast,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "DepthToSpace": _first_only,
+    "SpaceToDepth": _first_only,
+}

@@ -1,0 +1,491 @@
+"""The pipeline, read from top to bottom: load, normalize, calibrate, insert neurons, unroll, check.
+
+prepare   source model -> normalized ANN, with everything that was found on the way
+calibrated  normalized ANN + data -> thresholds
+emit      normalized ANN + thresholds -> spiking ONNX model
+compile   the three together
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snncompiler import calibration as calib
+from snncompiler import dialect
+from snncompiler.calibration import Calibration, Method
+from snncompiler.data import Dataset, InputSpec, Preprocess, load_data
+from snncompiler.diagnostics import Finding
+from snncompiler.errors import UsageError, refuse
+from snncompiler.graph import (
+    Graph,
+    Tensor,
+    export_model,
+    import_model,
+    infer_shapes,
+    is_live,
+    known,
+    label,
+)
+from snncompiler.io import Source, load
+from snncompiler.passes.attach_functions import attach_functions
+from snncompiler.passes.base import Context, run_passes
+from snncompiler.passes.check_constraints import CheckConstraints
+from snncompiler.passes.fold_affine import FoldAffine
+from snncompiler.passes.fold_amplitude import FoldAmplitude
+from snncompiler.passes.fold_batch_norm import FoldBatchNorm
+from snncompiler.passes.fold_constants import FoldConstants
+from snncompiler.passes.insert_neurons import InsertNeurons
+from snncompiler.passes.remove_noops import RemoveNoops
+from snncompiler.passes.sink_time_mean import SinkTimeMean
+from snncompiler.passes.swap_max_pool import SwapMaxPool
+from snncompiler.passes.track_batch import TrackBatch
+from snncompiler.passes.unify_linear import UnifyLinear
+from snncompiler.passes.unroll_time import NODE_BUDGET, Unroll, UnrollTime, unfoldable
+from snncompiler.passes.verify_input import verify_input
+from snncompiler.passes.verify_output import verify_output
+from snncompiler.runtime.session import create_session
+from snncompiler.version import __version__
+
+Array = NDArray[Any]
+#: Called with what is being done and how far it is: (text, done, of).
+Progress = Callable[[str, int, int], None]
+
+DEFAULT_STEPS = 64
+#: More steps than this are a slip of the finger: float32 counts end at 2^24.
+MAX_STEPS = 1 << 24
+#: Calibration takes at most this many samples, unless asked otherwise.
+CALIBRATION_SAMPLES = 256
+SYNTHETIC_SAMPLES = 32
+#: Bytes of spikes and currents that one chunk may hold for one sample.
+CHUNK_BYTES = 16 << 20
+#: More steps than this in a chunk gain nothing (docs/performance.md).
+MAX_CHUNK = 32
+#: Relative tolerance of the batch check.  Convolutions and matrix products of other batch sizes may
+#: sum in another order: a few hundred float32 roundings of 2^-24 each, with room to spare.
+BATCH_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile.  The fields are the options of `snnc compile`."""
+
+    steps: int = DEFAULT_STEPS
+    threshold: Method = "percentile"
+    percentile: float = 99.9
+    per_channel: bool = True
+    alpha: float = 1.0
+    unroll: Unroll = "fold"
+    chunk: int | None = None
+    reset: Literal["soft", "hard"] = "soft"
+    initial: float = 0.5
+    encode: Literal["constant"] = "constant"
+    strict: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises UsageError for the first value that is out of range."""
+        _choice("--threshold", self.threshold, ("max", "percentile"))
+        _choice("--unroll", self.unroll, ("fold", "loop", "steps"))
+        _choice("--reset", self.reset, ("soft", "hard"))
+        _choice("--encode", self.encode, ("constant",))
+        _range("-T", self.steps, 1 <= self.steps <= MAX_STEPS, f"1 to {MAX_STEPS:,} time-steps")
+        _range("--percentile", self.percentile, 0 < self.percentile <= 100, "above 0, at most 100")
+        _range("--alpha", self.alpha, 0 < self.alpha < float("inf"), "positive and finite")
+        _range("--initial", self.initial, 0 <= self.initial < 1, "0 to below 1, in units of θ")
+        _range("--seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
+        if self.chunk is not None:
+            _range("--chunk", self.chunk, 1 <= self.chunk <= MAX_STEPS, "at least 1 time-step")
+            if self.unroll != "fold":
+                raise UsageError(f"--chunk belongs to --unroll fold, not to {self.unroll}")
+
+
+def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{option} {value} is unknown", hint=f"one of {', '.join(choices)}")
+
+
+def _range(option: str, value: float, good: bool, allowed: str) -> None:
+    if not good:
+        raise UsageError(f"{option} {value} is out of range", hint=f"allowed: {allowed}")
+
+
+@dataclass
+class Prepared:
+    """The normalized ANN and what is known of it."""
+
+    source: Source
+    graph: Graph
+    ann: onnx.ModelProto
+    context: Context
+    inputs: list[InputSpec]
+    #: Whether any batch size works: proved, and checked where onnxruntime is there.
+    any_batch: bool = True
+    checked_model: onnx.ModelProto = field(default_factory=onnx.ModelProto)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return self.context.findings
+
+
+def normalization_passes(strict: bool) -> list[Any]:
+    """The graph passes from the checked source to the normalized ANN, in order."""
+    return [
+        FoldConstants(),
+        RemoveNoops(),
+        TrackBatch(),
+        UnifyLinear(),
+        FoldBatchNorm(),
+        FoldAffine(),
+        SwapMaxPool(),
+        CheckConstraints(strict),
+    ]
+
+
+def prepare(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, *, strict: bool = False
+) -> Prepared:
+    """Load, verify and normalize a model.  Raises Refused with every finding."""
+    source = load(model)
+    checked, findings = verify_input(source.model)
+    context = Context(findings=findings)
+    graph = import_model(checked)
+    run_passes(normalization_passes(strict), graph, context)
+    infer_shapes(graph)
+    for where, reason in context.batch_lost.items():
+        context.warn(
+            "SNNC205",
+            f"the batch axis is lost here: {reason}; the model takes one sample at a time",
+            node=where,
+            hint="export it with a dynamic batch axis",
+        )
+    return Prepared(
+        source=source,
+        graph=graph,
+        ann=_as_model(graph),
+        context=context,
+        inputs=[_spec(tensor) for tensor in graph.inputs],
+        any_batch=not context.batch_lost,
+        checked_model=checked,
+    )
+
+
+def _as_model(graph: Graph) -> onnx.ModelProto:
+    model = export_model(graph)
+    model.ir_version = dialect.MAX_IR_VERSION
+    return model
+
+
+def _spec(tensor: Tensor) -> InputSpec:
+    shape = tuple(int(dim) if known(dim) else None for dim in tensor.shape or ())
+    return InputSpec(tensor.name, shape, np.dtype(tensor.dtype))
+
+
+# --- checks that run the network ---
+
+
+def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Array]:
+    """Seeded standard-normal inputs; unknown sizes are taken as 32."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for spec in prepared.inputs:
+        shape = [32 if dim is None else dim for dim in spec.shape]
+        if shape:
+            shape[0] = samples if prepared.any_batch else shape[0]
+        if spec.dtype.kind == "f":
+            feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        else:
+            feeds[spec.name] = np.zeros(shape, spec.dtype)
+    return feeds
+
+
+def check_batch(prepared: Prepared, seed: int) -> None:
+    """Compare three samples at once with the same three one by one, in onnxruntime.
+
+    Where they differ, the proof of `track_batch` was wrong for this network: Refused.
+    """
+    if not prepared.any_batch:
+        return
+    feeds = synthetic_feeds(prepared, 3, seed)
+    session = create_session(prepared.ann, threads=1)
+    together = session.run(None, feeds)
+    alone = [session.run(None, {n: a[i : i + 1] for n, a in feeds.items()}) for i in range(3)]
+    for index, output in enumerate(prepared.graph.outputs):
+        joined = np.concatenate([np.atleast_1d(run[index]) for run in alone])
+        if joined.dtype.kind != "f":
+            continue
+        scale = float(np.abs(joined).max(initial=0.0))
+        same_shape = joined.shape == together[index].shape
+        bound = BATCH_TOLERANCE * scale
+        if not same_shape or np.abs(joined - together[index]).max(initial=0) > bound:
+            raise refuse(
+                "SNNC205",
+                f"three samples at once give another '{output.name}' than one by one",
+                hint="export the model with a dynamic batch axis",
+            )
+
+
+def measure_folds(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
+    """Measure what folding changed: every layer's output in the source and in the normalized ANN.
+
+    Fills `LayerFacts.change` with (largest |change|, that over the largest |output|).
+    """
+    layers = [layer for layer in prepared.context.layers.values() if layer.folded]
+    made = {name for node in prepared.checked_model.graph.node for name in node.output}
+    made &= {tensor.name for node in prepared.graph.nodes for tensor in node.outputs}
+    names = [layer.output for layer in layers if layer.output in made]
+    if not names:
+        return
+    one = {name: array[:1] for name, array in feeds.items()}
+    before = create_session(calib.with_outputs(prepared.checked_model, names)).run(names, one)
+    after = create_session(calib.with_outputs(prepared.ann, names)).run(names, one)
+    for layer in layers:
+        if layer.output in made:
+            at = names.index(layer.output)
+            change = float(np.abs(before[at] - after[at]).max(initial=0.0))
+            largest = float(np.abs(before[at]).max(initial=0.0))
+            layer.change = (change, change / largest if largest else 0.0)
+
+
+# --- calibration ---
+
+
+def calibrated(
+    prepared: Prepared,
+    options: Options,
+    dataset: Dataset | None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Thresholds for every rectifier: from data, else batch-norm statistics, else synthetic input."""
+    nodes = calib.rectifiers_of(prepared.graph)
+    how: dict[str, Any] = {
+        "method": options.threshold,
+        "percentile": options.percentile,
+        "per_channel": options.per_channel,
+        "alpha": options.alpha,
+    }
+    source, samples, digest = "data", 0, ""
+    thresholds: dict[str, NDArray[np.float32]] = {}
+    if dataset is None:
+        thresholds = calib.gaussian_thresholds(prepared.graph, prepared.context, **how)
+        missing = [node for node in nodes if node.name not in thresholds]
+        source = " and ".join(["batch-norm"] * bool(thresholds) + ["synthetic"] * bool(missing))
+        prepared.context.warn(
+            "SNNC304",
+            f"there is no calibration data: thresholds come from {_SOURCES[source]}",
+            hint="give --calibration DATA; a few hundred real samples are enough",
+        )
+    else:
+        missing = nodes
+    if missing:
+        synthetic = synthetic_feeds(prepared, SYNTHETIC_SAMPLES, options.seed)
+        feeds = dataset.feeds if dataset else synthetic
+        observation = calib.observe(
+            prepared.ann,
+            prepared.graph,
+            feeds,
+            per_sample=not prepared.any_batch,
+            progress=(lambda done, of: progress("calibrating", done, of)) if progress else None,
+        )
+        found, findings = calib.calibrate(observation, missing, **how)
+        prepared.context.findings += findings
+        thresholds = {**thresholds, **found}
+        samples = observation.samples
+        digest = dataset.sha256() if dataset else ""
+    return Calibration(
+        thresholds={node.name: thresholds[node.name] for node in nodes},
+        method=options.threshold,
+        percentile=options.percentile,
+        per_channel=options.per_channel,
+        alpha=options.alpha,
+        source=source,
+        samples=samples,
+        seed=options.seed,
+        model_sha256=prepared.source.sha256,
+        data_sha256=digest,
+    )
+
+
+_SOURCES = {
+    "batch-norm": "the batch-norm statistics",
+    "synthetic": "seeded random input",
+    "batch-norm and synthetic": "the batch-norm statistics and seeded random input",
+}
+
+
+# --- emission ---
+
+
+def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx.ModelProto:
+    """The spiking network as an ONNX model.  The prepared graph is not changed.
+
+    Raises Refused where the calibration is of another model.
+    """
+    if calibration.model_sha256 != prepared.source.sha256:
+        raise refuse(
+            "SNNC306",
+            f"the calibration is of the model {calibration.model_sha256[:12]}, "
+            f"this one is {prepared.source.sha256[:12]}",
+            hint="calibrate this model",
+        )
+    graph = prepared.graph.copy()
+    context = replace(prepared.context, findings=prepared.context.findings)
+    run_passes(
+        [
+            InsertNeurons(calibration.thresholds, options.initial, options.reset),
+            FoldAmplitude(),
+            SinkTimeMean(),
+        ],
+        graph,
+        context,
+    )
+    infer_shapes(graph)
+    options = _unrollable(graph, prepared, options)
+    chunk = _chunk(graph, options)
+    unrolled, names = UnrollTime(options.unroll, options.steps, chunk).emit(graph)
+    model = attach_functions(unrolled, prepared.checked_model.opset_import)
+    model.producer_version = __version__
+    metadata = _metadata(prepared, calibration, options, chunk, names)
+    onnx.helper.set_model_props(model, metadata)
+    verify_output(model)
+    return model
+
+
+def _unrollable(graph: Graph, prepared: Prepared, options: Options) -> Options:
+    """`fold` needs the batch on the leading axis of every temporal tensor; else `loop`."""
+    if options.unroll != "fold":
+        return options
+    blocking = unfoldable(graph)
+    if not blocking:
+        return options
+    if options.chunk not in (None, 1):
+        raise UsageError(
+            f"--chunk {options.chunk} is not possible: the batch is not the leading axis of "
+            f"{label(blocking[0])}"
+        )
+    prepared.context.note(
+        "SNNC205",
+        "time cannot be folded into the batch here, so the steps run one by one (loop)",
+        node=label(blocking[0]),
+    )
+    return replace(options, unroll="loop", chunk=None)
+
+
+def _chunk(graph: Graph, options: Options) -> int:
+    """K: the memory budget over the bytes of one step, evened out over the chunks."""
+    if options.unroll != "fold":
+        return 1
+    if options.chunk is not None:
+        return min(options.chunk, options.steps)
+    largest = max(
+        sum(_bytes(tensor) for tensor in (*node.inputs, *node.outputs)) for node in graph.nodes
+    )
+    most = max(1, min(options.steps, MAX_CHUNK, CHUNK_BYTES // max(largest, 1)))
+    return -(-options.steps // -(-options.steps // most))
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes of a run-time tensor for one sample; unknown sizes count as 64, constants as none."""
+    if not is_live(tensor) or not tensor.shape:
+        return 0
+    return 4 * prod(int(dim) if known(dim) else 64 for dim in tensor.shape[1:])
+
+
+def _metadata(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    chunk: int,
+    names: dict[str, str],
+) -> dict[str, str]:
+    text = calibration.to_json()
+    return {
+        "snnc.version": __version__,
+        "snnc.dialect": f"{dialect.DOMAIN} {dialect.VERSION}",
+        "snnc.source": prepared.source.name,
+        "snnc.source_sha256": prepared.source.sha256,
+        "snnc.steps": str(options.steps),
+        "snnc.steps_input": names.get("steps", ""),
+        "snnc.chunk": str(chunk),
+        "snnc.chunk_input": names.get("chunk", ""),
+        "snnc.unroll": options.unroll,
+        "snnc.encode": options.encode,
+        "snnc.reset": options.reset,
+        "snnc.initial": repr(options.initial),
+        "snnc.strict": str(options.strict).lower(),
+        "snnc.seed": str(options.seed),
+        "snnc.threshold": calibration.method,
+        "snnc.calibration": text,
+        "snnc.calibration_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+# --- the whole ---
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The result of a compilation: the model, and what there is to report."""
+
+    model: onnx.ModelProto
+    prepared: Prepared
+    calibration: Calibration
+
+
+CalibrationLike = (
+    str | os.PathLike[str] | Array | Mapping[str, Array] | Dataset | Calibration | None
+)
+
+
+def compile_model(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    options: Options,
+    calibration: CalibrationLike = None,
+    preprocess: Preprocess | None = None,
+    samples: int | None = CALIBRATION_SAMPLES,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compile and return everything; `snncompiler.compile` returns the model alone."""
+    options.check()
+    prepared = prepare(model, strict=options.strict)
+    if options.unroll == "steps":
+        _check_steps_budget(prepared, options.steps)
+    dataset = None
+    if isinstance(calibration, Calibration):
+        thresholds = calibration
+    else:
+        if calibration is not None:
+            loaded = load_data(calibration, prepared.inputs, preprocess)
+            prepared.context.findings += loaded.findings
+            dataset = loaded.sample(samples, options.seed)
+            _warn_constant(prepared, dataset)
+        check_batch(prepared, options.seed)
+        feeds = dataset.feeds if dataset else synthetic_feeds(prepared, 1, options.seed)
+        measure_folds(prepared, feeds)
+        thresholds = calibrated(prepared, options, dataset, progress)
+    return Compiled(emit(prepared, thresholds, options), prepared, thresholds)
+
+
+def _check_steps_budget(prepared: Prepared, steps: int) -> None:
+    """Refuse early what `steps` would refuse after the calibration: a lower bound of its nodes."""
+    neurons = len(calib.rectifiers_of(prepared.graph))
+    if steps * neurons > NODE_BUDGET:
+        raise refuse(
+            "SNNC209",
+            f"unrolling {steps:,} steps of {neurons} spiking layers would write more than "
+            f"{NODE_BUDGET:,} nodes",
+            hint="use --unroll fold or loop, which write the step graph once",
+        )
+
+
+def _warn_constant(prepared: Prepared, dataset: Dataset) -> None:
+    if all(np.all(array == array.reshape(-1)[:1]) for array in dataset.feeds.values()):
+        prepared.context.warn("SNNC303", "the calibration data is one constant value")
