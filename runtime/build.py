@@ -36,6 +36,8 @@ SANITIZE_FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-re
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-cudart", "static", "-Xfatbin", "-compress-all", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 #: Native code for A100 and H100/H200; newer GPUs take the PTX of the newest known architecture.
 CUDA_NATIVE = (80, 90)
+#: Where the CUDA toolkit usually is.
+CUDA_HOME = "/usr/local/cuda"
 
 
 class BuildFailed(RuntimeError):
@@ -51,7 +53,7 @@ def find_cxx() -> str | None:
 
 def find_nvcc() -> str | None:
     """The CUDA compiler: $NVCC, $CUDA_HOME/bin/nvcc, the path, or the usual place."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    home = os.environ.get("CUDA_HOME", CUDA_HOME)
     candidates = (os.environ.get("NVCC"), "nvcc", f"{home}/bin/nvcc")
     return next((path for name in candidates if name and (path := shutil.which(name))), None)
 
@@ -122,7 +124,7 @@ def build(
         if nvcc:
             objects.append(f"{work}/cuda.o")
             _run(
-                [nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets, "-c", str(SOURCES / "cuda.cu")]
+                [nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets, "-c", str(SOURCES / "cuda_kernels.cu")]
                 + ["-o", objects[-1]]
             )
             link += [*_cuda_library_dirs(nvcc), "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
@@ -132,7 +134,8 @@ def build(
         _link(cxx, objects, link, built, static=not sanitize)
         library = out / LIBRARY_NAME
         os.replace(built, library)  # whoever has the old one loaded keeps it
-    say(f"{library}: CPU" + (f" and CUDA {info['cuda']}" if nvcc else " only (no nvcc)"))
+    without = " only" if cuda is False else " only, because nvcc was not found"
+    say(f"{library}: CPU" + (f" and CUDA {info['cuda']}" if nvcc else without))
     return library
 
 
@@ -173,13 +176,10 @@ def _cuda_targets(nvcc: str) -> list[str]:
 
 
 def _cuda_library_dirs(nvcc: str) -> list[str]:
-    home = Path(nvcc).resolve().parent.parent
-    places = (
-        home / "lib64",
-        home / "lib",
-        home / "targets" / f"{platform.machine()}-linux" / "lib",
-    )
-    return [f"-L{place}" for place in places if place.is_dir()]
+    homes = (Path(nvcc).resolve().parent.parent, Path(os.environ.get("CUDA_HOME", CUDA_HOME)))
+    folders = ("lib64", f"targets/{platform.machine()}-linux/lib", "lib")
+    places = [home / folder for home in homes for folder in folders]
+    return [f"-L{place}" for place in places if (place / "libcudart_static.a").is_file()]
 
 
 def _run(command: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -238,6 +239,12 @@ def infer_node(node: Node, opset: int) -> None:
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise refuse("SNNC110", reason, node=label(node), hint="the exporter wrote it so") from None
+    if node.op == "ArrayFeatureExtractor" and rank(node.inputs[0]) == 1:
+        # ONNX does not infer it: one row of the picked values.
+        picked = node.inputs[1].shape or [None]
+        shape = [1, prod(picked) if all(known(dim) for dim in picked) else None]
+        node.outputs[0].dtype, node.outputs[0].shape = node.inputs[0].dtype, shape
+        return
     for tensor in node.outputs:
         if tensor.name in inferred and inferred[tensor.name].HasField("tensor_type"):
             kind = inferred[tensor.name].tensor_type

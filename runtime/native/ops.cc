@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "cpu.h"
+#include "cpu_kernels.h"
 #include "ort_api.h"
 #ifdef SNNC_CUDA
-#include "cuda.h"
+#include "cuda_kernels.h"
 #endif
 
 /// Says how this library was built; runtime/library.py looks for it in the file.

@@ -6,6 +6,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define SNNC_DEVICE __host__ __device__
+#else
+#define SNNC_DEVICE
+#endif
+
 namespace snnc {
 
 /// IEEE binary16 by its bits.
@@ -23,7 +29,7 @@ struct Broadcast {
   std::int64_t stride[max_rank] = {};
 
   /// Whether the tensor has every element of the row, in order.
-  bool full() const { return rank == 1 && stride[0] == 1; }
+  SNNC_DEVICE bool full() const { return rank == 1 && stride[0] == 1; }
 };
 
 enum class Reset { soft, hard };
@@ -62,8 +68,8 @@ struct Window {
   std::int64_t dilation[3] = {1, 1, 1};
   std::int64_t pad[3] = {0, 0, 0};  // at the beginning of each axis
 
-  std::int64_t inputs() const { return in[0] * in[1] * in[2]; }
-  std::int64_t outputs() const { return out[0] * out[1] * out[2]; }
+  SNNC_DEVICE std::int64_t inputs() const { return in[0] * in[1] * in[2]; }
+  SNNC_DEVICE std::int64_t outputs() const { return out[0] * out[1] * out[2]; }
 };
 
 template <typename T>

@@ -1,4 +1,4 @@
-#include "cpu.h"
+#include "cpu_kernels.h"
 
 #include <cstring>
 #include <limits>

@@ -1,0 +1,118 @@
+"""A compiled file read back: the model, its metadata, the calibration in it, and how to run it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snncompiler.calibration import Calibration
+from snncompiler.data import InputSpec
+from snncompiler.errors import UsageError, refuse
+from snncompiler.io import load
+from snncompiler.pipeline import Options
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CompiledFile:
+    """A compiled network with what its metadata says."""
+
+    model: onnx.ModelProto
+    metadata: Mapping[str, str]
+    calibration: Calibration
+    options: Options
+
+    @property
+    def steps(self) -> int:
+        return self.options.steps
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """The inputs that a user must feed, without the overridable ones."""
+        given = {tensor.name for tensor in self.model.graph.initializer}
+        return [_spec(entry) for entry in self.model.graph.input if entry.name not in given]
+
+    @property
+    def any_batch(self) -> bool:
+        return all(not spec.shape or spec.shape[0] is None for spec in self.inputs)
+
+    def overrides(self, steps: int | None = None, chunk: int | None = None) -> dict[str, Array]:
+        """The feeds that ask for other steps or another chunk than the file's own.
+
+        Raises UsageError where they are baked in.
+        """
+        feeds: dict[str, Array] = {}
+        for what, wanted, own in (
+            ("steps", steps, self.options.steps),
+            ("chunk", chunk, self.options.chunk or 1),
+        ):
+            name = self.metadata[f"snnc.{what}_input"]
+            if wanted is not None and name:
+                feeds[name] = np.array(wanted, np.int64)
+            elif wanted is not None and wanted != own:
+                raise UsageError(
+                    f"this file was unrolled by '{self.options.unroll}' with {what} = {own} baked in,"
+                    f" so it cannot run with {wanted}",
+                    hint="compile it with --unroll fold",
+                )
+        return feeds
+
+
+def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> CompiledFile:
+    """Read a compiled network.  Raises Refused where it is none, or its metadata is damaged."""
+    source = load(model)
+    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
+    if "snnc.version" not in metadata:
+        raise refuse(
+            "SNNC401",
+            f"{source.name} was not compiled by snnc",
+            hint="give the file that snnc compile wrote",
+        )
+    text = metadata.get("snnc.calibration", "")
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("snnc.calibration_sha256"):
+        raise refuse("SNNC401", f"the calibration in {source.name} was changed or is missing")
+    calibration = Calibration.from_json(text)
+    try:
+        unroll: Any = metadata["snnc.unroll"]
+        reset: Any = metadata["snnc.reset"]
+        method: Any = calibration.method
+        options = Options(
+            steps=int(metadata["snnc.steps"]),
+            threshold=method,
+            percentile=calibration.percentile,
+            per_channel=calibration.per_channel,
+            alpha=calibration.alpha,
+            unroll=unroll,
+            chunk=int(metadata["snnc.chunk"]) if unroll == "fold" else None,
+            reset=reset,
+            initial=float(metadata["snnc.initial"]),
+            strict=metadata["snnc.strict"] == "true",
+            seed=int(metadata["snnc.seed"]),
+        )
+        options.check()
+        names = [metadata[f"snnc.{key}_input"] for key in ("steps", "chunk")]
+    except (KeyError, ValueError, UsageError) as error:
+        raise refuse("SNNC401", f"the metadata of {source.name} is damaged: {error}") from None
+    given = {tensor.name for tensor in source.model.graph.initializer}
+    if any(name and name not in given for name in names):
+        raise refuse("SNNC401", f"{source.name} lacks the inputs that its metadata names")
+    return CompiledFile(source.model, metadata, calibration, options)
+
+
+def _spec(entry: onnx.ValueInfoProto) -> InputSpec:
+    kind = entry.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    return InputSpec(entry.name, shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+
+
+def batches(count: int, size: int) -> list[slice]:
+    """Slices of `size` samples that cover `count`."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

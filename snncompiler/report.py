@@ -1,0 +1,162 @@
+"""What the commands say: plain data for `--json`, and tables for people, from the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from snncompiler.calibration import Calibration
+from snncompiler.diagnostics import Finding, printable
+from snncompiler.graph import Node, label, value
+from snncompiler.operators import Rectifier, rectifier
+from snncompiler.pipeline import Prepared
+from snncompiler.timing import analyze
+
+_POOLING = ("AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool")
+
+
+def constraints(prepared: Prepared) -> dict[str, Any]:
+    """The constraints report: rectifiers, linear layers with what was folded, pooling, findings."""
+    graph = prepared.graph
+    timing = analyze(graph, lambda node: rectifier(node) is not None)
+    found = [(node, rectifier(node)) for node in graph.nodes]
+    return {
+        "model": prepared.source.name,
+        "sha256": prepared.source.sha256,
+        "any_batch": prepared.any_batch,
+        "rectifiers": [_rectifier(node, kind) for node, kind in found if kind is not None],
+        "linear_layers": [
+            {
+                "name": layer.name,
+                "operator": layer.op,
+                "bias": layer.bias,
+                "batch_norm": layer.batch_norm or "none",
+                "folded": list(layer.folded),
+                "largest_change": layer.change[0] if layer.change else None,
+                "relative_change": layer.change[1] if layer.change else None,
+            }
+            for layer in prepared.context.layers.values()
+        ],
+        "pooling": [
+            {"name": node.name, "operator": node.op, "phase": timing.phase(node)}
+            for node in graph.nodes
+            if node.op in _POOLING
+        ],
+        "paper_constraints_met": not any(
+            layer.bias or layer.batch_norm for layer in prepared.context.layers.values()
+        )
+        and not any(finding.code == "SNNC207" for finding in prepared.findings),
+        "findings": [finding.as_dict() for finding in prepared.findings],
+    }
+
+
+def _rectifier(node: Node, kind: Rectifier) -> dict[str, Any]:
+    shape = node.outputs[0].shape
+    return {
+        "name": node.name,
+        "operator": node.op,
+        "upper_bound": kind.cap,
+        "shape": None if shape is None else [dim if dim is None else str(dim) for dim in shape],
+        "current": _current_of(node),
+    }
+
+
+def _current_of(node: Node) -> str:
+    """What feeds a rectifier: the operator before it."""
+    sources = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
+    return label(sources[0]) if sources else "input"
+
+
+def thresholds_summary(calibration: Calibration) -> list[dict[str, Any]]:
+    """One row a layer: how many thresholds, and their range."""
+    return [
+        {
+            "layer": name,
+            "thresholds": int(theta.size),
+            "smallest": float(theta.min()),
+            "largest": float(theta.max()),
+        }
+        for name, theta in calibration.thresholds.items()
+    ]
+
+
+def weights_of(prepared: Prepared) -> int:
+    """How many numbers the normalized network's constants hold."""
+    seen: dict[str, int] = {}
+    for node in prepared.graph.nodes:
+        for tensor in node.inputs:
+            array = value(tensor)
+            if array is not None:
+                seen[tensor.name] = int(array.size)
+    return sum(seen.values())
+
+
+# --- for people ---
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> RenderableType:
+    """A table; numbers are right-aligned, names are escaped."""
+    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(_cell(content) for content in row))
+    return made
+
+
+def _is_number(content: object) -> bool:
+    return isinstance(content, (int, float)) or content is None
+
+
+def _cell(content: object) -> str:
+    from rich.markup import escape
+
+    if content is None:
+        return "-"
+    if isinstance(content, bool):
+        return "yes" if content else "no"
+    if isinstance(content, float):
+        return f"{content:.4g}"
+    return escape(printable(str(content)))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """One line each; equal ones once."""
+    style = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    for finding in dict.fromkeys(findings):
+        console.print(str(finding), style=style[finding.severity], markup=False, highlight=False)
+
+
+def print_constraints(console: Console, content: dict[str, Any]) -> None:
+    rows = [
+        (
+            layer["name"],
+            layer["operator"],
+            layer["bias"],
+            layer["batch_norm"],
+            ", ".join(layer["folded"]) or "-",
+            layer["largest_change"],
+            layer["relative_change"],
+        )
+        for layer in content["linear_layers"]
+    ]
+    columns = ("layer", "operator", "bias", "batch-norm", "folded", "change", "relative")
+    console.print(table("Linear layers", columns, rows))
+    rows = [
+        (r["name"], r["operator"], r["current"], r["upper_bound"]) for r in content["rectifiers"]
+    ]
+    console.print(table("Rectifiers", ("rectifier", "operator", "current from", "bound"), rows))
+    if content["pooling"]:
+        rows = [(p["name"], p["operator"], p["phase"]) for p in content["pooling"]]
+        console.print(table("Pooling", ("pooling", "operator", "phase"), rows))
+    met = "met" if content["paper_constraints_met"] else "not met; folded and injected instead"
+    console.print(f"Paper's constraints (no bias, no batch-norm): {met}", highlight=False)

@@ -1,0 +1,238 @@
+"""Verify a compiled file: that it is what the compiler would write, that every way to unroll it gives
+the same result, and that every neuron obeys the soft-reset identity.
+
+The identity holds for soft reset, per neuron, for any input order (Han, Srinivasan, Roy, RMP-SNN,
+CVPR 2020: the residual potential is kept):
+
+    θ·mean(s) = mean(x) - (v(T) - v(0)) / T
+
+In float32 each step rounds twice, u = v + x and v = u - θ·s, by at most 2^-24 of |u| and |v|, and
+|u| <= |v| + θ.  So with sums in float64 the deviation of a neuron is at most 2^-24·(2·max|v| + θ).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snncompiler.compiled import CompiledFile, read_compiled
+from snncompiler.data import Dataset, Preprocess, load_data
+from snncompiler.errors import refuse
+from snncompiler.pipeline import (
+    Options,
+    Prepared,
+    Progress,
+    check_batch,
+    emit,
+    prepare,
+    synthetic_feeds,
+)
+from snncompiler.passes.unroll_time import Unroll
+from snncompiler.passes.verify_output import verify_output
+from snncompiler.runtime.session import create_session
+from snncompiler.version import __version__
+from snncompiler.watch import Watched, watch
+
+Array = NDArray[Any]
+
+#: Samples that are run.
+SAMPLES = 4
+#: Time-steps at which the three ways are compared; `steps` writes a copy of the graph for each.
+UNROLL_STEPS = 16
+#: Convolutions over K·N and over N samples may sum in another order, and a current that lands within
+#: a rounding of θ then moves a spike.  That is rare: at most this share of the neurons may count
+#: other spikes.
+MOVED_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its name, whether it passed, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class LayerIdentity:
+    """The soft-reset identity in one layer: largest deviation, the bound there, and max|v|.
+
+    `above` and `below` are the shares of neurons that end with v(T) > θ and with v(T) < 0.
+    """
+
+    layer: str
+    deviation: float
+    bound: float
+    membrane_max: float
+    holds: bool
+    above: float
+    below: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    checks: tuple[Check, ...]
+    layers: tuple[LayerIdentity, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed, **asdict(self)}
+
+
+def verify(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    snn: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    data: str | os.PathLike[str] | Array | Mapping[str, Array] | Dataset | None = None,
+    preprocess: Preprocess | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Verify the compiled file `snn` of the source network `model`.
+
+    data: samples to run, the first 4 are taken; default seeded synthetic input.
+    Raises Refused where `snn` is no compiled file or of another network.  A check that fails is in
+    the result, not raised.
+    """
+    compiled = read_compiled(snn)
+    prepared = prepare(model)
+    if prepared.source.sha256 != compiled.metadata["snnc.source_sha256"]:
+        raise refuse(
+            "SNNC402",
+            f"{prepared.source.name} is not the network that the compiled file was made from",
+            hint=f"that was {compiled.metadata['snnc.source']}",
+        )
+    verify_output(compiled.model)
+    check_batch(prepared, compiled.options.seed)
+    if data is None:
+        feeds: Mapping[str, Array] = synthetic_feeds(prepared, SAMPLES, compiled.options.seed)
+    else:
+        feeds = load_data(data, prepared.inputs, preprocess).head(SAMPLES).feeds
+    if not prepared.any_batch:
+        feeds = {name: array[:1] for name, array in feeds.items()}
+    tell = progress or (lambda text, done, of: None)
+
+    tell("emitting again", 0, 3)
+    checks = [Check("valid ONNX, own rules", True, "checker, strict shape inference, thresholds")]
+    checks.append(_same_bytes(compiled, prepared))
+    tell("unrolling", 1, 3)
+    checks += _same_in_every_way(compiled, prepared, feeds)
+    tell("soft-reset identity", 2, 3)
+    layers: tuple[LayerIdentity, ...] = ()
+    if compiled.options.reset == "soft":
+        layers = _identity(compiled, feeds)
+        worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
+        checks.append(
+            Check(
+                "soft-reset identity",
+                all(layer.holds for layer in layers),
+                f"largest deviation / bound = {worst.deviation / worst.bound:.3f} in {worst.layer}",
+            )
+        )
+    tell("soft-reset identity", 3, 3)
+    return Verification(tuple(checks), layers)
+
+
+def _same_bytes(compiled: CompiledFile, prepared: Prepared) -> Check:
+    name = "emits the same bytes again"
+    version = compiled.metadata["snnc.version"]
+    if version != __version__:
+        return Check(name, True, f"not compared: compiled by {version}, this is {__version__}")
+    again = emit(prepared, compiled.calibration, compiled.options)
+    # The source's file name may have changed since; it is only a remark.
+    for entry in again.metadata_props:
+        if entry.key == "snnc.source":
+            entry.value = compiled.metadata["snnc.source"]
+    first, second = (m.SerializeToString(deterministic=True) for m in (compiled.model, again))
+    return Check(name, first == second, "identical" if first == second else "different")
+
+
+def _same_in_every_way(
+    compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]
+) -> list[Check]:
+    """`fold` with several K, `loop` and `steps` against each other, at the same T."""
+    steps = min(compiled.steps, UNROLL_STEPS)
+    ways: list[tuple[Unroll, int | None]] = [("loop", None), ("steps", None)]
+    ways += [("fold", chunk) for chunk in sorted({min(4, steps), steps})] if prepared.any_batch else []
+    checks = []
+    reference: list[Array] | None = None
+    for unroll, chunk in ways:
+        options = replace(compiled.options, unroll=unroll, chunk=chunk, steps=steps)
+        counts, outputs = _spike_counts(prepared, compiled, options, feeds)
+        if reference is None:
+            reference, expected = counts, outputs
+            continue
+        moved = sum(int((a != b).sum()) for a, b in zip(counts, reference, strict=True))
+        total = sum(count.size for count in counts)
+        largest = max(
+            float(np.abs(a - b).max(initial=0)) for a, b in zip(outputs, expected, strict=True)
+        )
+        name = f"{unroll}{f' (K = {chunk})' if chunk else ''} = loop at T = {steps}"
+        detail = f"{moved} of {total:,} spike counts differ, outputs by at most {largest:.3g}"
+        checks.append(Check(name, moved <= MOVED_SHARE * total, detail))
+    return checks
+
+
+def _spike_counts(
+    prepared: Prepared, compiled: CompiledFile, options: Options, feeds: Mapping[str, Array]
+) -> tuple[list[Array], list[Array]]:
+    watched = watch(emit(prepared, compiled.calibration, options))
+    values = create_session(watched.model).run(None, dict(feeds))
+    names = [entry.name for entry in watched.model.graph.output]
+    by_name = dict(zip(names, values, strict=True))
+    own = [by_name[entry.name] for entry in prepared.graph.outputs]
+    counts = [by_name[Watched.output(layer, "count")] for layer in watched.layers]
+    return counts, [np.asarray(output) for output in own if np.asarray(output).dtype.kind == "f"]
+
+
+def _identity(compiled: CompiledFile, feeds: Mapping[str, Array]) -> tuple[LayerIdentity, ...]:
+    """The identity on every neuron of the given file.
+
+    Two runs where the chunk can be chosen: one step at a time, which shows every membrane potential,
+    and as the file stands.
+    """
+    watched = watch(compiled.model, currents=True)
+    session = create_session(watched.model)
+    names = [entry.name for entry in watched.model.graph.output]
+    single = compiled.overrides(chunk=1) if compiled.metadata["snnc.chunk_input"] else {}
+    runs = [
+        dict(zip(names, session.run(None, {**feeds, **chosen}), strict=True))
+        for chosen in ([single, {}] if single else [{}])
+    ]
+    found = []
+    for layer in watched.layers:
+        theta = layer.threshold.astype(np.float64)
+        start = layer.membrane_start.astype(np.float64)
+        largest_v = np.maximum(np.abs(start), runs[0][Watched.output(layer, "membrane_max")])
+        bound = 2.0**-24 * (2 * largest_v + theta)
+        deviation = np.zeros_like(bound)
+        for run in runs:
+            count, total, end = (
+                run[Watched.output(layer, what)].astype(np.float64)
+                for what in ("count", "current_sum", "membrane_end")
+            )
+            mean_x, rate = total / compiled.steps, count / compiled.steps
+            left = np.abs(theta * rate - (mean_x - (end - start) / compiled.steps))
+            deviation = np.maximum(deviation, left)
+        at = np.unravel_index(int(np.argmax(deviation / bound)), bound.shape)
+        found.append(
+            LayerIdentity(
+                layer=layer.name,
+                deviation=float(deviation[at]),
+                bound=float(bound[at]),
+                membrane_max=float(largest_v.max()),
+                holds=bool((deviation <= bound).all()),
+                above=float((end > theta).mean()),
+                below=float((end < 0).mean()),
+            )
+        )
+    return tuple(found)
