@@ -1,9 +1,9 @@
 """snnc: compiles trained ReLU networks in ONNX into spiking networks that onnxruntime runs.
 
-    import snncompiler
-    snn = snncompiler.compile("resnet20.onnx", calibration="train.npz", steps=64)
-    report = snncompiler.check("resnet20.onnx")
-    result = snncompiler.evaluate("resnet20.onnx", snn, "test.npz", steps=[16, 32, 64])
+import snncompiler
+snn = snncompiler.compile("resnet20.onnx", calibration="train.npz", steps=64)
+report = snncompiler.check("resnet20.onnx")
+result = snncompiler.evaluate("resnet20.onnx", snn, "test.npz", steps=[16, 32, 64])
 """
 
 from snncompiler.api import check, compile

@@ -144,7 +144,7 @@ class Calibration:
         content = {**self.__dict__, "thresholds": {}}
         for name, theta in self.thresholds.items():
             content["thresholds"][name] = [float(str(value)) for value in theta]
-        return json.dumps(content, sort_keys=True, ensure_ascii=True)
+        return json.dumps(content, ensure_ascii=True)
 
     @staticmethod
     def from_json(text: str) -> Calibration:

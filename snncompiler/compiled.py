@@ -110,7 +110,9 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
 def _spec(entry: onnx.ValueInfoProto) -> InputSpec:
     kind = entry.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-    return InputSpec(entry.name, shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+    return InputSpec(
+        entry.name, shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    )
 
 
 def batches(count: int, size: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""Compare a compiled network with its ANN on data: accuracy against time-steps, and spiking activity."""
+"""Compare a compiled network with its ANN on data: accuracy against time-steps, and activity."""
 
 from __future__ import annotations
 

@@ -149,14 +149,15 @@ def print_constraints(console: Console, content: dict[str, Any]) -> None:
         )
         for layer in content["linear_layers"]
     ]
-    columns = ("layer", "operator", "bias", "batch-norm", "folded", "change", "relative")
-    console.print(table("Linear layers", columns, rows))
-    rows = [
+    titles = ("layer", "operator", "bias", "batch-norm", "folded", "change", "relative")
+    console.print(table("Linear layers", titles, rows))
+    rectifiers = [
         (r["name"], r["operator"], r["current"], r["upper_bound"]) for r in content["rectifiers"]
     ]
-    console.print(table("Rectifiers", ("rectifier", "operator", "current from", "bound"), rows))
+    columns = ("rectifier", "operator", "current from", "bound")
+    console.print(table("Rectifiers", columns, rectifiers))
     if content["pooling"]:
-        rows = [(p["name"], p["operator"], p["phase"]) for p in content["pooling"]]
-        console.print(table("Pooling", ("pooling", "operator", "phase"), rows))
+        pooling = [(p["name"], p["operator"], p["phase"]) for p in content["pooling"]]
+        console.print(table("Pooling", ("pooling", "operator", "phase"), pooling))
     met = "met" if content["paper_constraints_met"] else "not met; folded and injected instead"
     console.print(f"Paper's constraints (no bias, no batch-norm): {met}", highlight=False)

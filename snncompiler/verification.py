@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from snncompiler.compiled import CompiledFile, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.errors import refuse
+from snncompiler.passes.unroll_time import Unroll
+from snncompiler.passes.verify_output import verify_output
 from snncompiler.pipeline import (
     Options,
     Prepared,
@@ -33,8 +35,6 @@ from snncompiler.pipeline import (
     prepare,
     synthetic_feeds,
 )
-from snncompiler.passes.unroll_time import Unroll
-from snncompiler.passes.verify_output import verify_output
 from snncompiler.runtime.session import create_session
 from snncompiler.version import __version__
 from snncompiler.watch import Watched, watch
@@ -162,7 +162,9 @@ def _same_in_every_way(
     """`fold` with several K, `loop` and `steps` against each other, at the same T."""
     steps = min(compiled.steps, UNROLL_STEPS)
     ways: list[tuple[Unroll, int | None]] = [("loop", None), ("steps", None)]
-    ways += [("fold", chunk) for chunk in sorted({min(4, steps), steps})] if prepared.any_batch else []
+    ways += (
+        [("fold", chunk) for chunk in sorted({min(4, steps), steps})] if prepared.any_batch else []
+    )
     checks = []
     reference: list[Array] | None = None
     for unroll, chunk in ways:

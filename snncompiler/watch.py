@@ -88,7 +88,8 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def _body(node: onnx.NodeProto) -> onnx.GraphProto:
-    return next(attribute.g for attribute in node.attribute if attribute.name == "body")
+    body: onnx.GraphProto = next(a.g for a in node.attribute if a.name == "body")
+    return body
 
 
 def _neurons(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -181,9 +182,7 @@ def _watch_loop(
     return layers
 
 
-def _watch_copies(
-    graph: onnx.GraphProto, kinds: list[str], starts: dict[str, str]
-) -> list[Layer]:
+def _watch_copies(graph: onnx.GraphProto, kinds: list[str], starts: dict[str, str]) -> list[Layer]:
     values = _initializers(graph)
     state: dict[str, dict[str, str]] = {}
     layers: dict[str, Layer] = {}

@@ -1,0 +1,5 @@
+"""`python -m snncompiler` is `snnc`."""
+
+from snncompiler.cli import main
+
+main()

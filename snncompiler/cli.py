@@ -1,0 +1,613 @@
+"""The command line: `snnc check | compile | run | eval | verify | info`.
+
+Results go to standard output, everything else to standard error.  Exit codes: 0 done, 1 the model or
+the data is refused, 2 wrong usage, 3 something is missing in the environment, 4 our own fault,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from snncompiler import report
+from snncompiler.compiled import CompiledFile, batches, read_compiled
+from snncompiler.data import Preprocess, load_data
+from snncompiler.diagnostics import Finding, printable
+from snncompiler.errors import EnvironmentMissing, InternalError, SnncError, UsageError
+from snncompiler.evaluation import BATCH, Evaluation, evaluate
+from snncompiler.io import check_writable, save, write_atomically
+from snncompiler.pipeline import (
+    CALIBRATION_SAMPLES,
+    DEFAULT_STEPS,
+    Options,
+    check_batch,
+    compile_model,
+    measure_folds,
+    prepare,
+    synthetic_feeds,
+)
+from snncompiler.pipeline import Progress as Tell
+from snncompiler.runtime.session import create_session
+from snncompiler.verification import Verification, verify
+from snncompiler.version import __version__
+
+app = typer.Typer(
+    help="Compile trained ReLU networks in ONNX into spiking networks that onnxruntime runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """A console that does not fold its tables to 80 columns where there is no terminal."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=160)
+
+
+def guarded(command: Command) -> Command:
+    """Turn every exception into messages on standard error (or JSON) and the right exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except SnncError as error:
+            if "--debug" in sys.argv:
+                raise
+            _fail(error, bool(options.get("as_json")))
+        except KeyboardInterrupt:
+            _console(stderr=True).print("interrupted")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise typer.Exit(0) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if "--debug" in sys.argv:
+                raise
+            wrapped = InternalError(
+                f"{type(error).__name__}: {error}",
+                hint="please report it with the model; --debug shows where",
+            )
+            _fail(wrapped, bool(options.get("as_json")))
+
+    return run  # type: ignore[return-value]
+
+
+def _fail(error: SnncError, as_json: bool) -> None:
+    if as_json:
+        _print_json(
+            {
+                "exit_code": error.exit_code,
+                "findings": [finding.as_dict() for finding in error.findings],
+            }
+        )
+    report.print_findings(_console(stderr=True), error.findings)
+    raise typer.Exit(error.exit_code)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=True))
+
+
+def _tell_findings(findings: list[Finding], quiet: bool) -> None:
+    shown = [f for f in findings if not quiet or f.severity != "note"]
+    report.print_findings(_console(stderr=True), shown)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Tell | None]:
+    """A progress bar on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tell(text: str, done: int, of: int) -> None:
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=of)
+            bars.update(tasks[text], completed=done, total=of)
+
+        yield tell
+
+
+# --- options that several commands share ---
+
+
+class Threshold(str, Enum):
+    max = "max"
+    percentile = "percentile"
+
+
+class Unrolling(str, Enum):
+    fold = "fold"
+    loop = "loop"
+    steps = "steps"
+
+
+class Reset(str, Enum):
+    soft = "soft"
+    hard = "hard"
+
+
+class Encoding(str, Enum):
+    constant = "constant"
+
+
+class LayoutName(str, Enum):
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+Model = Annotated[Path, typer.Argument(help="The trained network, an .onnx file.")]
+Snn = Annotated[Path, typer.Argument(help="A file that snnc compile wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Layout = Annotated[
+    LayoutName | None,
+    typer.Option(help="What the network wants, from images stored as NHWC. Default: by its input."),
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(help="Divide pixels by this. Default: 255 for images and uint8 arrays."),
+]
+Mean = Annotated[str | None, typer.Option(help="Subtract after scaling: M or M,M,M per channel.")]
+Std = Annotated[str | None, typer.Option(help="Divide by after that: S or S,S,S per channel.")]
+Size = Annotated[str | None, typer.Option(help="Centre crop, HxW.")]
+Resize = Annotated[str | None, typer.Option(help="Resize images before the crop, HxW.")]
+Bgr = Annotated[bool, typer.Option("--bgr", help="The network wants blue, green, red.")]
+
+
+def _preprocess(
+    layout: LayoutName | None,
+    scale: float | None,
+    mean: str | None,
+    std: str | None,
+    size: str | None,
+    resize: str | None,
+    bgr: bool,
+) -> Preprocess:
+    if scale is not None and not (scale > 0 and np.isfinite(scale)):
+        raise UsageError(f"--scale {scale} is out of range", hint="positive and finite")
+    deviations = _numbers("--std", std)
+    if deviations is not None and not all(value > 0 for value in deviations):
+        raise UsageError(f"--std {std} is out of range", hint="every value is positive")
+    return Preprocess(
+        layout=None if layout is None else layout.value,
+        scale=scale,
+        mean=_numbers("--mean", mean),
+        std=deviations,
+        size=_height_width("--size", size),
+        resize=_height_width("--resize", resize),
+        bgr=bgr,
+    )
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{option} {text} is not a list of numbers", hint="as 0.5,0.5,0.5"
+        ) from None
+    if not all(np.isfinite(values)):
+        raise UsageError(f"{option} {text} is not finite")
+    return values
+
+
+def _height_width(option: str, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text} is not HxW", hint="as 224x224")
+    return int(parts[0]), int(parts[1])
+
+
+def _steps_list(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"--steps {text} is not a list of whole numbers", hint="as 8,16,32,64")
+    return [int(part) for part in parts]
+
+
+# --- commands ---
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"snnc {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@guarded
+def check(
+    model: Model,
+    strict: Annotated[bool, typer.Option(help="The paper's rule: no bias, no batch-norm.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether a network can be converted, layer by layer, and what was folded."""
+    prepared = prepare(model, strict=strict)
+    try:
+        check_batch(prepared, 0)
+        measure_folds(prepared, synthetic_feeds(prepared, 1, 0))
+    except EnvironmentMissing as missing:
+        text = "the batch axis and the folding were not checked numerically"
+        prepared.context.note("SNNC503", f"{text}: {missing.findings[0].message}")
+    content = report.constraints(prepared)
+    if as_json:
+        _print_json(content)
+        return
+    report.print_constraints(_console(), content)
+    _tell_findings(prepared.findings, quiet)
+
+
+@app.command(name="compile")
+@guarded
+def compile_command(
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Default: <name>.snn.onnx beside the model."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", "-T", help="Time-steps.")] = DEFAULT_STEPS,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Real samples: .npz, .npy, folder or zip of images.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(help="Calibration samples to draw, 0 for all.")
+    ] = CALIBRATION_SAMPLES,
+    threshold: Annotated[Threshold, typer.Option(help="How θ follows from activations.")] = (
+        Threshold.percentile
+    ),
+    percentile: Annotated[float, typer.Option(help="For --threshold percentile.")] = 99.9,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel/--per-layer", help="One θ per channel or per layer.")
+    ] = True,
+    alpha: Annotated[float, typer.Option(help="Scale of every θ, the paper's α.")] = 1.0,
+    unroll: Annotated[Unrolling, typer.Option(help="How time is unrolled.")] = Unrolling.fold,
+    chunk: Annotated[
+        int | None, typer.Option(help="Steps per chunk, for fold. Default: by memory.")
+    ] = None,
+    reset: Annotated[Reset, typer.Option(help="soft keeps the residual potential.")] = Reset.soft,
+    initial: Annotated[float, typer.Option(help="Initial membrane potential, in θ.")] = 0.5,
+    encode: Annotated[Encoding, typer.Option(help="How the input is coded.")] = Encoding.constant,
+    strict: Annotated[bool, typer.Option(help="The paper's rule: no bias, no batch-norm.")] = False,
+    seed: Annotated[int, typer.Option(help="For drawing samples and synthetic input.")] = 0,
+    layout: Layout = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    resize: Resize = None,
+    bgr: Bgr = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compile a trained ReLU network into a spiking one."""
+    options = Options(
+        steps=steps,
+        threshold=threshold.value,
+        percentile=percentile,
+        per_channel=per_channel,
+        alpha=alpha,
+        unroll=unroll.value,
+        chunk=chunk,
+        reset=reset.value,
+        initial=initial,
+        encode=encode.value,
+        strict=strict,
+        seed=seed,
+    )
+    options.check()
+    if samples < 0:
+        raise UsageError(f"--samples {samples} is out of range", hint="0 for all, or more")
+    how = _preprocess(layout, scale, mean, std, size, resize, bgr)
+    target = output or model.with_name(model.name.removesuffix(".onnx") + ".snn.onnx")
+    check_writable(target, (model, *([calibration] if calibration else [])))
+    with _progress(quiet) as tell:
+        result = compile_model(model, options, calibration, how, samples or None, tell)
+    save(result.model, target)
+    content = {
+        "output": str(target),
+        "bytes": target.stat().st_size,
+        **_described(read_compiled(result.model)),
+        "findings": [finding.as_dict() for finding in result.prepared.findings],
+    }
+    if as_json:
+        _print_json(content)
+        return
+    _tell_findings(result.prepared.findings, quiet)
+    print(
+        f"{target}: {len(content['layers'])} spiking layers, T = {content['steps']}, "
+        f"{content['unroll']}, {content['bytes']:,} bytes"
+    )
+
+
+def _described(compiled: CompiledFile) -> dict[str, Any]:
+    """What `snnc info` tells of a compiled file."""
+    meta, options, calibration = compiled.metadata, compiled.options, compiled.calibration
+    return {
+        "version": meta["snnc.version"],
+        "source": meta["snnc.source"],
+        "source_sha256": meta["snnc.source_sha256"],
+        "inputs": [
+            {"name": spec.name, "shape": ["N" if d is None else d for d in spec.shape]}
+            for spec in compiled.inputs
+        ],
+        "outputs": [entry.name for entry in compiled.model.graph.output],
+        "opset": next(o.version for o in compiled.model.opset_import if o.domain == ""),
+        "steps": options.steps,
+        "steps_input": meta["snnc.steps_input"] or None,
+        "unroll": options.unroll,
+        "chunk": options.chunk,
+        "chunk_input": meta["snnc.chunk_input"] or None,
+        "encode": options.encode,
+        "reset": options.reset,
+        "initial": options.initial,
+        "threshold": calibration.method,
+        "percentile": calibration.percentile if calibration.method == "percentile" else None,
+        "per_channel": calibration.per_channel,
+        "alpha": calibration.alpha,
+        "calibrated_on": calibration.source,
+        "calibration_samples": calibration.samples,
+        "seed": calibration.seed,
+        "layers": report.thresholds_summary(calibration),
+    }
+
+
+@app.command()
+@guarded
+def run(
+    snn: Snn,
+    data: Annotated[Path, typer.Option("--input", help="Samples: .npz, .npy, folder or zip.")],
+    steps: Annotated[int | None, typer.Option("--steps", "-T", help="Default: the file's.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write an .npz.")] = None,
+    threads: Annotated[int | None, typer.Option(help="onnxruntime threads.")] = None,
+    layout: Layout = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    resize: Resize = None,
+    bgr: Bgr = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a compiled network on data and print or write its outputs."""
+    compiled = read_compiled(snn)
+    if steps is not None and steps < 1:
+        raise UsageError(f"-T {steps} is out of range", hint="at least 1 time-step")
+    asked = compiled.overrides(steps=steps)
+    if output is not None:
+        check_writable(output, (snn, data))
+    how = _preprocess(layout, scale, mean, std, size, resize, bgr)
+    dataset = load_data(data, compiled.inputs, how)
+    _tell_findings(list(dataset.findings), quiet)
+    session = create_session(compiled.model, threads=threads)
+    names = [entry.name for entry in compiled.model.graph.output]
+    parts = batches(len(dataset), BATCH if compiled.any_batch else 1)
+    collected: list[list[Any]] = []
+    with _progress(quiet) as tell:
+        for number, part in enumerate(parts):
+            feeds = {name: array[part] for name, array in dataset.feeds.items()}
+            collected.append(session.run(names, {**feeds, **asked}))
+            if tell:
+                tell("running", number + 1, len(parts))
+    results = {
+        name: np.concatenate([np.atleast_1d(values[index]) for values in collected])
+        for index, name in enumerate(names)
+    }
+    if output is not None:
+        write_atomically(output, lambda file: np.savez(file, **results))  # type: ignore[arg-type]
+        print(output)
+    elif as_json:
+        _print_json({name: array.tolist() for name, array in results.items()})
+    else:
+        for name, array in results.items():
+            print(f"{printable(name)} {list(array.shape)} {array.dtype}")
+            with np.printoptions(precision=5, suppress=True, threshold=50, linewidth=120):
+                print(array)
+
+
+@app.command(name="eval")
+@guarded
+def eval_command(
+    model: Model,
+    snn: Snn,
+    data: Annotated[Path, typer.Option(help="Samples, with labels where there are any.")],
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Time-steps to evaluate at, as 8,16,32,64. Default: the file's."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first samples only.")] = None,
+    threads: Annotated[int | None, typer.Option(help="onnxruntime threads.")] = None,
+    layout: Layout = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    resize: Resize = None,
+    bgr: Bgr = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Accuracy against time-steps beside the ANN's, and the activity of every layer."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit} is out of range", hint="at least 1 sample")
+    how = _preprocess(layout, scale, mean, std, size, resize, bgr)
+    with _progress(quiet) as tell:
+        result = evaluate(
+            model,
+            snn,
+            data,
+            steps=_steps_list(steps),
+            limit=limit,
+            preprocess=how,
+            threads=threads,
+            progress=tell,
+        )
+    if as_json:
+        _print_json(result.as_dict())
+        return
+    _tell_findings(list(result.findings), quiet)
+    _print_evaluation(_console(), result)
+
+
+def _print_evaluation(console: Console, result: Evaluation) -> None:
+    def share(value: float | None) -> str:
+        return "-" if value is None else report.percent(value)
+
+    rows: list[tuple[object, ...]] = []
+    if result.ann_accuracy is not None:
+        rows.append(("ANN", share(result.ann_accuracy), "-", "-", "-", "-"))
+    for step in result.results:
+        drop = "-"
+        if step.accuracy is not None and result.ann_accuracy is not None:
+            drop = f"{100 * (result.ann_accuracy - step.accuracy):.2f}"
+        row = (f"T = {step.steps}", share(step.accuracy), drop, share(step.agreement))
+        rows.append((*row, f"{step.relative_error:.4f}", f"{step.firing_rate:.4f}"))
+    titles = ("steps", "top-1", "drop", "agreement", "relative error", "firing rate")
+    console.print(report.table(f"{result.samples:,} samples", titles, rows))
+    last = result.results[-1]
+    layers = [
+        (
+            activity.layer,
+            f"{activity.firing_rate:.4f}",
+            share(activity.saturated),
+            share(activity.silent),
+        )
+        for activity in last.layers
+    ]
+    columns = ("layer", "firing rate", "saturated", "silent")
+    console.print(report.table(f"Layers at T = {last.steps}", columns, layers))
+
+
+@app.command(name="verify")
+@guarded
+def verify_command(
+    model: Model,
+    snn: Snn,
+    data: Annotated[Path | None, typer.Option(help="Samples to run. Default: synthetic.")] = None,
+    layout: Layout = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    resize: Resize = None,
+    bgr: Bgr = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check a compiled network: every way to unroll it, and the soft-reset identity of every neuron."""
+    how = _preprocess(layout, scale, mean, std, size, resize, bgr)
+    with _progress(quiet) as tell:
+        result = verify(model, snn, data=data, preprocess=how, progress=tell)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        _print_verification(_console(), result)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _print_verification(console: Console, result: Verification) -> None:
+    rows = [
+        (check.name, "passed" if check.passed else "FAILED", check.detail)
+        for check in result.checks
+    ]
+    console.print(report.table("Checks", ("check", "result", "seen"), rows))
+    if result.layers:
+        identity: list[tuple[object, ...]] = [
+            (
+                layer.layer,
+                f"{layer.deviation:.3g}",
+                f"{layer.bound:.3g}",
+                f"{layer.membrane_max:.4g}",
+                report.percent(layer.above),
+                report.percent(layer.below),
+            )
+            for layer in result.layers
+        ]
+        title = "Soft-reset identity: θ·mean(s) = mean(x) - (v(T) - v(0))/T"
+        columns = ("layer", "deviation", "bound", "max |v|", "v(T) > θ", "v(T) < 0")
+        console.print(report.table(title, columns, identity))
+
+
+@app.command()
+@guarded
+def info(snn: Snn, as_json: Json = False, debug: Debug = False) -> None:
+    """Tell what a compiled file is: its source, time-steps, thresholds, inputs."""
+    content = _described(read_compiled(snn))
+    if as_json:
+        _print_json(content)
+        return
+    console = _console()
+    rows = [
+        (key.replace("_", " "), _flat(value)) for key, value in content.items() if key != "layers"
+    ]
+    console.print(report.table(str(snn), ("", ""), rows))
+    layers = [tuple(layer.values()) for layer in content["layers"]]
+    console.print(report.table("Thresholds", ("layer", "θ", "smallest", "largest"), layers))
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, list):
+        return ", ".join(
+            f"{v['name']} {v['shape']}" if isinstance(v, dict) else str(v) for v in value
+        )
+    return "-" if value is None else str(value)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
