@@ -552,7 +552,9 @@ def verify_command(
         _print_json(result.as_dict())
     else:
         _print_verification(_console(), result)
-    if not result.passed:
+    failed = [f"{check.name}: {check.detail}" for check in result.checks if not check.passed]
+    if failed:
+        report.print_findings(_console(stderr=True), [Finding("SNNC403", text) for text in failed])
         raise typer.Exit(1)
 
 

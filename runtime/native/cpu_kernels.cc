@@ -57,17 +57,29 @@ Half narrowed(float value) {
   return static_cast<Half>(sign | half);
 }
 
+// --- what an instruction set brings -------------------------------------------------------------
+
+/// `registers` vectors of `bytes` bytes hold the membrane potentials of one tile of neurons.
 struct Generic {
+  static constexpr int bytes = 16, registers = 8;
+
   static void widen(const Half* from, std::int64_t count, float* to) {
     for (std::int64_t i = 0; i < count; ++i) to[i] = widened(from[i]);
   }
   static void narrow(const float* from, std::int64_t count, Half* to) {
     for (std::int64_t i = 0; i < count; ++i) to[i] = narrowed(from[i]);
   }
+  /// Copies past the caches, where the instruction set can; `to` is aligned to 64 bytes.
+  static void stream(const void* from, std::int64_t size, void* to) {
+    std::memcpy(to, from, static_cast<std::size_t>(size));
+  }
+  static void end_of_streams() {}
 };
 
 #ifdef SNNC_X86
-struct F16c {
+struct Avx2 {
+  static constexpr int bytes = 32, registers = 8;
+
   SNNC_AVX2 static void widen(const Half* from, std::int64_t count, float* to) {
     std::int64_t i = 0;
     for (; i + 8 <= count; i += 8) {
@@ -79,23 +91,40 @@ struct F16c {
   SNNC_AVX2 static void narrow(const float* from, std::int64_t count, Half* to) {
     std::int64_t i = 0;
     for (; i + 8 <= count; i += 8) {
-      const __m128i halves =
-          _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+      const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
     }
     for (; i < count; ++i) to[i] = static_cast<Half>(_cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT));
   }
+  SNNC_AVX2 static void stream(const void* from, std::int64_t size, void* to) {
+    const auto* source = static_cast<const __m256i*>(from);
+    auto* target = static_cast<__m256i*>(to);
+    for (std::int64_t i = 0; i < size / 32; ++i) {
+      _mm256_stream_si256(target + i, _mm256_loadu_si256(source + i));
+    }
+  }
+  static void end_of_streams() { _mm_sfence(); }
+};
+
+struct Avx512 : Avx2 {
+  static constexpr int bytes = 64, registers = 16;
 };
 #endif
 
+/// A vector of floats or of 16-bit integers with as many elements.
+template <typename Set>
+using Floats __attribute__((vector_size(Set::bytes))) = float;
+template <typename Set>
+using Shorts __attribute__((vector_size(Set::bytes / 2))) = std::uint16_t;
+
 /// `count` values as floats: in place for float32, through `buffer` for float16.
-template <typename Convert>
+template <typename Set>
 SNNC_BODY const float* as_floats(const float* values, std::int64_t, float*) {
   return values;
 }
-template <typename Convert>
+template <typename Set>
 SNNC_BODY const float* as_floats(const Half* values, std::int64_t count, float* buffer) {
-  Convert::widen(values, count, buffer);
+  Set::widen(values, count, buffer);
   return buffer;
 }
 
@@ -164,7 +193,63 @@ SNNC_BODY void neuron_step(const float* __restrict__ x, const float* __restrict_
   }
 }
 
-template <typename Convert, Reset reset, typename T>
+/// Whole vectors of spikes from the mask of the neurons that fire (-1 where one does).
+template <typename Set, typename Mask>
+SNNC_BODY void store_spikes(const Mask& fires, float* to) {
+  const Floats<Set> zero = {};
+  const Floats<Set> spikes = fires ? zero + 1.0f : zero;
+  std::memcpy(to, &spikes, sizeof(spikes));
+}
+template <typename Set, typename Mask>
+SNNC_BODY void store_spikes(const Mask& fires, Half* to) {
+  const auto spikes = __builtin_convertvector(fires & 0x3c00, Shorts<Set>);
+  std::memcpy(to, &spikes, sizeof(spikes));
+}
+
+/// Neurons that fill the registers with their membrane potentials.
+template <typename Set>
+constexpr std::int64_t tile = Set::registers * Set::bytes / std::int64_t{sizeof(float)};
+
+/// One tile through all time-steps: each step reads the currents and writes the spikes, no more.
+template <typename Set, Reset reset, bool stream, typename T>
+SNNC_BODY void neuron_tile(const NeuronTask<T>& task, const float* theta, float* potentials,
+                           std::int64_t first) {
+  constexpr std::int64_t width = Set::bytes / sizeof(float);
+  alignas(64) float wide[tile<Set>];
+  alignas(64) T passing[tile<Set>];
+  Floats<Set> v[Set::registers];
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) std::memcpy(&v[r], potentials + r * width, Set::bytes);
+
+  const float* x = as_floats<Set>(task.current + first, tile<Set>, wide);
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    T* row = task.spikes + t * task.neurons + first;
+    if (t > 0 && !task.static_current) {
+      x = as_floats<Set>(task.current + t * task.neurons + first, tile<Set>, wide);
+    }
+    T* spikes = stream ? passing : row;
+#pragma GCC unroll 16
+    for (int r = 0; r < Set::registers; ++r) {
+      Floats<Set> input, threshold;
+      std::memcpy(&input, x + r * width, Set::bytes);
+      std::memcpy(&threshold, theta + r * width, Set::bytes);
+      const Floats<Set> zero = {};
+      const Floats<Set> u = v[r] + input;
+      const auto fires = u >= threshold;
+      if constexpr (reset == Reset::soft) {
+        v[r] = u - (fires ? zero + 1.0f : zero) * threshold;
+      } else {
+        v[r] = fires ? zero : u;
+      }
+      store_spikes<Set>(fires, spikes + r * width);
+    }
+    if constexpr (stream) Set::stream(passing, sizeof(passing), row);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) std::memcpy(potentials + r * width, &v[r], Set::bytes);
+}
+
+template <typename Set, Reset reset, typename T>
 SNNC_BODY void neuron_block(const NeuronTask<T>& task, std::int64_t first, std::int64_t count) {
   alignas(64) float theta_buffer[block];
   alignas(64) float current_buffer[block];
@@ -176,21 +261,34 @@ SNNC_BODY void neuron_block(const NeuronTask<T>& task, std::int64_t first, std::
   float* v = task.membrane_out + first;
   start_state(task.membrane, task.membrane_over, first, count, v);
 
-  const float* x = nullptr;
-  for (std::int64_t t = 0; t < task.steps; ++t) {
-    if (t == 0 || !task.static_current) {
-      x = as_floats<Convert>(task.current + t * task.neurons + first, count, current_buffer);
+  std::int64_t done = 0;
+  if (task.stream) {
+    for (; done + tile<Set> <= count; done += tile<Set>) {
+      neuron_tile<Set, reset, true>(task, theta + done, v + done, first + done);
     }
-    neuron_step<reset>(x, theta, v, task.spikes + t * task.neurons + first, count);
+    Set::end_of_streams();
+  } else {
+    for (; done + tile<Set> <= count; done += tile<Set>) {
+      neuron_tile<Set, reset, false>(task, theta + done, v + done, first + done);
+    }
+  }
+  const float* x = nullptr;
+  for (std::int64_t t = 0; t < task.steps && done < count; ++t) {
+    if (t == 0 || !task.static_current) {
+      const T* current = task.current + t * task.neurons + first + done;
+      x = as_floats<Set>(current, count - done, current_buffer);
+    }
+    T* spikes = task.spikes + t * task.neurons + first + done;
+    neuron_step<reset>(x, theta + done, v + done, spikes, count - done);
   }
 }
 
-template <typename Convert, typename T>
+template <typename Set, typename T>
 SNNC_BODY void neuron_body(const NeuronTask<T>& task, std::int64_t first, std::int64_t count) {
   if (task.reset == Reset::soft) {
-    neuron_block<Convert, Reset::soft>(task, first, count);
+    neuron_block<Set, Reset::soft>(task, first, count);
   } else {
-    neuron_block<Convert, Reset::hard>(task, first, count);
+    neuron_block<Set, Reset::hard>(task, first, count);
   }
 }
 
@@ -200,13 +298,39 @@ SNNC_BODY void add(const float* __restrict__ x, std::int64_t count, float* __res
   for (std::int64_t i = 0; i < count; ++i) y[i] = y[i] + x[i];
 }
 
-template <typename Convert, typename T>
+/// One tile of sums, in registers.
+template <typename Set, typename T>
+SNNC_BODY void sum_tile(const SumTask<T>& task, float* sums, std::int64_t first) {
+  constexpr std::int64_t width = Set::bytes / sizeof(float);
+  alignas(64) float wide[tile<Set>];
+  Floats<Set> y[Set::registers];
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) std::memcpy(&y[r], sums + r * width, Set::bytes);
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    const float* x = as_floats<Set>(task.values + t * task.neurons + first, tile<Set>, wide);
+#pragma GCC unroll 16
+    for (int r = 0; r < Set::registers; ++r) {
+      Floats<Set> value;
+      std::memcpy(&value, x + r * width, Set::bytes);
+      y[r] = y[r] + value;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) std::memcpy(sums + r * width, &y[r], Set::bytes);
+}
+
+template <typename Set, typename T>
 SNNC_BODY void sum_body(const SumTask<T>& task, std::int64_t first, std::int64_t count) {
   alignas(64) float buffer[block];
   float* y = task.total_out + first;
   start_state(task.total, task.total_over, first, count, y);
-  for (std::int64_t t = 0; t < task.steps; ++t) {
-    add(as_floats<Convert>(task.values + t * task.neurons + first, count, buffer), count, y);
+  std::int64_t done = 0;
+  for (; done + tile<Set> <= count; done += tile<Set>) {
+    sum_tile<Set>(task, y + done, first + done);
+  }
+  for (std::int64_t t = 0; t < task.steps && done < count; ++t) {
+    const T* values = task.values + t * task.neurons + first + done;
+    add(as_floats<Set>(values, count - done, buffer), count - done, y + done);
   }
 }
 
@@ -268,21 +392,21 @@ SNNC_BODY void difference(const float* __restrict__ after, float* __restrict__ b
 }
 
 /// Writes after - before and moves on: before = after.  `after` is overwritten.
-template <typename Convert>
+template <typename Set>
 SNNC_BODY void emit(float* after, float* before, std::int64_t count, float* out) {
   difference(after, before, count, out);
 }
-template <typename Convert>
+template <typename Set>
 SNNC_BODY void emit(float* after, float* before, std::int64_t count, Half* out) {
   for (std::int64_t i = 0; i < count; ++i) {
     const float change = after[i] - before[i];
     before[i] = after[i];
     after[i] = change;
   }
-  Convert::narrow(after, count, out);
+  Set::narrow(after, count, out);
 }
 
-template <typename Convert, typename T>
+template <typename Set, typename T>
 SNNC_BODY void pool_body(const PoolTask<T>& task, std::int64_t plane, float* scratch) {
   const Window& w = task.window;
   const std::int64_t inputs = w.inputs(), outputs = w.outputs(), width = w.out[2];
@@ -300,10 +424,10 @@ SNNC_BODY void pool_body(const PoolTask<T>& task, std::int64_t plane, float* scr
   for (std::int64_t t = 0; t < task.steps; ++t) {
     const T* spikes = task.spikes + (t * task.planes + plane) * inputs;
     T* pooled = task.pooled + (t * task.planes + plane) * outputs;
-    add(as_floats<Convert>(spikes, inputs, wide), inputs, counts);
+    add(as_floats<Set>(spikes, inputs, wide), inputs, counts);
     for (std::int64_t r = 0; r < rows; ++r) {
       pool_row(w, counts, r / w.out[1], r % w.out[1], row, after);
-      emit<Convert>(after, before + r * width, width, pooled + r * width);
+      emit<Set>(after, before + r * width, width, pooled + r * width);
     }
   }
 }
@@ -313,27 +437,27 @@ SNNC_BODY void pool_body(const PoolTask<T>& task, std::int64_t plane, float* scr
 #ifdef SNNC_X86
 template <typename T>
 SNNC_AVX2 void neuron_avx2(const NeuronTask<T>& task, std::int64_t first, std::int64_t count) {
-  neuron_body<F16c>(task, first, count);
+  neuron_body<Avx2>(task, first, count);
 }
 template <typename T>
 SNNC_AVX512 void neuron_avx512(const NeuronTask<T>& task, std::int64_t first, std::int64_t count) {
-  neuron_body<F16c>(task, first, count);
+  neuron_body<Avx512>(task, first, count);
 }
 template <typename T>
 SNNC_AVX2 void sum_avx2(const SumTask<T>& task, std::int64_t first, std::int64_t count) {
-  sum_body<F16c>(task, first, count);
+  sum_body<Avx2>(task, first, count);
 }
 template <typename T>
 SNNC_AVX512 void sum_avx512(const SumTask<T>& task, std::int64_t first, std::int64_t count) {
-  sum_body<F16c>(task, first, count);
+  sum_body<Avx512>(task, first, count);
 }
 template <typename T>
 SNNC_AVX2 void pool_avx2(const PoolTask<T>& task, std::int64_t plane, float* scratch) {
-  pool_body<F16c>(task, plane, scratch);
+  pool_body<Avx2>(task, plane, scratch);
 }
 template <typename T>
 SNNC_AVX512 void pool_avx512(const PoolTask<T>& task, std::int64_t plane, float* scratch) {
-  pool_body<F16c>(task, plane, scratch);
+  pool_body<Avx512>(task, plane, scratch);
 }
 #endif
 

@@ -281,6 +281,10 @@ struct Cpu {
   /// Values of a task under which waking other threads costs more than it saves.
   static constexpr std::int64_t small = 1 << 14;
 
+  /// Bytes of spikes from which on they do not stay in the caches until they are read anyway.
+  /// Writing them past the caches saves reading their memory first (bench/neuron.py).
+  static constexpr std::int64_t streamed = 32 << 20;
+
   /// Runs work(first, count) over all neurons in blocks, in parallel.
   template <typename Work>
   static void in_blocks(const Context& context, std::int64_t neurons, std::int64_t steps,
@@ -300,7 +304,10 @@ struct Cpu {
   }
 
   template <typename T>
-  static void run(const Context& context, const NeuronTask<T>& task) {
+  static void run(const Context& context, NeuronTask<T> task) {
+    const auto row = task.neurons * std::int64_t{sizeof(T)};
+    task.stream = task.steps * row >= streamed && row % 64 == 0 &&
+                  reinterpret_cast<std::uintptr_t>(task.spikes) % 64 == 0;
     in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
       cpu::neuron(task, first, count);
     });

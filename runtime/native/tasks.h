@@ -46,6 +46,7 @@ struct NeuronTask {
   std::int64_t steps;
   std::int64_t neurons;
   bool static_current;
+  bool stream;  // on the CPU: write the spikes past the caches
   Reset reset;
 };
 
