@@ -23,7 +23,12 @@ TIME_MEAN = "TimeMean"
 
 @dataclass(frozen=True)
 class SinkTimeMean(Pass):
-    """Insert a TimeMean on every temporal tensor that the read-out or the user reads."""
+    """Insert a TimeMean on every temporal tensor that the read-out or the user reads.
+
+    `inputs_vary`: the inputs of the network are temporal too.
+    """
+
+    inputs_vary: bool = False
 
     name: ClassVar[str] = "sink-time-mean"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
@@ -31,32 +36,35 @@ class SinkTimeMean(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         taken = tensor_names(graph)
-        timing = analyze(graph, lambda node: node.domain == dialect.DOMAIN)
-        for node in list(graph.nodes):
-            if timing.phase(node) != "temporal":
+        timing = analyze(
+            graph, lambda node: node.domain == dialect.DOMAIN, inputs_vary=self.inputs_vary
+        )
+        temporal = [node for node in graph.nodes if timing.phase(node) == "temporal"]
+        tensors = [tensor for node in temporal for tensor in node.outputs]
+        if self.inputs_vary:
+            tensors += graph.inputs
+        for tensor in tensors:
+            late = [reader for reader in tensor.outputs if timing.phase(reader) == "read-out"]
+            places = [i for i, output in enumerate(graph.outputs) if output is tensor]
+            if not late and not places:
                 continue
-            for tensor in list(node.outputs):
-                late = [reader for reader in tensor.outputs if timing.phase(reader) == "read-out"]
-                places = [i for i, output in enumerate(graph.outputs) if output is tensor]
-                if not late and not places:
-                    continue
-                mean = gs.Variable(
-                    unique_name(f"{tensor.name}/mean", taken), tensor.dtype, tensor.shape
+            mean = gs.Variable(
+                unique_name(f"{tensor.name}/mean", taken), tensor.dtype, tensor.shape
+            )
+            for reader in late:
+                for index, other in enumerate(reader.inputs):
+                    if other is tensor:
+                        reader.inputs[index] = mean
+            for place in places:
+                # The user's name goes to what the user reads.
+                tensor.name, mean.name = mean.name, tensor.name
+                graph.outputs[place] = mean
+            graph.nodes.append(
+                gs.Node(
+                    TIME_MEAN,
+                    f"{mean.name}/time_mean",
+                    inputs=[tensor],
+                    outputs=[mean],
+                    domain=dialect.DOMAIN,
                 )
-                for reader in late:
-                    for index, other in enumerate(reader.inputs):
-                        if other is tensor:
-                            reader.inputs[index] = mean
-                for place in places:
-                    # The user's name goes to what the user reads.
-                    tensor.name, mean.name = mean.name, tensor.name
-                    graph.outputs[place] = mean
-                graph.nodes.append(
-                    gs.Node(
-                        TIME_MEAN,
-                        f"{mean.name}/time_mean",
-                        inputs=[tensor],
-                        outputs=[mean],
-                        domain=dialect.DOMAIN,
-                    )
-                )
+            )

@@ -7,6 +7,12 @@
 `steps`  the step graph copied T times; T is baked in.  For other compilers, and as an oracle.
 
 The static part stands outside and is computed once; so does the read-out, on time-means.
+
+Two more forms are emitted for their own uses:
+
+`step`        one time-step with every state as an overridable input and as an output, for streams
+              whose input changes with time (`snncompiler.runtime.Stream`).
+`cuda-graph`  one chunk of K = T steps for a fixed batch, without control flow or run-time shapes.
 """
 
 from __future__ import annotations
@@ -23,12 +29,22 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from snncompiler import dialect
 from snncompiler.errors import refuse
-from snncompiler.graph import Graph, Node, Tensor, is_live, rank, tensor_names, unique_name
+from snncompiler.graph import (
+    Graph,
+    Node,
+    Tensor,
+    is_live,
+    known_rank,
+    rank,
+    tensor_names,
+    unique_name,
+)
 from snncompiler.passes.sink_time_mean import TIME_MEAN
 from snncompiler.passes.track_batch import BATCH
 from snncompiler.timing import Timing, analyze
 
 Unroll = Literal["fold", "loop", "steps"]
+Emit = Literal["window", "step", "cuda-graph"]
 
 #: `steps` copies the step graph; above this many nodes onnxruntime takes minutes to load it.
 NODE_BUDGET = 20_000
@@ -38,16 +54,25 @@ NODE_BUDGET = 20_000
 class UnrollTime:
     """The last graph pass: from the gs graph to an ONNX graph with time in it.
 
-    `steps` is T, `chunk` is K (1 unless `unroll` is fold).
+    `steps` is T, `chunk` is K (1 unless `unroll` is fold).  `form` is "window" for the three ways.
     """
 
     unroll: Unroll
     steps: int
     chunk: int
+    form: Emit = "window"
 
     def emit(self, graph: Graph) -> tuple[onnx.GraphProto, dict[str, str]]:
-        """The graph, and the names of its overridable inputs by what they are (steps, chunk)."""
-        writer = _Writer(graph, analyze(graph, _is_ours), tensor_names(graph))
+        """The graph, and the names of its own inputs: `steps` and `chunk` where they can be
+        overridden; for a step model `step`, and `state:<input>` -> the output that carries it on.
+        """
+        timing = analyze(graph, _is_ours, inputs_vary=self.form == "step")
+        writer = _Writer(graph, timing, tensor_names(graph))
+        if self.form == "step":
+            return writer.single_step()
+        if self.form == "cuda-graph":
+            writer.whole_window(self.steps)
+            return writer.finish(), {}
         if self.unroll == "steps":
             writer.copies(self.steps)
             return writer.finish(), {}
@@ -321,6 +346,56 @@ class _Writer:
             made, states = self.region(f"t{t}/", one, states, None)
             self.nodes += made
         self.decode(states, self.constant("snnc_steps_as_float", steps, np.float32))
+
+    def whole_window(self, steps: int) -> None:
+        """`cuda-graph`: all T steps as one chunk; T is baked in, and so is the batch by its shape."""
+        fold = self.constant("snnc_repeat", [steps])
+        held = self.constant("snnc_steps", steps)
+        self.initializers.update(_constants_of(self.temporal))
+        states = {node.name: start.name for node, start in self.states()}
+        if self.means:
+            zero = self.constant("snnc_zero", 0.0, np.float32)
+            states.update({node.name: zero for node in self.means})
+        made, states = self.region("", held, states, fold)
+        self.nodes += made
+        self.decode(states, self.constant("snnc_steps_as_float", steps, np.float32))
+
+    def single_step(self) -> tuple[onnx.GraphProto, dict[str, str]]:
+        """`step`: the states are overridable inputs, with their start as default, and outputs."""
+        one = self.constant("snnc_one", 1)
+        step = self.parameter("snnc_step", 0)
+        following = self.name("snnc_step_next")
+        as_float = self.name("snnc_steps_as_float")
+        self.nodes += [
+            helper.make_node("Add", [step, one], [following], name=following),
+            helper.make_node("Cast", [following], [as_float], name=as_float, to=TensorProto.FLOAT),
+        ]
+        self.initializers.update(_constants_of(self.temporal))
+        starts = [(node, start.values) for node, start in self.states()]
+        starts += [(node, np.zeros((), np.float32)) for node in self.means]
+        states = {}
+        for node, start in starts:
+            # Only the rank is declared: the start broadcasts to the [N, ...] that comes out.
+            size = known_rank(node.inputs[0])
+            spread = np.reshape(start, (1,) * (size - start.ndim) + start.shape)
+            states[node.name] = self.constant(f"{node.name}/state", spread, np.float32)
+            self.overridable.append(
+                helper.make_tensor_value_info(states[node.name], TensorProto.FLOAT, [None] * size)
+            )
+        made, new_states = self.region("", one, states, None)
+        self.nodes += made
+        self.decode(new_states, as_float)
+        graph = self.finish()
+        graph.output.append(helper.make_tensor_value_info(following, TensorProto.INT64, []))
+        for node, _ in starts:
+            size = known_rank(node.inputs[0])
+            graph.output.append(
+                helper.make_tensor_value_info(
+                    new_states[node.name], TensorProto.FLOAT, [None] * size
+                )
+            )
+        carried = {f"state:{state}": new_states[name] for name, state in states.items()}
+        return graph, {"step": step, f"state:{step}": following, **carried}
 
     def finish(self) -> onnx.GraphProto:
         used = {name for node in self.nodes for name in _reads(node)}

@@ -9,7 +9,7 @@ import onnx
 
 from snncompiler.calibration import Method
 from snncompiler.data import Preprocess
-from snncompiler.passes.unroll_time import Unroll
+from snncompiler.passes.unroll_time import Emit, Unroll
 from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
     DEFAULT_STEPS,
@@ -38,6 +38,9 @@ def compile(
     encode: Literal["constant"] = "constant",
     strict: bool = False,
     seed: int = 0,
+    emit: Emit = "window",
+    batch: int | None = None,
+    precision: Literal["fp32", "fp16"] = "fp32",
     samples: int | None = CALIBRATION_SAMPLES,
     preprocess: Preprocess | None = None,
     progress: Progress | None = None,
@@ -52,6 +55,8 @@ def compile(
         activations; alpha scales it (the paper's α).
     unroll, chunk: `fold` (chunks of K steps), `loop` or `steps`.  reset: soft (RMP) or hard.
     initial: membrane potential at the start, in units of θ.  encode: the input is a constant current.
+    emit: `window`, `step` (one step, states outside: `runtime.Stream`) or `cuda-graph` (K = T and
+        `batch` baked in, no control flow).  precision: fp16 halves weights and currents, for GPUs.
     strict: refuse bias and batch-norm, as the paper does.
 
     Returns the spiking network: the same inputs and outputs as the ANN, [N, ...].
@@ -70,6 +75,9 @@ def compile(
         encode=encode,
         strict=strict,
         seed=seed,
+        emit=emit,
+        batch=batch,
+        precision=precision,
     )
     return compile_model(model, options, calibration, preprocess, samples, progress).model
 

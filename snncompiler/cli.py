@@ -157,6 +157,17 @@ class Encoding(str, Enum):
     constant = "constant"
 
 
+class Emission(str, Enum):
+    window = "window"
+    step = "step"
+    cuda_graph = "cuda-graph"
+
+
+class Precision(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
 class LayoutName(str, Enum):
     NCHW = "NCHW"
     NHWC = "NHWC"
@@ -315,6 +326,16 @@ def compile_command(
     encode: Annotated[Encoding, typer.Option(help="How the input is coded.")] = Encoding.constant,
     strict: Annotated[bool, typer.Option(help="The paper's rule: no bias, no batch-norm.")] = False,
     seed: Annotated[int, typer.Option(help="For drawing samples and synthetic input.")] = 0,
+    emission: Annotated[
+        Emission,
+        typer.Option(
+            "--emit", help="window: all T steps; step: one step, states outside, for streams."
+        ),
+    ] = Emission.window,
+    batch: Annotated[int | None, typer.Option(help="Fixed batch, for --emit cuda-graph.")] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="fp16: weights and currents in float16, for GPUs.")
+    ] = Precision.fp32,
     layout: Layout = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -340,6 +361,9 @@ def compile_command(
         encode=encode.value,
         strict=strict,
         seed=seed,
+        emit=emission.value,
+        batch=batch,
+        precision=precision.value,
     )
     options.check()
     if samples < 0:
@@ -362,7 +386,8 @@ def compile_command(
     _tell_findings(result.prepared.findings, quiet)
     print(
         f"{target}: {len(content['layers'])} spiking layers, T = {content['steps']}, "
-        f"{content['unroll']}, {content['bytes']:,} bytes"
+        f"{content['unroll'] if content['emit'] == 'window' else content['emit']}, "
+        f"{content['bytes']:,} bytes"
     )
 
 
@@ -377,7 +402,10 @@ def _described(compiled: CompiledFile) -> dict[str, Any]:
             {"name": spec.name, "shape": ["N" if d is None else d for d in spec.shape]}
             for spec in compiled.inputs
         ],
-        "outputs": [entry.name for entry in compiled.model.graph.output],
+        "outputs": compiled.outputs,
+        "emit": options.emit,
+        "precision": options.precision,
+        "states": len(compiled.states) or None,
         "opset": next(o.version for o in compiled.model.opset_import if o.domain == ""),
         "steps": options.steps,
         "steps_input": meta["snnc.steps_input"] or None,
@@ -429,7 +457,7 @@ def run(
     _tell_findings(list(dataset.findings), quiet)
     session = create_session(compiled.model, threads=threads)
     names = [entry.name for entry in compiled.model.graph.output]
-    parts = batches(len(dataset), BATCH if compiled.any_batch else 1)
+    parts = batches(len(dataset), compiled.batch_size(BATCH))
     collected: list[list[Any]] = []
     with _progress(quiet) as tell:
         for number, part in enumerate(parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ class CompiledFile:
     metadata: Mapping[str, str]
     calibration: Calibration
     options: Options
+    #: Of a step model: state input -> the output that carries it on.
+    states: Mapping[str, str]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the network's outputs, without the states of a step model."""
+        carried = set(self.states.values())
+        return [entry.name for entry in self.model.graph.output if entry.name not in carried]
 
     @property
     def steps(self) -> int:
@@ -44,23 +53,32 @@ class CompiledFile:
     def any_batch(self) -> bool:
         return all(not spec.shape or spec.shape[0] is None for spec in self.inputs)
 
+    def batch_size(self, wanted: int) -> int:
+        """How many samples one run takes: the fixed batch where there is one."""
+        fixed = [spec.shape[0] for spec in self.inputs if spec.shape]
+        return wanted if self.any_batch else int(fixed[0] or 1)
+
     def overrides(self, steps: int | None = None, chunk: int | None = None) -> dict[str, Array]:
         """The feeds that ask for other steps or another chunk than the file's own.
 
         Raises UsageError where they are baked in.
         """
+        if self.options.emit == "step":
+            raise UsageError(
+                "this file is one time-step, with its states as inputs and outputs",
+                hint="step it with snncompiler.runtime.Stream, or compile with --emit window",
+            )
         feeds: dict[str, Array] = {}
         for what, wanted, own in (
             ("steps", steps, self.options.steps),
-            ("chunk", chunk, self.options.chunk or 1),
+            ("chunk", chunk, int(self.metadata["snnc.chunk"])),
         ):
             name = self.metadata[f"snnc.{what}_input"]
             if wanted is not None and name:
                 feeds[name] = np.array(wanted, np.int64)
             elif wanted is not None and wanted != own:
                 raise UsageError(
-                    f"this file was unrolled by '{self.options.unroll}' with {what} = {own} baked in,"
-                    f" so it cannot run with {wanted}",
+                    f"this file has {what} = {own} baked in, so it cannot run with {wanted}",
                     hint="compile it with --unroll fold",
                 )
         return feeds
@@ -84,6 +102,8 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
         unroll: Any = metadata["snnc.unroll"]
         reset: Any = metadata["snnc.reset"]
         method: Any = calibration.method
+        emit: Any = metadata["snnc.emit"]
+        precision: Any = metadata["snnc.precision"]
         options = Options(
             steps=int(metadata["snnc.steps"]),
             threshold=method,
@@ -91,20 +111,25 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
             per_channel=calibration.per_channel,
             alpha=calibration.alpha,
             unroll=unroll,
-            chunk=int(metadata["snnc.chunk"]) if unroll == "fold" else None,
+            chunk=int(metadata["snnc.chunk"]) if metadata["snnc.chunk_input"] else None,
             reset=reset,
             initial=float(metadata["snnc.initial"]),
             strict=metadata["snnc.strict"] == "true",
             seed=int(metadata["snnc.seed"]),
+            emit=emit,
+            batch=int(metadata["snnc.batch"]) if metadata["snnc.batch"] else None,
+            precision=precision,
         )
         options.check()
-        names = [metadata[f"snnc.{key}_input"] for key in ("steps", "chunk")]
+        names = [metadata[f"snnc.{key}_input"] for key in ("steps", "chunk", "step")]
+        states = json.loads(metadata["snnc.states"])
+        names += states
     except (KeyError, ValueError, UsageError) as error:
         raise refuse("SNNC401", f"the metadata of {source.name} is damaged: {error}") from None
     given = {tensor.name for tensor in source.model.graph.initializer}
     if any(name and name not in given for name in names):
         raise refuse("SNNC401", f"{source.name} lacks the inputs that its metadata names")
-    return CompiledFile(source.model, metadata, calibration, options)
+    return CompiledFile(source.model, metadata, calibration, options, states)
 
 
 def _spec(entry: onnx.ValueInfoProto) -> InputSpec:

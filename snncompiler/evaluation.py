@@ -99,7 +99,7 @@ def evaluate(
             raise UsageError(f"--steps {count} is out of range", hint=f"1 to {MAX_STEPS:,}")
         compiled.overrides(steps=count)
     dataset = load_data(data, compiled.inputs, preprocess).head(limit)
-    parts = batches(len(dataset), BATCH if compiled.any_batch else 1)
+    parts = batches(len(dataset), compiled.batch_size(BATCH))
 
     ann = _run_ann(source.model, dataset, threads)
     scores = _scores_at(ann)

@@ -266,12 +266,18 @@ def infer_shapes(graph: Graph) -> None:
 
 
 def reachable_from(
-    graph: Graph, start: Callable[[Node], bool], *, through: Callable[[Node], bool] | None = None
+    graph: Graph,
+    start: Callable[[Node], bool],
+    sources: set[int],
+    through: Callable[[Node], bool],
 ) -> set[int]:
-    """ids of the tensors that depend on an output of a node for which `start` holds."""
+    """ids of the tensors that depend on a tensor in `sources` or on a node for which `start` holds.
+
+    Dependence ends at the nodes for which `through` does not hold.  The nodes are sorted.
+    """
     found: set[int] = set()
     for node in graph.nodes:
-        depends = any(id(tensor) in found for tensor in node.inputs)
-        if start(node) or (depends and (through is None or through(node))):
+        depends = any(id(tensor) in found or id(tensor) in sources for tensor in node.inputs)
+        if start(node) or (depends and through(node)):
             found.update(id(tensor) for tensor in node.outputs)
     return found

@@ -9,6 +9,7 @@ compile   the three together
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -44,12 +45,13 @@ from snncompiler.passes.fold_amplitude import FoldAmplitude
 from snncompiler.passes.fold_batch_norm import FoldBatchNorm
 from snncompiler.passes.fold_constants import FoldConstants
 from snncompiler.passes.insert_neurons import InsertNeurons
+from snncompiler.passes.lower_precision import LowerPrecision
 from snncompiler.passes.remove_noops import RemoveNoops
 from snncompiler.passes.sink_time_mean import SinkTimeMean
 from snncompiler.passes.swap_max_pool import SwapMaxPool
-from snncompiler.passes.track_batch import TrackBatch
+from snncompiler.passes.track_batch import BATCH, TrackBatch
 from snncompiler.passes.unify_linear import UnifyLinear
-from snncompiler.passes.unroll_time import NODE_BUDGET, Unroll, UnrollTime, unfoldable
+from snncompiler.passes.unroll_time import NODE_BUDGET, Emit, Unroll, UnrollTime, unfoldable
 from snncompiler.passes.verify_input import verify_input
 from snncompiler.passes.verify_output import verify_output
 from snncompiler.runtime.session import create_session
@@ -90,6 +92,9 @@ class Options:
     encode: Literal["constant"] = "constant"
     strict: bool = False
     seed: int = 0
+    emit: Emit = "window"
+    batch: int | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
 
     def check(self) -> None:
         """Raises UsageError for the first value that is out of range."""
@@ -97,6 +102,8 @@ class Options:
         _choice("--unroll", self.unroll, ("fold", "loop", "steps"))
         _choice("--reset", self.reset, ("soft", "hard"))
         _choice("--encode", self.encode, ("constant",))
+        _choice("--emit", self.emit, ("window", "step", "cuda-graph"))
+        _choice("--precision", self.precision, ("fp32", "fp16"))
         _range("-T", self.steps, 1 <= self.steps <= MAX_STEPS, f"1 to {MAX_STEPS:,} time-steps")
         _range("--percentile", self.percentile, 0 < self.percentile <= 100, "above 0, at most 100")
         _range("--alpha", self.alpha, 0 < self.alpha < float("inf"), "positive and finite")
@@ -104,8 +111,13 @@ class Options:
         _range("--seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
         if self.chunk is not None:
             _range("--chunk", self.chunk, 1 <= self.chunk <= MAX_STEPS, "at least 1 time-step")
-            if self.unroll != "fold":
-                raise UsageError(f"--chunk belongs to --unroll fold, not to {self.unroll}")
+            if self.unroll != "fold" or self.emit != "window":
+                form = self.unroll if self.emit == "window" else self.emit
+                raise UsageError(f"--chunk belongs to --unroll fold, not to {form}")
+        if self.batch is not None:
+            _range("--batch", self.batch, 1 <= self.batch <= 1 << 20, "at least 1 sample")
+        if (self.batch is None) == (self.emit == "cuda-graph"):
+            raise UsageError("--emit cuda-graph and --batch N belong together")
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -342,7 +354,8 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
         [
             InsertNeurons(calibration.thresholds, options.initial, options.reset),
             FoldAmplitude(),
-            SinkTimeMean(),
+            SinkTimeMean(inputs_vary=options.emit == "step"),
+            *([LowerPrecision()] if options.precision == "fp16" else []),
         ],
         graph,
         context,
@@ -350,7 +363,9 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
     infer_shapes(graph)
     options = _unrollable(graph, prepared, options)
     chunk = _chunk(graph, options)
-    unrolled, names = UnrollTime(options.unroll, options.steps, chunk).emit(graph)
+    unrolled, names = UnrollTime(options.unroll, options.steps, chunk, options.emit).emit(graph)
+    if options.batch is not None:
+        _fix_batch(unrolled, options.batch)
     model = attach_functions(unrolled, prepared.checked_model.opset_import)
     model.producer_version = __version__
     metadata = _metadata(prepared, calibration, options, chunk, names)
@@ -359,13 +374,27 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
     return model
 
 
+def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+    """Write the batch size into the inputs and outputs."""
+    for entry in (*graph.input, *graph.output):
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.dim_param == BATCH:
+                dim.dim_value = batch
+
+
 def _unrollable(graph: Graph, prepared: Prepared, options: Options) -> Options:
     """`fold` needs the batch on the leading axis of every temporal tensor; else `loop`."""
-    if options.unroll != "fold":
+    if options.emit == "step" or (options.unroll != "fold" and options.emit == "window"):
         return options
     blocking = unfoldable(graph)
     if not blocking:
         return options
+    if options.emit == "cuda-graph":
+        raise refuse(
+            "SNNC205",
+            "time cannot be folded into the batch here, which --emit cuda-graph needs",
+            node=label(blocking[0]),
+        )
     if options.chunk not in (None, 1):
         raise UsageError(
             f"--chunk {options.chunk} is not possible: the batch is not the leading axis of "
@@ -381,7 +410,9 @@ def _unrollable(graph: Graph, prepared: Prepared, options: Options) -> Options:
 
 def _chunk(graph: Graph, options: Options) -> int:
     """K: the memory budget over the bytes of one step, evened out over the chunks."""
-    if options.unroll != "fold":
+    if options.emit == "cuda-graph":
+        return options.steps
+    if options.unroll != "fold" or options.emit == "step":
         return 1
     if options.chunk is not None:
         return min(options.chunk, options.steps)
@@ -417,6 +448,13 @@ def _metadata(
         "snnc.chunk": str(chunk),
         "snnc.chunk_input": names.get("chunk", ""),
         "snnc.unroll": options.unroll,
+        "snnc.emit": options.emit,
+        "snnc.batch": "" if options.batch is None else str(options.batch),
+        "snnc.precision": options.precision,
+        "snnc.step_input": names.get("step", ""),
+        "snnc.states": json.dumps(
+            {k.removeprefix("state:"): v for k, v in names.items() if k.startswith("state:")}
+        ),
         "snnc.encode": options.encode,
         "snnc.reset": options.reset,
         "snnc.initial": repr(options.initial),
@@ -456,7 +494,7 @@ def compile_model(
     """Compile and return everything; `snncompiler.compile` returns the model alone."""
     options.check()
     prepared = prepare(model, strict=options.strict)
-    if options.unroll == "steps":
+    if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
     dataset = None
     if isinstance(calibration, Calibration):

@@ -34,10 +34,15 @@ class Timing:
         return [id(tensor) in self.temporal for tensor in node.inputs]
 
 
-def analyze(graph: Graph, fires: Callable[[Node], bool]) -> Timing:
-    """Sort the graph and find the phase of every node; `fires` tells the spiking nodes."""
+def analyze(graph: Graph, fires: Callable[[Node], bool], *, inputs_vary: bool = False) -> Timing:
+    """Sort the graph and find the phase of every node; `fires` tells the spiking nodes.
+
+    `inputs_vary`: the inputs of the network change with time (a stream), so nothing is static that
+    depends on them.
+    """
     sort_nodes(graph)
-    temporal = reachable_from(graph, fires, through=lambda node: node.op not in _SHAPE_ONLY)
+    temporal = {id(tensor) for tensor in graph.inputs} if inputs_vary else set()
+    temporal |= reachable_from(graph, fires, temporal, lambda node: node.op not in _SHAPE_ONLY)
     feeds_neuron: set[int] = set()
     phases: dict[int, Phase] = {}
     for node in reversed(graph.nodes):

@@ -36,6 +36,7 @@ from snncompiler.pipeline import (
     synthetic_feeds,
 )
 from snncompiler.runtime.session import create_session
+from snncompiler.runtime.stream import Stream
 from snncompiler.version import __version__
 from snncompiler.watch import Watched, watch
 
@@ -119,6 +120,9 @@ def verify(
         feeds = load_data(data, prepared.inputs, preprocess).head(SAMPLES).feeds
     if not prepared.any_batch:
         feeds = {name: array[:1] for name, array in feeds.items()}
+    elif compiled.options.batch is not None:
+        rows = np.arange(compiled.options.batch)
+        feeds = {name: array.take(rows, axis=0, mode="wrap") for name, array in feeds.items()}
     tell = progress or (lambda text, done, of: None)
 
     tell("emitting again", 0, 3)
@@ -128,7 +132,9 @@ def verify(
     checks += _same_in_every_way(compiled, prepared, feeds)
     tell("soft-reset identity", 2, 3)
     layers: tuple[LayerIdentity, ...] = ()
-    if compiled.options.reset == "soft":
+    if compiled.options.emit == "step":
+        checks.append(_stepped(compiled, prepared, feeds))
+    elif compiled.options.reset == "soft":
         layers = _identity(compiled, feeds)
         worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
         checks.append(
@@ -156,6 +162,25 @@ def _same_bytes(compiled: CompiledFile, prepared: Prepared) -> Check:
     return Check(name, first == second, "identical" if first == second else "different")
 
 
+def _stepped(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]) -> Check:
+    """A step model, stepped, against `loop` with as many time-steps, from the first to the last."""
+    steps = min(compiled.steps, UNROLL_STEPS)
+    window = replace(compiled.options, emit="window", unroll="loop", steps=steps)
+    whole = emit(prepared, compiled.calibration, window)
+    name = read_compiled(whole).metadata["snnc.steps_input"]
+    session = create_session(whole)
+    stream = Stream(compiled.model)
+    largest = 0.0
+    for done in range(1, steps + 1):
+        outputs = stream.step(feeds)
+        expected = session.run(None, {**feeds, name: np.array(done)})
+        for key, reference in zip(stream.outputs, expected, strict=True):
+            difference = np.abs(outputs[key].astype(np.float64) - reference)
+            largest = max(largest, float(difference.max(initial=0)))
+    detail = f"outputs after 1 to {steps} steps differ by at most {largest:.3g}"
+    return Check("stepped = loop", largest == 0.0, detail)
+
+
 def _same_in_every_way(
     compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]
 ) -> list[Check]:
@@ -168,7 +193,9 @@ def _same_in_every_way(
     checks = []
     reference: list[Array] | None = None
     for unroll, chunk in ways:
-        options = replace(compiled.options, unroll=unroll, chunk=chunk, steps=steps)
+        options = replace(
+            compiled.options, emit="window", batch=None, unroll=unroll, chunk=chunk, steps=steps
+        )
         counts, outputs = _spike_counts(prepared, compiled, options, feeds)
         if reference is None:
             reference, expected = counts, outputs

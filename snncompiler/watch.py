@@ -193,7 +193,7 @@ def _watch_copies(graph: onnx.GraphProto, kinds: list[str], starts: dict[str, st
             threshold, start = (numpy_helper.to_array(values[node.input[i]]) for i in (1, 2))
             layers[name] = Layer(name, node.op_type, threshold, start)
             state[name] = dict(starts)
-        made, state[name] = _observe(node, f"snnc_watch/{node.name}", kinds, state[name])
+        made, state[name] = _observe(node, f"snnc_watch/in/{node.name}", kinds, state[name])
         graph.node.extend(made)
         last[name] = node.output[1]
     for name, layer in layers.items():

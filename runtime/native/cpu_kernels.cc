@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -69,9 +70,10 @@ struct Generic {
   static void narrow(const float* from, std::int64_t count, Half* to) {
     for (std::int64_t i = 0; i < count; ++i) to[i] = narrowed(from[i]);
   }
-  /// Copies past the caches, where the instruction set can; `to` is aligned to 64 bytes.
-  static void stream(const void* from, std::int64_t size, void* to) {
-    std::memcpy(to, from, static_cast<std::size_t>(size));
+  /// Stores a vector past the caches, where the instruction set can; `to` is aligned.
+  template <typename Vector>
+  SNNC_BODY static void stream(const Vector& vector, void* to) {
+    std::memcpy(to, &vector, sizeof(vector));
   }
   static void end_of_streams() {}
 };
@@ -81,27 +83,27 @@ struct Avx2 {
   static constexpr int bytes = 32, registers = 8;
 
   SNNC_AVX2 static void widen(const Half* from, std::int64_t count, float* to) {
-    std::int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
+    const std::int64_t whole = count / 8 * 8;
+    for (std::int64_t i = 0; i < whole; i += 8) {
       const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
       _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
     }
-    for (; i < count; ++i) to[i] = _cvtsh_ss(static_cast<std::uint16_t>(from[i]));
+    for (std::int64_t i = whole; i < count; ++i) to[i] = _cvtsh_ss(static_cast<std::uint16_t>(from[i]));
   }
   SNNC_AVX2 static void narrow(const float* from, std::int64_t count, Half* to) {
-    std::int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
+    const std::int64_t whole = count / 8 * 8;
+    for (std::int64_t i = 0; i < whole; i += 8) {
       const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
     }
-    for (; i < count; ++i) to[i] = static_cast<Half>(_cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT));
-  }
-  SNNC_AVX2 static void stream(const void* from, std::int64_t size, void* to) {
-    const auto* source = static_cast<const __m256i*>(from);
-    auto* target = static_cast<__m256i*>(to);
-    for (std::int64_t i = 0; i < size / 32; ++i) {
-      _mm256_stream_si256(target + i, _mm256_loadu_si256(source + i));
+    for (std::int64_t i = whole; i < count; ++i) {
+      to[i] = static_cast<Half>(_cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT));
     }
+  }
+  // Not an intrinsic: the compiler would refuse it in a body that is for any instruction set.
+  template <typename Vector>
+  SNNC_BODY static void stream(const Vector& vector, void* to) {
+    asm volatile("vmovntps %1, %0" : "=m"(*static_cast<Vector*>(to)) : "v"(vector));
   }
   static void end_of_streams() { _mm_sfence(); }
 };
@@ -193,17 +195,15 @@ SNNC_BODY void neuron_step(const float* __restrict__ x, const float* __restrict_
   }
 }
 
-/// Whole vectors of spikes from the mask of the neurons that fire (-1 where one does).
+/// A vector of spikes from the mask of the neurons that fire (-1 where one does).
 template <typename Set, typename Mask>
-SNNC_BODY void store_spikes(const Mask& fires, float* to) {
+SNNC_BODY void make_spikes(const Mask& fires, float*, Floats<Set>& spikes) {
   const Floats<Set> zero = {};
-  const Floats<Set> spikes = fires ? zero + 1.0f : zero;
-  std::memcpy(to, &spikes, sizeof(spikes));
+  spikes = fires ? zero + 1.0f : zero;
 }
 template <typename Set, typename Mask>
-SNNC_BODY void store_spikes(const Mask& fires, Half* to) {
-  const auto spikes = __builtin_convertvector(fires & 0x3c00, Shorts<Set>);
-  std::memcpy(to, &spikes, sizeof(spikes));
+SNNC_BODY void make_spikes(const Mask& fires, Half*, Shorts<Set>& spikes) {
+  spikes = __builtin_convertvector(fires & 0x3c00, Shorts<Set>);
 }
 
 /// Neurons that fill the registers with their membrane potentials.
@@ -216,18 +216,16 @@ SNNC_BODY void neuron_tile(const NeuronTask<T>& task, const float* theta, float*
                            std::int64_t first) {
   constexpr std::int64_t width = Set::bytes / sizeof(float);
   alignas(64) float wide[tile<Set>];
-  alignas(64) T passing[tile<Set>];
   Floats<Set> v[Set::registers];
 #pragma GCC unroll 16
   for (int r = 0; r < Set::registers; ++r) std::memcpy(&v[r], potentials + r * width, Set::bytes);
 
   const float* x = as_floats<Set>(task.current + first, tile<Set>, wide);
   for (std::int64_t t = 0; t < task.steps; ++t) {
-    T* row = task.spikes + t * task.neurons + first;
+    T* spikes = task.spikes + t * task.neurons + first;
     if (t > 0 && !task.static_current) {
       x = as_floats<Set>(task.current + t * task.neurons + first, tile<Set>, wide);
     }
-    T* spikes = stream ? passing : row;
 #pragma GCC unroll 16
     for (int r = 0; r < Set::registers; ++r) {
       Floats<Set> input, threshold;
@@ -241,9 +239,14 @@ SNNC_BODY void neuron_tile(const NeuronTask<T>& task, const float* theta, float*
       } else {
         v[r] = fires ? zero : u;
       }
-      store_spikes<Set>(fires, spikes + r * width);
+      std::conditional_t<sizeof(T) == sizeof(float), Floats<Set>, Shorts<Set>> fired;
+      make_spikes<Set>(fires, spikes, fired);
+      if constexpr (stream) {
+        Set::stream(fired, spikes + r * width);
+      } else {
+        std::memcpy(spikes + r * width, &fired, sizeof(fired));
+      }
     }
-    if constexpr (stream) Set::stream(passing, sizeof(passing), row);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < Set::registers; ++r) std::memcpy(potentials + r * width, &v[r], Set::bytes);

@@ -525,6 +525,7 @@ class SpikeMaxPool {
       std::int64_t begin = pads_[i], both = pads_[i] + pads_[rank + i];
       if (auto_pad_ == "SAME_UPPER" || auto_pad_ == "SAME_LOWER") {
         both = ((in + stride - 1) / stride - 1) * stride + kernel - in;
+        if (both < 0) throw std::invalid_argument("`auto_pad` asks for negative padding");
         begin = (auto_pad_ == "SAME_LOWER" ? both + 1 : both) / 2;
       }
       const std::int64_t room = in + both - dilations_[i] * (kernel - 1) - 1;

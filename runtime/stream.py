@@ -1,0 +1,94 @@
+"""Stepping a spiking network through a stream: `snnc compile --emit step` and this.
+
+The model takes one time-step: the input of that step and every state (membrane potentials, pooling
+counts, read-out sums, the number of steps done) come in, and the new states go out.  They stay on the
+device between the steps, by onnxruntime's IOBinding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snncompiler.compiled import read_compiled
+from snncompiler.errors import UsageError
+from snncompiler.runtime.session import CUDA, Device, create_session
+
+Array = NDArray[Any]
+
+
+class Stream:
+    """A spiking network that is stepped, its input changing with time.
+
+    model: what `snnc compile --emit step` wrote.  device, threads: as for `create_session`.
+
+    The outputs after t steps are decoded from all t steps; with a constant input they equal those of
+    the whole-window model with T = t.
+    Raises Refused where the model is no compiled one, UsageError where it is no step model.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+        *,
+        device: Device = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        compiled = read_compiled(model)
+        if compiled.options.emit != "step":
+            raise UsageError(
+                "this file runs a whole window of time-steps",
+                hint="compile it with --emit step to step it",
+            )
+        self._session = create_session(compiled.model, device=device, threads=threads)
+        self._device = "cuda" if CUDA in self._session.get_providers() else "cpu"
+        self._inputs = compiled.inputs
+        self.outputs = compiled.outputs
+        self._states = dict(compiled.states)
+        self._held: dict[str, Any] = {}
+        self.steps_done = 0
+
+    def reset(self) -> None:
+        """Forget every state: the next step is the first."""
+        self._held = {}
+        self.steps_done = 0
+
+    def step(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """One time-step with `inputs` (an array, or arrays by name), [N, ...] each.
+
+        Returns the outputs decoded so far, by name.  N may change after `reset` only.
+        """
+        feeds = inputs if isinstance(inputs, Mapping) else {self._inputs[0].name: inputs}
+        if set(feeds) != {spec.name for spec in self._inputs}:
+            raise UsageError(
+                f"inputs {sorted(feeds)} were given, the network has "
+                f"{sorted(spec.name for spec in self._inputs)}"
+            )
+        binding = self._session.io_binding()
+        for spec in self._inputs:
+            binding.bind_cpu_input(
+                spec.name, np.ascontiguousarray(feeds[spec.name], dtype=spec.dtype)
+            )
+        for name, held in self._held.items():
+            binding.bind_ortvalue_input(name, held)
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        for name in self._states.values():
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        values = dict(
+            zip([*self.outputs, *self._states.values()], binding.get_outputs(), strict=True)
+        )
+        self._held = {name: values[carried] for name, carried in self._states.items()}
+        self.steps_done += 1
+        return {name: values[name].numpy() for name in self.outputs}
+
+    def run(self, frames: Iterable[Array | Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """`step` for every frame."""
+        for frame in frames:
+            yield self.step(frame)

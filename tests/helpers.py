@@ -1,0 +1,117 @@
+"""Shared by the tests: models from ONNX text, passes up to a given one, runs in onnxruntime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from snncompiler import pipeline
+from snncompiler.diagnostics import Finding
+from snncompiler.errors import Refused
+from snncompiler.graph import Graph, export_model, import_model
+from snncompiler.passes.base import Context, run_passes
+from snncompiler.passes.verify_input import verify_input
+from snncompiler.runtime.session import create_session
+
+Array = NDArray[Any]
+
+
+def BUG(reason: str) -> pytest.MarkDecorator:
+    """A test that is right and fails; when the fault is mended, pytest says so."""
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+def parse(
+    text: str,
+    weights: Mapping[str, Array] | None = None,
+    *,
+    opset: int = 17,
+    ir: int = 8,
+    imports: str = "",
+) -> onnx.ModelProto:
+    """The model of an ONNX text without its header, with `weights` added as initializers."""
+    header = f'<ir_version: {ir}, opset_import: ["" : {opset}{imports}]>\n'
+    model: onnx.ModelProto = onnx.parser.parse_model(header + text)
+    for name, array in (weights or {}).items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    return model
+
+
+def random(seed: int, *shape: int) -> NDArray[np.float32]:
+    """Seeded standard-normal float32 values."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def run_model(model: onnx.ModelProto, **feeds: Array) -> list[Array]:
+    """All outputs of a model in onnxruntime, one thread, function bodies for our operators."""
+    outputs: list[Array] = create_session(model, threads=1, native=False).run(None, feeds)
+    return outputs
+
+
+def after(model: onnx.ModelProto, last: str = "", strict: bool = False) -> tuple[Graph, Context]:
+    """The graph after verify-input and the normalization passes up to and with `last`."""
+    checked, findings = verify_input(model)
+    passes = pipeline.normalization_passes(strict)
+    names = [step.name for step in passes]
+    assert not last or last in names, f"no pass {last}"
+    graph, context = import_model(checked), Context(findings=findings)
+    run_passes(passes[: names.index(last) + 1] if last else passes, graph, context)
+    return graph, context
+
+
+def rewritten(model: onnx.ModelProto, last: str = "") -> onnx.ModelProto:
+    """The model after the passes up to and with `last`."""
+    return export_model(after(model, last)[0])
+
+
+def ops(model: onnx.ModelProto | Graph) -> list[str]:
+    """The operators of a graph, in its order."""
+    if isinstance(model, onnx.ModelProto):
+        return [node.op_type for node in model.graph.node]
+    return [node.op for node in model.nodes]
+
+
+def op_counts(model: onnx.ModelProto) -> Counter[str]:
+    """How often each operator is there, in the graph and its subgraphs."""
+    counts: Counter[str] = Counter()
+    pending = [model.graph]
+    while pending:
+        for node in pending.pop().node:
+            counts[node.op_type] += 1
+            pending += [a.g for a in node.attribute if a.HasField("g")]
+    return counts
+
+
+def refused(model: Any, *, strict: bool = False) -> Sequence[Finding]:
+    """The findings with which `prepare` refuses the model."""
+    with pytest.raises(Refused) as caught:
+        pipeline.prepare(model, strict=strict)
+    return [finding for finding in caught.value.findings if finding.severity == "error"]
+
+
+def codes(findings: Sequence[Finding]) -> list[str]:
+    return sorted(finding.code for finding in findings)
+
+
+def assert_close(found: Array, wanted: Array, *, relative: float) -> None:
+    """|found - wanted| <= relative * max|wanted|, shapes equal; `relative` is the caller's to explain."""
+    assert found.shape == wanted.shape
+    scale = float(np.abs(wanted).max(initial=0.0))
+    error = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
+    assert error <= relative * scale, f"error {error:.3g} of {scale:.3g}, allowed {relative:.1g}"
+
+
+def compile_text(
+    model: onnx.ModelProto, data: Array | Mapping[str, Array], **options: Any
+) -> onnx.ModelProto:
+    """The spiking model, calibrated on `data` (thresholds: the maxima, unless asked otherwise)."""
+    chosen = {"threshold": "max", **options}
+    return pipeline.compile_model(model, pipeline.Options(**chosen), data).model

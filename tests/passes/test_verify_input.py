@@ -1,0 +1,470 @@
+"""Every refusal of verify-input: its stable code, the node it names, all findings at once."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnx
+import pytest
+from helpers import BUG, codes, parse, refused, rewritten, run_model
+from onnx import TensorProto, helper
+
+from snncompiler import pipeline
+from snncompiler.passes.verify_input import NEWEST_OPSET, verify_input
+
+RELU = "g (float[N,2] x) => (float[N,2] y) { [only] y = Relu(x) }"
+
+
+def linear(**fields: object) -> onnx.ModelProto:
+    """Gemm + Relu, with the fields of its weight overwritten."""
+    model = parse(
+        """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 0, 0, 1}>
+        { [fc] h = Gemm(x, w)  [act] y = Relu(h) }"""
+    )
+    weight = model.graph.initializer[0]
+    for name, value in fields.items():
+        weight.ClearField(name)  # type: ignore[arg-type]
+        if isinstance(value, (list, tuple)):
+            getattr(weight, name).extend(value)
+        elif value is not None:
+            setattr(weight, name, value)
+    return model
+
+
+# --- versions ---
+
+
+def test_no_opset_import() -> None:
+    model = parse(RELU)
+    del model.opset_import[:]
+    (finding,) = refused(model)
+    assert finding.code == "SNNC102" and "no ONNX opset" in finding.message
+
+
+@pytest.mark.parametrize("opset", [6, 999, -1])
+def test_opset_out_of_range(opset: int) -> None:
+    model = parse(RELU)
+    model.opset_import[0].version = opset
+    (finding,) = refused(model)
+    assert finding.code == "SNNC102"
+    assert f"opset {opset}" in finding.message and f"7 to {NEWEST_OPSET}" in finding.message
+
+
+def test_versions_come_together() -> None:
+    model = parse(RELU)
+    model.opset_import[0].version = 999
+    model.ir_version = 999
+    findings = refused(model)
+    assert codes(findings) == ["SNNC102", "SNNC102"]
+    assert "ir_version 999" in findings[1].message
+
+
+@pytest.mark.parametrize("opset", range(7, NEWEST_OPSET + 1))
+def test_every_supported_opset_comes_out_at_the_base_or_above(opset: int) -> None:
+    checked, _ = verify_input(parse(RELU, opset=opset))
+    assert checked.opset_import[0].version == max(opset, 17)
+
+
+@pytest.mark.parametrize(
+    ("imported", "used"),
+    [
+        ("ai.onnx", ""),
+        pytest.param("", "ai.onnx", marks=BUG("the checker runs before ai.onnx is unified")),
+        pytest.param("ai.onnx", "ai.onnx", marks=BUG("the checker runs before ai.onnx is unified")),
+    ],
+)
+def test_ai_onnx_is_the_default_domain(imported: str, used: str) -> None:
+    model = parse(RELU)
+    model.opset_import[0].domain, model.graph.node[0].domain = imported, used
+    checked, _ = verify_input(model)
+    assert checked.opset_import[0].domain == checked.graph.node[0].domain == ""
+
+
+def test_weights_listed_as_inputs_are_no_inputs() -> None:
+    model = linear()
+    model.ir_version = 3
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 2]))
+    checked, _ = verify_input(model)
+    assert [entry.name for entry in checked.graph.input] == ["x"]
+
+
+def test_a_compiled_model_is_refused() -> None:
+    model = parse(RELU)
+    helper.set_model_props(model, {"snnc.version": "9.9"})
+    (finding,) = refused(model)
+    assert finding.code == "SNNC114" and "9.9" in finding.message
+
+
+# --- structure ---
+
+
+def test_cycle() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y)
+    { [one] a = Add(x, b)  [two] b = Relu(a)  [out] y = Relu(b) }"""
+    (finding,) = refused(parse(text))
+    assert finding.code == "SNNC103" and "cycle" in finding.message
+    assert "Add 'one'" in finding.message and "Relu 'two'" in finding.message
+
+
+def test_a_node_that_reads_its_own_output() -> None:
+    (finding,) = refused(parse("g (float[N,2] x) => (float[N,2] y) { [me] y = Add(x, y) }"))
+    assert finding.code == "SNNC103" and "Add 'me'" in finding.message
+
+
+def test_all_structural_errors_come_at_once() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y, float[N,2] nowhere)
+    { [one] a = Relu(x)  [two] a = Neg(x)  [three] y = Add(a, ghost)  [four] x = Abs(a) }"""
+    findings = refused(parse(text))
+    assert codes(findings) == ["SNNC103"] * 4
+    said = "\n".join(map(str, findings))
+    for part in (
+        "Neg 'two': 'a' is defined twice, also by Relu 'one'",
+        "Add 'three': reads 'ghost'",
+        "Abs 'four': 'x' is defined twice, also by the inputs",
+        "output 'nowhere' is never defined",
+    ):
+        assert part in said
+
+
+def test_duplicate_initializer() -> None:
+    model = linear()
+    model.graph.initializer.append(model.graph.initializer[0])
+    (finding,) = refused(model)
+    assert finding.code == "SNNC105" and "'w'" in finding.message and "2 times" in finding.message
+
+
+def test_unsorted_nodes_are_sorted_with_a_warning() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y)
+    { y = Add(b, a)  b = Neg(a)  a = Relu(x) }"""
+    model = parse(text)
+    checked, findings = verify_input(model)
+    assert [node.op_type for node in checked.graph.node] == ["Relu", "Neg", "Add"]
+    assert [(f.code, f.severity) for f in findings] == [("SNNC104", "warning")]
+
+
+def test_the_given_model_is_not_changed() -> None:
+    model = parse("g (float[N,2] x) => (float[N,2] y) { y = Relu(b)  b = Neg(x) }")
+    before = model.SerializeToString(deterministic=True)
+    pipeline.prepare(model)
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_sorted_nodes_keep_their_order_without_a_warning() -> None:
+    checked, findings = verify_input(linear())
+    assert [node.op_type for node in checked.graph.node] == ["Gemm", "Relu"] and not findings
+
+
+def test_a_long_chain_takes_linear_time() -> None:
+    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"]) for i in range(20_000)]
+    graph = helper.make_graph(
+        nodes[::-1],
+        "g",
+        [helper.make_tensor_value_info("t0", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("t20000", TensorProto.FLOAT, [1, 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    start = time.perf_counter()
+    checked, _ = verify_input(model)
+    # Takes half a second; a quadratic sort takes minutes.
+    assert time.perf_counter() - start < 10
+    assert checked.graph.node[0].input[0] == "t0"
+
+
+# --- operators ---
+
+
+def test_unknown_operators_and_domains_are_all_named() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y)
+    { [one] a = Rleu(x)  [two] b = acme.Spike(a)  [three] y = com.there.Relu(b) }"""
+    findings = refused(parse(text, imports=', "acme" : 3'))
+    assert codes(findings) == ["SNNC106"] * 3
+    assert [f.node for f in findings] == ["Rleu 'one'", "Spike 'two'", "Relu 'three'"]
+    assert "acme.Spike" in findings[1].message and "com.there.Relu" in findings[2].message
+
+
+def test_an_operator_newer_than_the_opset_is_unknown() -> None:
+    (finding,) = refused(
+        parse("g (float[N,2] x) => (float[N,2] y) { [new] y = Gelu(x) }", opset=17)
+    )
+    assert finding.code == "SNNC106" and finding.node == "Gelu 'new'"
+
+
+def test_control_flow_is_named() -> None:
+    text = """g (float[N,2] x, bool c, int64 m) => (float[N,2] y, float[N,2] z)
+    {
+      [choice] y = If (c) <then_branch = t () => (float[N,2] u) { u = Relu(x) },
+                           else_branch = e () => (float[N,2] v) { v = Neg(x) }>
+      [again] z = Loop (m, c, x) <body = b (int64 i, bool k, float[N,2] w)
+        => (bool kk, float[N,2] ww) { kk = Identity(k)  ww = Relu(w) }>
+    }"""
+    findings = refused(parse(text))
+    assert [(f.code, f.node) for f in findings] == [
+        ("SNNC111", "If 'choice'"),
+        ("SNNC111", "Loop 'again'"),
+    ]
+
+
+# --- local functions ---
+
+
+def with_functions(*bodies: str, call: str = "f0") -> onnx.ModelProto:
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[N,2] x) => (float[N,2] y) {{ y = local.{call}(x) }}"""
+    functions = [
+        f'<domain: "local", opset_import: ["" : 17, "local" : 1]> {body}' for body in bodies
+    ]
+    return onnx.parser.parse_model("\n".join([text, *functions]))
+
+
+def test_local_functions_are_inlined() -> None:
+    model = with_functions(
+        "f0 (a) => (b) { h = local.f1(a)  b = Neg(h) }", "f1 (a) => (b) { b = Relu(a) }"
+    )
+    checked, _ = verify_input(model)
+    assert [node.op_type for node in checked.graph.node] == ["Relu", "Neg"]
+    assert not checked.functions
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        ["f0 (a) => (b) { b = local.f0(a) }"],
+        ["f0 (a) => (b) { b = local.f1(a) }", "f1 (a) => (b) { b = local.f0(a) }"],
+    ],
+)
+def test_recursive_functions(bodies: list[str]) -> None:
+    (finding,) = refused(with_functions(*bodies))
+    assert finding.code == "SNNC112" and "calls itself" in finding.message
+
+
+def test_a_function_may_be_called_along_two_ways() -> None:
+    model = with_functions(
+        "f0 (a) => (b) { h = local.f2(a)  i = local.f1(h)  b = Add(h, i) }",
+        "f1 (a) => (b) { b = local.f2(a) }",
+        "f2 (a) => (b) { b = Relu(a) }",
+    )
+    checked, _ = verify_input(model)
+    assert [node.op_type for node in checked.graph.node] == ["Relu", "Relu", "Add"]
+
+
+def test_functions_that_explode_are_refused_at_once() -> None:
+    bodies = [
+        f"f{i} (a) => (b) {{ h = local.f{i + 1}(a)  b = local.f{i + 1}(h) }}" for i in range(60)
+    ]
+    model = with_functions(*bodies, "f60 (a) => (b) { b = Relu(a) }")
+    start = time.perf_counter()
+    (finding,) = refused(model)
+    assert time.perf_counter() - start < 1
+    assert finding.code == "SNNC112" and "1,000,000" in finding.message
+
+
+@BUG("_inline counts only the top-level nodes of a function body")
+def test_functions_that_explode_in_subgraphs_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hangs(model: onnx.ModelProto) -> onnx.ModelProto:
+        raise AssertionError("the inliner was called for 2^60 nodes")
+
+    monkeypatch.setattr(onnx.inliner, "inline_local_functions", hangs)
+    bodies = [
+        f"""f{i} (a) => (b) {{
+          c = Constant <value = bool {{1}}> ()
+          b = If (c) <then_branch = t () => (u) {{ v = local.f{i + 1}(a)  u = local.f{i + 1}(v) }},
+                      else_branch = e () => (w) {{ w = Identity(a) }}>
+        }}"""
+        for i in range(60)
+    ]
+    (finding,) = refused(with_functions(*bodies, "f60 (a) => (b) { b = Relu(a) }"))
+    assert finding.code in ("SNNC111", "SNNC112")
+
+
+@BUG("onnx's ValidationError from the inliner is not caught")
+def test_recursion_through_a_subgraph_is_refused() -> None:
+    model = with_functions(
+        """f0 (a) => (b) {
+          c = Constant <value = bool {1}> ()
+          b = If (c) <then_branch = t () => (u) { u = local.f0(a) },
+                      else_branch = e () => (w) { w = Identity(a) }>
+        }"""
+    )
+    (finding,) = refused(model)
+    assert finding.code in ("SNNC111", "SNNC112")
+
+
+# --- weights ---
+
+
+def test_short_raw_data() -> None:
+    (finding,) = refused(linear(float_data=None, raw_data=b"\0" * 15))
+    assert finding.code == "SNNC107"
+    assert "'w'" in finding.message and "15 bytes" in finding.message and "16" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"float_data": [1.0, 2.0, 3.0]}, "3 values"),
+        ({"dims": [2, -2]}, "negative"),
+        ({"dims": [1 << 31, 1 << 31, 4]}, "overflows"),
+        ({"dims": [1 << 20, 1 << 20]}, "needs 1,099,511,627,776"),
+        ({"data_type": 0}, "data type 0"),
+        ({"data_type": 99}, "data type 99"),
+        ({"float_data": None}, "0 values"),
+    ],
+)
+def test_data_that_does_not_fit(fields: dict[str, object], said: str) -> None:
+    (finding,) = refused(linear(**fields))
+    assert finding.code == "SNNC107" and said in finding.message
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_weights_are_shown_with_their_index(bad: float) -> None:
+    (finding,) = refused(linear(float_data=[1.0, 2.0, bad, bad]))
+    assert finding.code == "SNNC108"
+    assert "'w'" in finding.message and str(bad) in finding.message
+    assert "[1, 0]" in finding.message and "2 such" in finding.message
+
+
+CONSTANT_NODE = """g (float[N,2] x) => (float[N,2] y)
+{ [weights] w = Constant <value = float[2,2] {1, 0, 0, 1}> ()
+  h = MatMul(x, w)  y = Relu(h) }"""
+
+
+@BUG("_weights looks at initializers only")
+def test_not_finite_weights_in_constant_nodes() -> None:
+    model = parse(CONSTANT_NODE)
+    model.graph.node[0].attribute[0].t.float_data[2] = np.nan
+    (finding,) = refused(model)
+    assert finding.code == "SNNC108" and "[1, 0]" in finding.message
+
+
+def test_short_data_in_constant_nodes() -> None:
+    model = parse(CONSTANT_NODE)
+    model.graph.node[0].attribute[0].t.float_data.pop()
+    (finding,) = refused(model)
+    assert finding.code in ("SNNC107", "SNNC110")
+
+
+UNSUPPORTED = sorted(
+    set(TensorProto.DataType.values())
+    - {0, *(TensorProto.DataType.Value(n) for n in "FLOAT INT64 INT32 BOOL UINT8 INT8 INT16".split())}
+    - {TensorProto.DataType.Value(n) for n in "UINT16 UINT32 UINT64".split()}
+)
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_other_weight_types_are_refused_and_never_crash(kind: int) -> None:
+    # 16 bytes fit no type but FLOAT's; what is asked is a refusal of the weight by name.
+    (finding,) = refused(linear(float_data=None, raw_data=b"\0" * 16, data_type=kind))[:1]
+    assert finding.code in ("SNNC107", "SNNC109", "SNNC110")
+    assert len(UNSUPPORTED) >= 15
+
+
+@pytest.mark.parametrize("name", ["FLOAT8E4M3FN", "FLOAT8E5M2", "BFLOAT16", "FLOAT16", "DOUBLE"])
+def test_unsupported_float_types_are_named(name: str) -> None:
+    kind = TensorProto.DataType.Value(name)
+    size = helper.tensor_dtype_to_np_dtype(kind).itemsize
+    (finding,) = refused(linear(float_data=None, raw_data=b"\0" * 4 * size, data_type=kind))
+    assert finding.code == "SNNC109" and name in finding.message and "'w'" in finding.message
+
+
+def test_sparse_weights() -> None:
+    model = linear()
+    weight = model.graph.initializer.pop()
+    indices = helper.make_tensor("at", TensorProto.INT64, [1], [0])
+    values = helper.make_tensor(weight.name, TensorProto.FLOAT, [1], [1.0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [2, 2]))
+    (finding,) = refused(model)
+    assert finding.code == "SNNC109" and "'w' is sparse" in finding.message
+
+
+@BUG("_constant_value: graphsurgeon drops the sparse attribute")
+def test_sparse_values_of_constant_nodes() -> None:
+    model = parse(CONSTANT_NODE)
+    indices = helper.make_tensor("at", TensorProto.INT64, [1], [0])
+    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    sparse = helper.make_sparse_tensor(values, indices, [2, 2])
+    del model.graph.node[0].attribute[:]
+    model.graph.node[0].attribute.append(helper.make_attribute("sparse_value", sparse))
+    (finding,) = refused(model)
+    assert finding.code == "SNNC109"
+
+
+@pytest.mark.parametrize("kind", ["double", "float16", "string"])
+def test_inputs_of_other_types(kind: str) -> None:
+    (finding,) = refused(parse(f"g ({kind}[N,2] x) => ({kind}[N,2] y) {{ y = Identity(x) }}"))
+    assert finding.code == "SNNC109" and "input 'x'" in finding.message
+
+
+def test_operators_and_weights_come_together() -> None:
+    model = linear(float_data=[1.0, np.nan, 0.0, 1.0])
+    model.graph.node[1].op_type = "Rleu"
+    assert codes(refused(model)) == ["SNNC106", "SNNC108"]
+
+
+# --- the checker ---
+
+IMAGE = "g (float[N,3,4,4] x) => (float[N,2,?,?] y) <float[2,3,1,1] w = {1,1,1,1,1,1}>"
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        pytest.param("group = 2", marks=BUG("neither the checker nor we look at group")),
+        "strides = [0, 0]",
+        pytest.param('auto_pad = "NOWHERE"', marks=BUG("neither the checker nor we look at it")),
+        "kernel_shape = [1]",
+        "group = 1.5",
+    ],
+)
+def test_conv_with_wrong_attributes(attributes: str) -> None:
+    text = f"{IMAGE} {{ [conv] h = Conv <{attributes}> (x, w)  y = Relu(h) }}"
+    (finding,) = refused(parse(text))
+    assert finding.code == "SNNC110"
+    assert "conv" in finding.message + finding.node
+
+
+def test_a_declared_output_that_is_not_true() -> None:
+    (finding,) = refused(parse("g (float[N,2] x) => (float[N,3] y) { [act] y = Relu(x) }"))
+    assert finding.code == "SNNC110"
+
+
+def test_an_input_given_twice() -> None:
+    model = linear()
+    model.graph.input.append(model.graph.input[0])
+    assert set(codes(refused(model))) <= {"SNNC103", "SNNC110"}
+
+
+# --- conversion of old opsets ---
+
+OLD = """g (float[N,2,4,4] x) => (float[N,2] y)
+<float[2,2,1,1] w = {1,-1,0.5,2}, float[2] g = {1,2}, float[2] b = {0,1}, float[2] m = {0.5,0},
+ float[2] v = {1,4}, float[4] s = {1,1,2,2}, float[2,2] f = {1,0,2,1}, float[2] c = {0.5,-1}>
+{
+  a = Conv (x, w)
+  n = BatchNormalization <epsilon = 0.001> (a, g, b, m, v)
+  r = Clip <min = 0.0, max = 6.0> (n)
+  u = Upsample <mode = "nearest"> (r, s)
+  p = Pad <pads = [0,0,1,1,0,0,1,1], value = 0.0> (u)
+  i = Slice <axes = [2], starts = [1], ends = [9]> (p)
+  q = ReduceMean <axes = [2], keepdims = 0> (i)
+  j = Unsqueeze <axes = [2]> (q)
+  k = Squeeze <axes = [2]> (j)
+  d = Dropout (k)
+  o = GlobalAveragePool (d)
+  l = Flatten (o)
+  t = Gemm (l, f, c)
+  z = Relu (t)
+  y = Softmax (z)
+}"""
+
+
+@pytest.mark.parametrize("opset", [9])
+def test_old_spellings_convert_and_give_the_same(opset: int) -> None:
+    model = parse(OLD, opset=opset)
+    x = np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype(np.float32)
+    (before,) = run_model(model, x=x)
+    (now,) = run_model(rewritten(model), x=x)
+    # The same sums of at most 64 terms, folded batch-norm: tens of float32 roundings.
+    np.testing.assert_allclose(now, before, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,228 @@
+// Runs the CPU kernels of every instruction set of this machine against plain loops, on buffers of
+// exactly the right size, and prints how many cases agreed.  Also run under the sanitizers.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "cpu_kernels.h"
+
+using namespace snnc;
+
+namespace {
+
+unsigned state = 1;
+unsigned random_bits() { return state = state * 1664525u + 1013904223u; }
+float random_float() { return static_cast<float>(random_bits() >> 8) / (1 << 23) - 0.7f; }
+
+int cases = 0;
+
+void expect(bool good, const char* what, std::int64_t neurons, std::int64_t steps) {
+  if (!good) {
+    std::printf("%s differs: %ld neurons, %ld steps\n", what, long(neurons), long(steps));
+    std::exit(1);
+  }
+  ++cases;
+}
+
+// Values that halves hold exactly, and how the two types are written.
+float value_of(float value) { return value; }
+float value_of(Half half) {  // only normal numbers and zero occur here
+  const unsigned bits = static_cast<unsigned>(half);
+  if (!(bits & 0x7fff)) return 0.0f;
+  const unsigned wide = ((bits & 0x8000u) << 16) | (((bits & 0x7fffu) << 13) + 0x38000000u);
+  float value;
+  std::memcpy(&value, &wide, sizeof(value));
+  return value;
+}
+template <typename T>
+T random_value();
+template <>
+float random_value<float>() {
+  return random_float();
+}
+template <>
+Half random_value<Half>() {
+  return static_cast<Half>(0x3400 + (random_bits() >> 16) % 0x0800 + ((random_bits() >> 31) << 15));
+}
+template <typename T>
+T spike(bool fires);
+template <>
+float spike<float>(bool fires) {
+  return fires ? 1.0f : 0.0f;
+}
+template <>
+Half spike<Half>(bool fires) {
+  return static_cast<Half>(fires ? 0x3c00 : 0);
+}
+
+Broadcast over(std::int64_t neurons, std::int64_t channels) {
+  Broadcast result;
+  result.rank = 2;
+  result.extent[0] = channels;
+  result.extent[1] = neurons / channels;
+  result.stride[0] = 1;
+  result.stride[1] = 0;
+  return result;
+}
+
+template <typename T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  return std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+template <typename T>
+void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, std::int64_t steps,
+                      Reset reset, bool is_static) {
+  const std::int64_t neurons = channels * each;
+  std::vector<T> current(neurons * (is_static ? 1 : steps)), spikes(neurons * steps);
+  std::vector<float> threshold(channels), membrane(1, 0.25f), after(neurons);
+  for (T& x : current) x = random_value<T>();
+  for (float& theta : threshold) theta = 0.8f + random_float();
+
+  std::vector<T> wanted_spikes(neurons * steps);
+  std::vector<float> wanted(neurons);
+  for (std::int64_t i = 0; i < neurons; ++i) {
+    float v = membrane[0];
+    const float theta = threshold[i / each];
+    for (std::int64_t t = 0; t < steps; ++t) {
+      const float u = v + value_of(current[is_static ? i : t * neurons + i]);
+      const float s = u >= theta ? 1.0f : 0.0f;
+      v = reset == Reset::soft ? u - s * theta : (s > 0 ? 0.0f : u);
+      wanted_spikes[t * neurons + i] = spike<T>(s > 0);
+    }
+    wanted[i] = v;
+  }
+  NeuronTask<T> task{};
+  task.current = current.data();
+  task.threshold = threshold.data();
+  task.membrane = membrane.data();
+  task.spikes = spikes.data();
+  task.membrane_out = after.data();
+  task.threshold_over = over(neurons, channels);
+  task.membrane_over.extent[0] = neurons;
+  task.membrane_over.stride[0] = 0;
+  task.steps = steps;
+  task.neurons = neurons;
+  task.static_current = is_static;
+  task.reset = reset;
+  for (std::int64_t first = 0; first < neurons; first += cpu::block) {
+    cpu::neuron(task, first, std::min(cpu::block, neurons - first), isa);
+  }
+  expect(same(spikes, wanted_spikes) && same(after, wanted), "neuron", neurons, steps);
+
+  if (is_static) return;
+  SumTask<T> sum{};
+  sum.values = current.data();
+  sum.total = membrane.data();
+  sum.total_out = after.data();
+  sum.total_over = task.membrane_over;
+  sum.steps = steps;
+  sum.neurons = neurons;
+  for (std::int64_t first = 0; first < neurons; first += cpu::block) {
+    cpu::time_sum(sum, first, std::min(cpu::block, neurons - first), isa);
+  }
+  for (std::int64_t i = 0; i < neurons; ++i) {
+    float y = membrane[0];
+    for (std::int64_t t = 0; t < steps; ++t) y = y + value_of(current[t * neurons + i]);
+    wanted[i] = y;
+  }
+  expect(same(after, wanted), "sum", neurons, steps);
+}
+
+template <typename T>
+void pooling(cpu::Isa isa, std::int64_t extent, std::int64_t kernel, std::int64_t stride,
+             std::int64_t pad, std::int64_t dilation, std::int64_t steps) {
+  Window w;
+  for (int axis = 1; axis < 3; ++axis) {
+    w.in[axis] = extent + axis;
+    w.kernel[axis] = kernel;
+    w.stride[axis] = stride;
+    w.pad[axis] = pad;
+    w.dilation[axis] = dilation;
+    const std::int64_t room = w.in[axis] + 2 * pad - dilation * (kernel - 1) - 1;
+    if (room < 0) return;
+    w.out[axis] = room / stride + 1;
+  }
+  const std::int64_t planes = 3, inputs = w.inputs(), outputs = w.outputs();
+  std::vector<T> spikes(planes * inputs * steps), pooled(planes * outputs * steps);
+  std::vector<float> start(1, 0.0f), counts(planes * inputs), running(planes * inputs, 0.0f);
+  for (T& s : spikes) s = spike<T>(random_bits() >> 31);
+  PoolTask<T> task{};
+  task.spikes = spikes.data();
+  task.counts = start.data();
+  task.pooled = pooled.data();
+  task.counts_out = counts.data();
+  task.counts_over.extent[0] = planes * inputs;
+  task.counts_over.stride[0] = 0;
+  task.window = w;
+  task.steps = steps;
+  task.planes = planes;
+  std::vector<float> scratch(cpu::pool_scratch(w));
+  for (std::int64_t plane = 0; plane < planes; ++plane) {
+    cpu::pool(task, plane, scratch.data(), isa);
+  }
+  const auto most = [&](std::int64_t plane, std::int64_t oh, std::int64_t ow) {
+    float result = -3.4028234663852886e38f;
+    for (std::int64_t kh = 0; kh < kernel; ++kh) {
+      for (std::int64_t kw = 0; kw < kernel; ++kw) {
+        const std::int64_t h = oh * stride - pad + kh * dilation;
+        const std::int64_t x = ow * stride - pad + kw * dilation;
+        if (h < 0 || h >= w.in[1] || x < 0 || x >= w.in[2]) continue;
+        const float seen = running[plane * inputs + h * w.in[2] + x];
+        if (seen > result) result = seen;
+      }
+    }
+    return result;
+  };
+  std::vector<T> wanted(pooled.size());
+  std::vector<float> before(planes * outputs);
+  for (std::int64_t t = -1; t < steps; ++t) {
+    for (std::int64_t i = 0; t >= 0 && i < planes * inputs; ++i) {
+      running[i] += value_of(spikes[t * planes * inputs + i]);
+    }
+    for (std::int64_t o = 0; o < planes * outputs; ++o) {
+      const float now = most(o / outputs, o % outputs / w.out[2], o % w.out[2]);
+      if (t >= 0) wanted[t * planes * outputs + o] = spike<T>(now - before[o] > 0);
+      before[o] = now;
+    }
+  }
+  expect(same(pooled, wanted) && same(counts, running), "pooling", inputs, steps);
+}
+
+template <typename T>
+void all(cpu::Isa isa) {
+  for (const Reset reset : {Reset::soft, Reset::hard}) {
+    for (const bool is_static : {false, true}) {
+      for (const std::int64_t each : {1, 5, 64, 257, 1000}) {
+        for (const std::int64_t steps : {1, 4, 7}) {
+          neurons_and_sums<T>(isa, 1, each, steps, reset, is_static);
+          neurons_and_sums<T>(isa, 3, each, steps, reset, is_static);
+        }
+      }
+    }
+  }
+  for (const std::int64_t extent : {1, 4, 9, 33}) {
+    for (const std::int64_t kernel : {1, 2, 3}) {
+      for (const std::int64_t stride : {1, 2, 3}) {
+        for (std::int64_t pad = 0; pad < kernel; ++pad) {
+          pooling<T>(isa, extent, kernel, stride, pad, 1, 3);
+          pooling<T>(isa, extent, kernel, stride, pad, 2, 3);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const cpu::Isa isa : {cpu::Isa::generic, cpu::Isa::avx2, cpu::Isa::avx512}) {
+    if (isa > cpu::best_isa()) continue;
+    all<float>(isa);
+    all<Half>(isa);
+  }
+  std::printf("%d cases\n", cases);
+}

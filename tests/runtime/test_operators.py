@@ -1,0 +1,358 @@
+"""For every operator: numpy reference = function body = CPU kernel, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from one_node import Array, assert_same_bits, run
+
+from snncompiler.runtime import reference
+
+pytestmark = pytest.mark.usefixtures("library")
+
+NEURONS: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "RMPNeuron": reference.rmp_neuron,
+    "HardResetNeuron": reference.hard_reset_neuron,
+}
+DTYPES = ("float32", "float16")
+SEEDS = st.integers(0, 2**32 - 1)
+#: Shapes of the samples, `[N, ...]`: empty ones, single neurons, odd sizes, long rows.
+SAMPLES = st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 7, 17, 40]), min_size=1, max_size=5).filter(
+    lambda shape: np.prod(shape) <= 5000
+) | st.sampled_from([[1, 4099], [2, 3, 16, 16], [2048], [1]])
+
+
+@st.composite
+def broadcastable(draw: st.DrawFn, sample: list[int]) -> list[int]:
+    """A shape that broadcasts to `sample`: a scalar, per channel, full or anything else."""
+    kinds = [[], list(sample), [extent if draw(st.booleans()) else 1 for extent in sample]]
+    if len(sample) > 1:
+        kinds.append([sample[1]] + [1] * (len(sample) - 2))
+    return draw(st.sampled_from(kinds))
+
+
+def normal(seed: int, shape: list[int], dtype: str = "float32") -> Array:
+    return np.random.default_rng(seed).normal(0.2, 1.0, shape).astype(dtype)
+
+
+def positive(seed: int, shape: list[int]) -> Array:
+    return np.random.default_rng(seed).uniform(0.3, 2.0, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["temporal", "static"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NEURONS)
+def test_neuron(name: str, dtype: str, static: bool) -> None:
+    cases = 0
+
+    @given(SAMPLES, st.integers(1, 9), st.sampled_from([1, 2]), SEEDS, st.data())
+    def check(sample: list[int], steps: int, threads: int, seed: int, data: st.DataObject) -> None:
+        nonlocal cases
+        leading = sample[0] if static else steps * sample[0]
+        current = normal(seed, [leading, *sample[1:]], dtype)
+        threshold = positive(seed + 1, data.draw(broadcastable(sample)))
+        membrane = normal(seed + 2, data.draw(broadcastable(sample)))
+        feeds = {"current": current, "threshold": threshold, "membrane": membrane, "steps": steps}
+        wanted = list(NEURONS[name](current, threshold, membrane, steps, static))
+        for native in (False, True):
+            attributes = {"static_current": int(static)}
+            got = run(name, feeds, attributes=attributes, native=native, threads=threads)
+            assert_same_bits(got, wanted, f"native={native}")
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NEURONS)
+def test_neuron_at_the_edges_of_tiles_and_blocks(name: str, dtype: str) -> None:
+    cases = 0
+    for neurons in (1, 15, 16, 17, 63, 64, 255, 256, 257, 2047, 2049, 4097, 40_000):
+        for steps in (1, 3):
+            current = normal(neurons, [steps, neurons], dtype)
+            threshold, membrane = positive(1, [neurons]), np.float32(0.25)
+            feeds = {"current": current, "threshold": threshold, "membrane": membrane}
+            wanted = list(NEURONS[name](current, threshold, membrane, steps))
+            for threads in (1, 2):
+                got = run(name, {**feeds, "steps": steps}, threads=threads)
+                assert_same_bits(got, wanted, f"{neurons} neurons, {steps} steps")
+                cases += 1
+    assert cases == 13 * 2 * 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("static", [False, True], ids=["temporal", "static"])
+def test_neuron_with_spikes_past_the_caches(dtype: str, static: bool) -> None:
+    """So many spikes that they are streamed: 33 MB."""
+    steps, neurons = 16, 33 * 2**20 // 16 // (4 if dtype == "float32" else 2) // 64 * 64
+    current = normal(5, [1 if static else steps, neurons], dtype)
+    feeds = {"current": current, "threshold": 0.7, "membrane": 0.35}
+    feeds = {"current": current} | {k: np.float32(feeds[k]) for k in ("threshold", "membrane")}
+    wanted = reference.rmp_neuron(*feeds.values(), steps, static)
+    attributes = {"static_current": int(static)}
+    got = run("RMPNeuron", {**feeds, "steps": steps}, attributes=attributes, threads=2)
+    assert_same_bits(got, list(wanted))
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_neuron_takes_special_values(name: str) -> None:
+    """Infinities, NaN, zeros of both signs, subnormal numbers and ties at the threshold."""
+    values = np.array(
+        [np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-45, -1e-45, 1.0, 0.5, 3.4e38], np.float32
+    )
+    current = np.tile(values, (4, 3))
+    threshold = np.resize(np.array([1.0, 0.5, 3e38, 1e-45], np.float32), current.shape[1])
+    membrane = np.resize(np.array([0.0, -0.0, 0.5], np.float32), current.shape[1])
+    feeds = {"current": current, "threshold": threshold, "membrane": membrane, "steps": 4}
+    with np.errstate(invalid="ignore", over="ignore"):
+        wanted = NEURONS[name](current, threshold, membrane, 4)
+    for native in (False, True):
+        got = run(name, feeds, native=native)
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)  # the bits of a NaN are free
+            assert (np.signbit(one) == np.signbit(other))[~np.isnan(other)].all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_half_is_read_and_written_right(dtype: str) -> None:
+    """All 65536 halves as currents of one step."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[~np.isnan(halves)]
+    current = halves.astype(dtype)[None, :]
+    feeds = {"values": current, "total": np.float32(0), "steps": 1}
+    assert_same_bits(run("TimeSum", feeds), [reference.time_sum(current, feeds["total"], 1)])
+    feeds = {"current": current, "threshold": np.float32(1), "membrane": np.float32(0), "steps": 1}
+    wanted = reference.rmp_neuron(current, feeds["threshold"], feeds["membrane"], 1)
+    assert_same_bits(run("RMPNeuron", feeds), list(wanted))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_time_sum(dtype: str) -> None:
+    cases = 0
+
+    @given(SAMPLES, st.integers(1, 9), st.sampled_from([1, 2]), SEEDS, st.data())
+    def check(sample: list[int], steps: int, threads: int, seed: int, data: st.DataObject) -> None:
+        nonlocal cases
+        values = normal(seed, [steps * sample[0], *sample[1:]], dtype)
+        total = normal(seed + 1, data.draw(broadcastable(sample)))
+        feeds = {"values": values, "total": total, "steps": steps}
+        wanted = [reference.time_sum(values, total, steps)]
+        for native in (False, True):
+            got = run("TimeSum", feeds, native=native, threads=threads)
+            assert_same_bits(got, wanted, f"native={native}")
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+def test_time_sum_over_several_blocks() -> None:
+    values = normal(3, [5, 2, 7001])
+    total = normal(4, [7001])
+    feeds = {"values": values.reshape(10, 7001), "total": total, "steps": 5}
+    wanted = [reference.time_sum(feeds["values"], total, 5)]
+    for threads in (1, 2):
+        assert_same_bits(run("TimeSum", feeds, threads=threads), wanted)
+
+
+@st.composite
+def windows(draw: st.DrawFn, rank: int) -> dict[str, Any]:
+    def each(low: int, high: int) -> list[int]:
+        return draw(st.lists(st.integers(low, high), min_size=rank, max_size=rank))
+
+    kernel = each(1, 4)
+    padding = draw(st.sampled_from(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+    pads = [draw(st.integers(0, extent - 1)) for extent in kernel * 2]
+    return {
+        "auto_pad": padding,
+        "ceil_mode": draw(st.sampled_from([0, 1])),
+        "dilations": each(1, 2) if padding in ("NOTSET", "VALID") else [1] * rank,
+        "kernel_shape": kernel,
+        "pads": pads if padding == "NOTSET" else [0] * 2 * rank,
+        "strides": each(1, 3),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_spike_max_pool(rank: int, dtype: str) -> None:
+    cases = 0
+
+    @given(windows(rank), st.integers(1, 4), st.sampled_from([1, 2]), SEEDS, st.data())
+    def check(
+        window: dict[str, Any], steps: int, threads: int, seed: int, data: st.DataObject
+    ) -> None:
+        nonlocal cases
+        extents = st.integers(1, {1: 40, 2: 12, 3: 6}[rank])
+        sample = [data.draw(st.integers(0, 3)), data.draw(st.integers(1, 3))]
+        sample += data.draw(st.lists(extents, min_size=rank, max_size=rank))
+        rng = np.random.default_rng(seed)
+        spikes = rng.integers(0, 2, [steps * sample[0], *sample[1:]]).astype(dtype)
+        counts = rng.integers(0, 4, data.draw(broadcastable(sample))).astype(np.float32)
+        feeds = {"spikes": spikes, "counts": counts, "steps": steps}
+        assume(fits(window, sample[2:]))
+        wanted = run("SpikeMaxPool", feeds, attributes=window, native=False)
+        got = run("SpikeMaxPool", feeds, attributes=window, threads=threads)
+        assert_same_bits(got, wanted, "kernel and body")
+        if window["auto_pad"] in ("NOTSET", "VALID") and sample[0]:
+            explicit = {key: value for key, value in window.items() if key != "auto_pad"}
+            numpy = reference.spike_max_pool(spikes, counts, steps, **explicit)
+            assert_same_bits(got, list(numpy), "kernel and reference")
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+def fits(window: dict[str, Any], extents: list[int]) -> bool:
+    """Whether every window sees something: otherwise ONNX leaves the result open."""
+    rank = len(extents)
+    if window["auto_pad"].startswith("SAME"):  # onnxruntime refuses negative padding
+        return all(
+            (-(-extent // stride) - 1) * stride + kernel >= extent
+            for extent, stride, kernel in zip(
+                extents, window["strides"], window["kernel_shape"], strict=True
+            )
+        )
+    for axis, extent in enumerate(extents):
+        kernel, stride = window["kernel_shape"][axis], window["strides"][axis]
+        dilation, begin = window["dilations"][axis], window["pads"][axis]
+        room = extent + begin + window["pads"][rank + axis] - dilation * (kernel - 1) - 1
+        if room < 0:
+            return False
+        places = room // stride + 1 + (window["ceil_mode"] and room % stride > 0)
+        for place in range(places):
+            start = place * stride - begin
+            if start < extent and not any(
+                0 <= start + tap * dilation < extent for tap in range(kernel)
+            ):
+                return False
+    return True
+
+
+def test_spike_max_pool_of_common_networks() -> None:
+    """The windows of VGG and ResNet at their sizes, on several threads."""
+    cases = 0
+    for kernel, stride, pad, extent in ((2, 2, 0, 32), (3, 2, 1, 56), (3, 2, 0, 55), (3, 1, 1, 14)):
+        spikes = np.random.default_rng(cases).integers(0, 2, (6, 5, extent, extent))
+        window = {
+            "auto_pad": "NOTSET",
+            "ceil_mode": 0,
+            "dilations": [1, 1],
+            "kernel_shape": [kernel] * 2,
+            "pads": [pad] * 4,
+            "strides": [stride] * 2,
+        }
+        feeds = {"spikes": spikes.astype(np.float32), "counts": np.float32(0), "steps": 3}
+        wanted = run("SpikeMaxPool", feeds, attributes=window, native=False)
+        for threads in (1, 2):
+            got = run("SpikeMaxPool", feeds, attributes=window, threads=threads)
+            assert_same_bits(got, wanted)
+            cases += 1
+    assert cases == 8
+
+
+STATEFUL: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "RMPNeuron": ("current", "membrane", {"static_current": 0}),
+    "HardResetNeuron": ("current", "membrane", {"static_current": 0}),
+    "TimeSum": ("values", "total", {}),
+    "SpikeMaxPool": (
+        "spikes",
+        "counts",
+        {
+            "auto_pad": "NOTSET",
+            "ceil_mode": 1,
+            "dilations": [1, 1],
+            "kernel_shape": [3, 3],
+            "pads": [1, 1, 1, 1],
+            "strides": [2, 2],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("native", [False, True], ids=["body", "kernel"])
+def test_any_split_in_time_gives_the_same(name: str, native: bool) -> None:
+    cases = 0
+    values_name, state_name, attributes = STATEFUL[name]
+    others = {"threshold": np.float32(0.6)} if state_name == "membrane" else {}
+
+    @given(st.lists(st.integers(1, 6), min_size=2, max_size=5), SEEDS)
+    def check(chunks: list[int], seed: int) -> None:
+        nonlocal cases
+        steps, sample = sum(chunks), (2, 3, 5, 5)
+        values = normal(seed, [steps, *sample])
+        if name == "SpikeMaxPool":
+            values = (values > 0).astype(np.float32)
+
+        def call(part: Array, state: Array) -> list[Array]:
+            folded = part.reshape(-1, *sample[1:])
+            feeds = {values_name: folded, **others, state_name: state, "steps": len(part)}
+            return run(name, feeds, attributes=attributes, native=native)
+
+        start = np.array(0.3, np.float32) if state_name == "membrane" else np.array(0, np.float32)
+        whole = call(values, start)
+        state, trains, done = start, [], 0
+        for chunk in chunks:
+            *train, state = call(values[done : done + chunk], state)
+            trains.append(train)
+            done += chunk
+        joined = [np.concatenate(parts) for parts in zip(*trains, strict=True)]
+        assert_same_bits([*joined, state], whole)
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_state_may_take_the_place_of_its_input(name: str, library: Path) -> None:
+    """With shapes in the model, onnxruntime may give the state's buffer to the new state."""
+    import onnxruntime
+    from one_node import one_node
+    from onnx import TensorProto, helper
+
+    from snncompiler.runtime import register
+
+    values_name, state_name, attributes = STATEFUL[name]
+    sample = [2, 3, 5, 5]
+    model = one_node(name, attributes=tuple(attributes.items()), shape=[None] * 4)
+    graph = model.graph
+    # The state comes out of another node, so that its buffer is free to be taken.
+    node = graph.node[0]
+    for value in graph.input:
+        if value.name == state_name:
+            value.CopyFrom(helper.make_tensor_value_info(state_name, TensorProto.FLOAT, sample))
+        if value.name == "threshold":
+            value.CopyFrom(helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []))
+    graph.node.insert(0, helper.make_node("Neg", [state_name], ["negated"]))
+    node = graph.node[1]
+    node.input[list(node.input).index(state_name)] = "negated"
+    new_state = node.output[-1]
+    node.output[-1] = "state_out"
+    graph.node.append(helper.make_node("Neg", ["state_out"], [new_state]))
+    graph.value_info.append(helper.make_tensor_value_info("state_out", TensorProto.FLOAT, sample))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert register(options)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    values = (normal(1, [8, *sample[1:]]) > 0).astype(np.float32)
+    state = np.random.default_rng(2).integers(0, 3, sample).astype(np.float32)
+    feeds = {values_name: values, state_name: -state, "steps": np.array(4)}
+    if state_name == "membrane":
+        feeds["threshold"] = np.array(0.6, np.float32)
+    got = session.run(None, feeds)
+    plain = {**feeds, state_name: state}
+    wanted = run(name, plain, attributes=attributes, native=False)
+    wanted[-1] = -wanted[-1]
+    assert_same_bits(got, wanted)
