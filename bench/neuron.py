@@ -121,6 +121,14 @@ def copy_runner(count: int, threads: int, repeats: int) -> Callable[[], None]:
     return run
 
 
+def repeated(run: Callable[[], None], times: int) -> Callable[[], None]:
+    def run_all() -> None:
+        for _ in range(times):
+            run()
+
+    return run_all
+
+
 def seconds(run: Callable[[], None]) -> float:
     start = time.perf_counter()
     run()
@@ -140,9 +148,9 @@ def measure(size_mb: float, static: bool, threads: int, rounds: int) -> dict[str
     }
     for name, native in (("kernel", True), ("body", False)):
         if name == "kernel" or size_mb <= BODY_LIMIT_MB:
-            one = neuron_runner(neurons, static, threads, native)
             times = repeats if native else max(1, repeats // 8)
-            candidates[name] = (lambda one=one, times=times: [one() for _ in range(times)], times)
+            one = neuron_runner(neurons, static, threads, native)
+            candidates[name] = (repeated(one, times), times)
     for run, _ in candidates.values():
         run()
     samples: dict[str, list[float]] = {name: [] for name in candidates}

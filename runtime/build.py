@@ -31,9 +31,29 @@ MARKER = b"snnc-build-info:"
 
 #: One arithmetic everywhere: no fused multiply-add.  Traps are not used, and without them
 #: comparisons vectorize; values do not change.
-CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffp-contract=off", "-fno-trapping-math", "-Wall", "-Wextra"]
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-ffp-contract=off",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+]
 SANITIZE_FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-cudart", "static", "-Xfatbin", "-compress-all", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "-cudart",
+    "static",
+    "-Xfatbin",
+    "-compress-all",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
+]
 #: Native code for A100 and H100/H200; newer GPUs take the PTX of the newest known architecture.
 CUDA_NATIVE = (80, 90)
 #: Where the CUDA toolkit usually is.
@@ -61,7 +81,7 @@ def find_nvcc() -> str | None:
 def source_digest() -> str:
     """A short digest of everything that the library is made from."""
     digest = hashlib.sha256()
-    for path in [Path(__file__), *sorted(SOURCES.glob("*.*"))]:
+    for path in [Path(__file__), *sorted(SOURCES.iterdir())]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -117,16 +137,14 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as work:
         objects = []
-        for source in sorted(SOURCES.glob("*.cc")):
-            objects.append(f"{work}/{source.stem}.o")
-            _run([cxx, *flags, "-c", str(source), "-o", objects[-1]])
+        for unit in sorted(SOURCES.glob("*.cc")):
+            objects.append(f"{work}/{unit.stem}.o")
+            _run([cxx, *flags, "-c", str(unit), "-o", objects[-1]])
         link: list[str] = []
         if nvcc:
             objects.append(f"{work}/cuda.o")
-            _run(
-                [nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets, "-c", str(SOURCES / "cuda_kernels.cu")]
-                + ["-o", objects[-1]]
-            )
+            source = str(SOURCES / "cuda_kernels.cu")
+            _run([nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets, "-c", source, "-o", objects[-1]])
             link += [*_cuda_library_dirs(nvcc), "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
         if sanitize:
             link += SANITIZE_FLAGS

@@ -17,8 +17,9 @@ from snncompiler.errors import Refused
 
 #: A neuron's decoded value is off by |v(T) - v(0)|/T, exactly; v stays within some θ of its start,
 #: as the ANN's activation, which the current converges to, is at most θ (thresholds are the maxima).
-#: Through a few layers these add up: C/T of the largest output, with C = 60 seen at most 20.
-CONSTANT = 60.0
+#: Through the layers these add up to C/T of the largest output; C was at most 6 for the networks of
+#: the table, and more for deep random ones, whose outputs may be small beside their activations.
+TABLE, RANDOM = 10.0, 60.0
 
 #: Body between the first rectifier's spikes s [N,4,6,6] and the second one's current c; then the
 #: weights of the layers in it; then the Muls that must be left in the temporal region.
@@ -109,15 +110,15 @@ def between(case: str) -> onnx.ModelProto:
     return parse(text, weights)
 
 
-def converges(model: onnx.ModelProto, snn: onnx.ModelProto, x: Array, few: int, many: int) -> None:
-    """The decoded outputs are within C/T of the ANN's, at both T."""
+def converges(model: onnx.ModelProto, snn: onnx.ModelProto, x: Array, constant: float) -> None:
+    """The decoded outputs are within `constant`/T of the ANN's, at two T."""
     (wanted,) = run_model(model, x=x)
     scale = float(np.abs(wanted).max())
     assert scale > 0
-    for steps in (few, many):
+    for steps in (64, 1024):
         (decoded,) = run_model(snn, x=x, snnc_steps=np.array(steps))
         error = float(np.abs(decoded - wanted).max())
-        assert error <= CONSTANT / steps * scale, f"T = {steps}: {error * steps / scale:.1f}/T"
+        assert error <= constant / steps * scale, f"T = {steps}: {error * steps / scale:.1f}/T"
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -126,7 +127,7 @@ def test_decoded_outputs_converge(case: str, per_channel: bool) -> None:
     model = between(case)
     x = random(0, 2, 2, 6, 6)
     snn = compile_text(model, x, per_channel=per_channel)
-    converges(model, snn, x, 64, 1024)
+    converges(model, snn, x, TABLE)
 
 
 def test_every_case_ran() -> None:
@@ -326,4 +327,4 @@ def networks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Array]:
 def test_random_networks_converge(case: tuple[onnx.ModelProto, Array], per_channel: bool) -> None:
     model, x = case
     if float(np.abs(run_model(model, x=x)[0]).max()) > 1e-3:
-        converges(model, compile_text(model, x, per_channel=per_channel), x, 64, 1024)
+        converges(model, compile_text(model, x, per_channel=per_channel), x, RANDOM)

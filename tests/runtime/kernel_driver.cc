@@ -8,10 +8,53 @@
 #include <vector>
 
 #include "cpu_kernels.h"
+#ifdef SNNC_CUDA_ON_CPU
+#include "cuda_kernels.h"
+#endif
 
 using namespace snnc;
 
 namespace {
+
+// One call, on the CPU kernels of an instruction set or on the CUDA kernels run on the CPU.
+#ifdef SNNC_CUDA_ON_CPU
+
+template <typename T>
+void run(const NeuronTask<T>& task, cpu::Isa) {
+  if (const char* error = cuda::neuron(task, nullptr)) std::puts(error);
+}
+template <typename T>
+void run(const SumTask<T>& task, cpu::Isa) {
+  if (const char* error = cuda::time_sum(task, nullptr)) std::puts(error);
+}
+template <typename T>
+void run(const PoolTask<T>& task, cpu::Isa) {
+  if (const char* error = cuda::pool(task, nullptr)) std::puts(error);
+}
+
+#else
+
+template <typename T>
+void run(const NeuronTask<T>& task, cpu::Isa isa) {
+  for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
+    cpu::neuron(task, first, std::min(cpu::block, task.neurons - first), isa);
+  }
+}
+template <typename T>
+void run(const SumTask<T>& task, cpu::Isa isa) {
+  for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
+    cpu::time_sum(task, first, std::min(cpu::block, task.neurons - first), isa);
+  }
+}
+template <typename T>
+void run(const PoolTask<T>& task, cpu::Isa isa) {
+  std::vector<float> scratch(cpu::pool_scratch(task.window));
+  for (std::int64_t plane = 0; plane < task.planes; ++plane) {
+    cpu::pool(task, plane, scratch.data(), isa);
+  }
+}
+
+#endif
 
 unsigned state = 1;
 unsigned random_bits() { return state = state * 1664525u + 1013904223u; }
@@ -108,9 +151,7 @@ void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, st
   task.neurons = neurons;
   task.static_current = is_static;
   task.reset = reset;
-  for (std::int64_t first = 0; first < neurons; first += cpu::block) {
-    cpu::neuron(task, first, std::min(cpu::block, neurons - first), isa);
-  }
+  run(task, isa);
   expect(same(spikes, wanted_spikes) && same(after, wanted), "neuron", neurons, steps);
 
   if (is_static) return;
@@ -121,9 +162,7 @@ void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, st
   sum.total_over = task.membrane_over;
   sum.steps = steps;
   sum.neurons = neurons;
-  for (std::int64_t first = 0; first < neurons; first += cpu::block) {
-    cpu::time_sum(sum, first, std::min(cpu::block, neurons - first), isa);
-  }
+  run(sum, isa);
   for (std::int64_t i = 0; i < neurons; ++i) {
     float y = membrane[0];
     for (std::int64_t t = 0; t < steps; ++t) y = y + value_of(current[t * neurons + i]);
@@ -160,10 +199,7 @@ void pooling(cpu::Isa isa, std::int64_t extent, std::int64_t kernel, std::int64_
   task.window = w;
   task.steps = steps;
   task.planes = planes;
-  std::vector<float> scratch(cpu::pool_scratch(w));
-  for (std::int64_t plane = 0; plane < planes; ++plane) {
-    cpu::pool(task, plane, scratch.data(), isa);
-  }
+  run(task, isa);
   const auto most = [&](std::int64_t plane, std::int64_t oh, std::int64_t ow) {
     float result = -3.4028234663852886e38f;
     for (std::int64_t kh = 0; kh < kernel; ++kh) {
@@ -205,7 +241,7 @@ void all(cpu::Isa isa) {
     }
   }
   for (const std::int64_t extent : {1, 4, 9, 33}) {
-    for (const std::int64_t kernel : {1, 2, 3}) {
+    for (const std::int64_t kernel : {1, 2, 3, 5, 9}) {
       for (const std::int64_t stride : {1, 2, 3}) {
         for (std::int64_t pad = 0; pad < kernel; ++pad) {
           pooling<T>(isa, extent, kernel, stride, pad, 1, 3);
@@ -221,6 +257,9 @@ void all(cpu::Isa isa) {
 int main() {
   for (const cpu::Isa isa : {cpu::Isa::generic, cpu::Isa::avx2, cpu::Isa::avx512}) {
     if (isa > cpu::best_isa()) continue;
+#ifdef SNNC_CUDA_ON_CPU
+    if (isa != cpu::Isa::generic) continue;  // it makes no difference
+#endif
     all<float>(isa);
     all<Half>(isa);
   }

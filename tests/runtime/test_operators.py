@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from one_node import Array, assert_same_bits, run
+from one_node import Array, assert_same_bits, one_node, run
+from onnx import TensorProto, helper
 
-from snncompiler.runtime import reference
+from snncompiler.runtime import reference, register
+
+#: onnxruntime 1.20 keeps a last window that starts in the padding at the end; ONNX and all later
+#: ones drop it, and so do the kernels.
+OLD_POOLING = onnxruntime.__version__.startswith("1.20.")
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -93,9 +99,9 @@ def test_neuron_with_spikes_past_the_caches(dtype: str, static: bool) -> None:
     """So many spikes that they are streamed: 33 MB."""
     steps, neurons = 16, 33 * 2**20 // 16 // (4 if dtype == "float32" else 2) // 64 * 64
     current = normal(5, [1 if static else steps, neurons], dtype)
-    feeds = {"current": current, "threshold": 0.7, "membrane": 0.35}
-    feeds = {"current": current} | {k: np.float32(feeds[k]) for k in ("threshold", "membrane")}
-    wanted = reference.rmp_neuron(*feeds.values(), steps, static)
+    threshold, membrane = np.array(0.7, np.float32), np.array(0.35, np.float32)
+    feeds = {"current": current, "threshold": threshold, "membrane": membrane}
+    wanted = reference.rmp_neuron(current, threshold, membrane, steps, static)
     attributes = {"static_current": int(static)}
     got = run("RMPNeuron", {**feeds, "steps": steps}, attributes=attributes, threads=2)
     assert_same_bits(got, list(wanted))
@@ -126,11 +132,11 @@ def test_every_half_is_read_and_written_right(dtype: str) -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     halves = halves[~np.isnan(halves)]
     current = halves.astype(dtype)[None, :]
-    feeds = {"values": current, "total": np.float32(0), "steps": 1}
-    assert_same_bits(run("TimeSum", feeds), [reference.time_sum(current, feeds["total"], 1)])
-    feeds = {"current": current, "threshold": np.float32(1), "membrane": np.float32(0), "steps": 1}
-    wanted = reference.rmp_neuron(current, feeds["threshold"], feeds["membrane"], 1)
-    assert_same_bits(run("RMPNeuron", feeds), list(wanted))
+    zero, one = np.array(0, np.float32), np.array(1, np.float32)
+    got = run("TimeSum", {"values": current, "total": zero, "steps": 1})
+    assert_same_bits(got, [reference.time_sum(current, zero, 1)])
+    got = run("RMPNeuron", {"current": current, "threshold": one, "membrane": zero, "steps": 1})
+    assert_same_bits(got, list(reference.rmp_neuron(current, one, zero, 1)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -156,8 +162,9 @@ def test_time_sum(dtype: str) -> None:
 def test_time_sum_over_several_blocks() -> None:
     values = normal(3, [5, 2, 7001])
     total = normal(4, [7001])
-    feeds = {"values": values.reshape(10, 7001), "total": total, "steps": 5}
-    wanted = [reference.time_sum(feeds["values"], total, 5)]
+    folded = values.reshape(10, 7001)
+    feeds = {"values": folded, "total": total, "steps": 5}
+    wanted = [reference.time_sum(folded, total, 5)]
     for threads in (1, 2):
         assert_same_bits(run("TimeSum", feeds, threads=threads), wanted)
 
@@ -228,6 +235,8 @@ def fits(window: dict[str, Any], extents: list[int]) -> bool:
         if room < 0:
             return False
         places = room // stride + 1 + (window["ceil_mode"] and room % stride > 0)
+        if OLD_POOLING and (places - 1) * stride >= extent + begin:
+            return False
         for place in range(places):
             start = place * stride - begin
             if start < extent and not any(
@@ -316,12 +325,6 @@ def test_any_split_in_time_gives_the_same(name: str, native: bool) -> None:
 @pytest.mark.parametrize("name", STATEFUL)
 def test_state_may_take_the_place_of_its_input(name: str, library: Path) -> None:
     """With shapes in the model, onnxruntime may give the state's buffer to the new state."""
-    import onnxruntime
-    from one_node import one_node
-    from onnx import TensorProto, helper
-
-    from snncompiler.runtime import register
-
     values_name, state_name, attributes = STATEFUL[name]
     sample = [2, 3, 5, 5]
     model = one_node(name, attributes=tuple(attributes.items()), shape=[None] * 4)

@@ -1,0 +1,395 @@
+"""Calibration data: names, shapes, types, images, labels, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import BUG, Array
+from PIL import Image
+
+from snncompiler.data import Dataset, InputSpec, Preprocess, load_data
+from snncompiler.errors import Refused, SnncError, UsageError
+
+IMAGE = InputSpec("input", (None, 3, 4, 6), np.dtype(np.float32))
+GREY = InputSpec("input", (None, 1, 4, 6), np.dtype(np.float32))
+ROW = InputSpec("input", (None, 5), np.dtype(np.float32))
+
+
+def floats(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def pixels(*shape: int) -> Array:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def npz(folder: Path, **arrays: Array) -> Path:
+    path = folder / "data.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def code_of(data: object, *specs: InputSpec, how: Preprocess | None = None) -> str:
+    with pytest.raises((Refused, UsageError)) as caught:
+        load_data(data, specs or (ROW,), how)  # type: ignore[arg-type]
+    (finding,) = caught.value.findings
+    return finding.code
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", ["input", "x", "images"])
+@pytest.mark.parametrize("labels", ["y", "labels"])
+def test_names_in_an_npz(tmp_path: Path, name: str, labels: str) -> None:
+    rows, classes = floats(7, 5), np.arange(7)
+    found = load_data(npz(tmp_path, **{name: rows, labels: classes}), [ROW])
+    assert np.array_equal(found.feeds["input"], rows) and np.array_equal(found.labels, classes)
+    assert len(found) == 7 and not found.findings
+
+
+def test_the_name_of_the_input_comes_first() -> None:
+    found = load_data({"x": floats(3, 5) + 1, "input": floats(3, 5)}, [ROW])
+    assert np.array_equal(found.feeds["input"], floats(3, 5))
+
+
+def test_two_inputs_go_by_their_names(tmp_path: Path) -> None:
+    other = InputSpec("y", (None, 2), np.dtype(np.float32))
+    arrays = {"input": floats(3, 5), "y": floats(3, 2), "labels": np.arange(3)}
+    found = load_data(npz(tmp_path, **arrays), [ROW, other])
+    assert set(found.feeds) == {"input", "y"} and np.array_equal(found.labels, np.arange(3))
+    assert code_of({"x": floats(3, 5), "y": floats(3, 2)}, ROW, other) == "SNNC302"
+
+
+def test_an_array_and_an_npy(tmp_path: Path) -> None:
+    np.save(tmp_path / "data.npy", floats(3, 5))
+    for data in (floats(3, 5), tmp_path / "data.npy", str(tmp_path / "data.npy")):
+        found = load_data(data, [ROW])
+        assert np.array_equal(found.feeds["input"], floats(3, 5)) and found.labels is None
+
+
+def test_a_dataset_comes_back_as_it_is() -> None:
+    dataset = Dataset({"input": floats(3, 5)})
+    assert load_data(dataset, [ROW]) is dataset
+
+
+# --- types and layouts ---
+
+
+def test_floats_are_not_touched() -> None:
+    values = 300 * floats(3, 3, 4, 6)
+    found = load_data(values, [IMAGE])
+    assert np.array_equal(found.feeds["input"], values) and not found.findings
+
+
+def test_double_is_rounded_to_the_type_of_the_input() -> None:
+    values = np.random.default_rng(0).standard_normal((3, 5))
+    found = load_data(values, [ROW]).feeds["input"]
+    assert found.dtype == np.float32 and np.array_equal(found, values.astype(np.float32))
+
+
+def test_bytes_become_zero_to_one_in_the_layout_of_the_input() -> None:
+    stored = pixels(3, 4, 6, 3)
+    found = load_data(stored, [IMAGE])
+    wanted = stored.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
+    assert np.array_equal(found.feeds["input"], wanted)
+    (note,) = found.findings
+    assert (note.code, note.severity) == ("SNNC307", "note") and "255" in note.message
+
+
+def test_bytes_that_have_the_layout_keep_it() -> None:
+    stored = pixels(3, 3, 4, 6)
+    found = load_data(stored, [IMAGE]).feeds["input"]
+    assert np.array_equal(found, stored.astype(np.float32) / np.float32(255))
+
+
+def test_a_network_that_takes_channels_last() -> None:
+    stored = pixels(3, 4, 6, 3)
+    last = InputSpec("input", (None, 4, 6, 3), np.dtype(np.float32))
+    found = load_data(stored, [last]).feeds["input"]
+    assert np.array_equal(found, stored.astype(np.float32) / np.float32(255))
+
+
+def test_flat_rows_take_the_shape_of_the_input() -> None:
+    found = load_data(pixels(3, 24), [GREY]).feeds["input"]
+    assert np.array_equal(found, pixels(3, 24).astype(np.float32).reshape(3, 1, 4, 6) / 255)
+
+
+def test_scale_mean_std_size_and_bgr() -> None:
+    stored = pixels(2, 8, 9, 3)
+    how = Preprocess(
+        scale=128.0, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0), size=(4, 6), bgr=True
+    )
+    found = load_data(stored, [IMAGE], how)
+    swapped = stored[:, 2:6, 1:7, ::-1].astype(np.float32)
+    wanted = (swapped / np.float32(128) - np.float32([0.1, 0.2, 0.3])) / np.float32([0.5, 1, 2])
+    # The same float32 operations in the same order: exact.
+    assert np.array_equal(found.feeds["input"], wanted.transpose(0, 3, 1, 2))
+    assert not found.findings, "a scale that is said is not assumed"
+
+
+def test_mean_and_std_of_stored_channels_first() -> None:
+    stored = pixels(2, 3, 4, 6)
+    how = Preprocess(mean=(0.1, 0.2, 0.3), std=(2.0,))
+    found = load_data(stored, [IMAGE], how).feeds["input"]
+    column = np.float32([0.1, 0.2, 0.3]).reshape(3, 1, 1)
+    assert np.array_equal(found, (stored.astype(np.float32) / 255 - column) / np.float32(2))
+
+
+def test_preprocessing_that_does_not_fit() -> None:
+    assert code_of(pixels(2, 4, 6, 3), IMAGE, how=Preprocess(mean=(1.0, 2.0))) == "SNNC501"
+    assert code_of(pixels(2, 3, 6, 3), IMAGE, how=Preprocess(size=(4, 6))) == "SNNC302"
+
+
+def test_integers_for_an_input_of_integers_stay() -> None:
+    tokens = InputSpec("input", (None, 5), np.dtype(np.int64))
+    found = load_data(np.arange(10, dtype=np.int32).reshape(2, 5), [tokens])
+    assert found.feeds["input"].dtype == np.int64 and not found.findings
+    assert np.array_equal(found.feeds["input"], np.arange(10).reshape(2, 5))
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({"other": np.zeros((3, 5), np.float32)}, "SNNC302"),
+        ({"x": np.zeros((3, 4), np.float32)}, "SNNC302"),
+        ({"x": np.zeros((3, 5, 1, 2), np.float32)}, "SNNC302"),
+        ({"x": np.float32(3)}, "SNNC302"),
+        ({"x": np.zeros((3, 5), complex)}, "SNNC302"),
+        ({"x": np.full((3, 5), "a")}, "SNNC302"),
+        ({"x": np.full((3, 5), None)}, "SNNC302"),
+        ({"x": np.zeros((0, 5), np.float32)}, "SNNC303"),
+        ({"x": np.zeros((3, 5), np.float32), "y": np.arange(4)}, "SNNC302"),
+        ({"x": np.zeros((3, 5), np.float32), "y": np.zeros(3)}, "SNNC302"),
+        ({"x": np.zeros((3, 5), np.float32), "y": np.full(3, None)}, "SNNC302"),
+        ({"x": np.full((3, 5), 1e300)}, "SNNC303"),
+        ({}, "SNNC302"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_arrays_that_do_not_fit(data: Mapping[str, Array], code: str) -> None:
+    assert code_of({name: np.asarray(array) for name, array in data.items()}) == code
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite_data_is_shown_with_its_place(bad: float) -> None:
+    rows = floats(3, 5)
+    rows[1, 4] = bad
+    with pytest.raises(Refused) as caught:
+        load_data(rows, [ROW])
+    (finding,) = caught.value.findings
+    assert finding.code == "SNNC303" and "[1, 4]" in finding.message and str(bad) in finding.message
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.mkdir, (Bomb.target,))
+
+    target = ""
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_pickles_are_never_loaded(tmp_path: Path, kind: str) -> None:
+    Bomb.target = str(tmp_path / "exploded")
+    array = np.array([Bomb()], dtype=object)
+    path = tmp_path / f"data.{kind}"
+    if kind == "npz":
+        np.savez(path, x=array)
+    else:
+        np.save(path, array, allow_pickle=True)
+    assert code_of(path) == "SNNC301"
+    assert not os.path.exists(Bomb.target)
+
+
+def npy_of_shape(shape: str) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("data.npz", b""),
+        ("data.npz", b"no zip"),
+        ("data.npz", b"PK\x03\x04 cut off"),
+        ("data.npy", b""),
+        ("data.npy", b"no numpy"),
+        ("data.npy", npy_of_shape("(3, 5)") + bytes(8)),
+        ("data.npy", npy_of_shape("(-3, 5)")),
+        pytest.param("data.npy", npy_of_shape("(1 << 50,)"), id="code in the header"),
+        pytest.param("data.npy", npy_of_shape("(1125899906842624, 5)"), id="4 PiB"),
+        pytest.param(
+            "data.npz",
+            npy_of_shape("(1, 5)") + bytes(20),
+            id="an npy named npz",
+        ),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, raw: bytes) -> None:
+    (tmp_path / name).write_bytes(raw)
+    assert code_of(tmp_path / name) == "SNNC301"
+
+
+def test_a_damaged_npz(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, x=np.arange(5000, dtype=np.float32).reshape(-1, 5))
+    whole, ran = path.read_bytes(), 0
+    for place in range(60, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            load_data(path, [ROW])
+        except SnncError as error:
+            assert error.findings[0].code in ("SNNC301", "SNNC302", "SNNC303")
+        ran += 1
+    assert ran >= 40
+
+
+def test_paths_of_no_known_kind(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("1,2,3")
+    assert code_of(tmp_path / "data.csv") == "SNNC301"
+    assert code_of(tmp_path / "none.npz") == "SNNC301"
+
+
+@BUG("np.load opens a pipe and waits for a writer")
+def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.npz")
+
+    def late(signum: int, frame: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(1)
+    try:
+        assert code_of(tmp_path / "data.npz") == "SNNC301"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- images ---
+
+
+def draw(path: Path, image: Array) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.squeeze()).save(path)
+
+
+def zipped(folder: Path) -> Path:
+    path = folder.parent / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+    return path
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["3_a.png", "10_b.png", "3_c.png"], [10, 3, 3]),
+        (["cat/1.png", "dog/2.png", "ant/3.png"], [0, 1, 2]),
+        (["7/a.png", "7/b.png", "12/c.png"], [12, 7, 7]),
+        (["a.png", "b.png", "c.png"], None),
+        (["one/a.png", "one/b.png", "one/c.png"], None),
+    ],
+)
+def test_labels_of_images(
+    tmp_path: Path, as_zip: bool, names: list[str], labels: list[int] | None
+) -> None:
+    folder = tmp_path / "images"
+    for i, name in enumerate(names):
+        draw(folder / name, pixels(4, 6, 3) // (i + 1))
+    (folder / "README.txt").write_text("not an image")
+    found = load_data(zipped(folder) if as_zip else folder, [IMAGE])
+    assert found.feeds["input"].shape == (3, 3, 4, 6)
+    assert (found.labels if labels is None else found.labels.tolist()) == labels  # type: ignore
+    first = sorted(names).index(names[0])
+    wanted = pixels(4, 6, 3).astype(np.float32).transpose(2, 0, 1) / np.float32(255)
+    assert np.array_equal(found.feeds["input"][first], wanted)
+
+
+def test_grey_images(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", pixels(4, 6))
+    draw(tmp_path / "b.png", np.repeat(pixels(4, 6)[..., None], 3, axis=2))
+    found = load_data(tmp_path, [GREY]).feeds["input"]
+    assert found.shape == (2, 1, 4, 6) and np.array_equal(found[0], found[1])
+
+
+def test_images_of_several_sizes(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", pixels(4, 6, 3))
+    draw(tmp_path / "b.png", pixels(5, 6, 3))
+    assert code_of(tmp_path, IMAGE) == "SNNC302"
+    resized = load_data(tmp_path, [IMAGE], Preprocess(resize=(4, 6)))
+    assert resized.feeds["input"].shape == (2, 3, 4, 6)
+
+
+def test_images_of_another_size_than_the_input(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", pixels(8, 8, 3))
+    assert code_of(tmp_path, IMAGE) == "SNNC302"
+    cropped = load_data(tmp_path, [IMAGE], Preprocess(size=(4, 6))).feeds["input"]
+    wanted = pixels(8, 8, 3)[2:6, 1:7].astype(np.float32).transpose(2, 0, 1) / np.float32(255)
+    assert np.array_equal(cropped[0], wanted)
+
+
+def test_no_images(tmp_path: Path) -> None:
+    assert code_of(tmp_path, IMAGE) == "SNNC303"
+    (tmp_path / "images.zip").write_bytes(b"no zip")
+    assert code_of(tmp_path / "images.zip", IMAGE) == "SNNC301"
+    assert code_of(tmp_path, IMAGE, ROW) == "SNNC501"
+
+
+def test_damaged_images(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", pixels(4, 6, 3))
+    path, ran = tmp_path / "a.png", 0
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 2):
+        for raw in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]):
+            path.write_bytes(raw)
+            try:
+                load_data(tmp_path, [IMAGE])
+            except SnncError as error:
+                assert error.findings[0].code in ("SNNC301", "SNNC302")
+            ran += 1
+    assert ran >= 100
+
+
+@BUG("a folder with the suffix of an image is read as a file")
+def test_a_folder_that_is_called_like_an_image(tmp_path: Path) -> None:
+    draw(tmp_path / "classes.png" / "a.png", pixels(4, 6, 3))
+    assert len(load_data(tmp_path, [IMAGE])) == 1
+
+
+# --- parts of a dataset ---
+
+
+def test_head_and_sample_keep_labels_beside_their_data() -> None:
+    rows = np.arange(50, dtype=np.float32).reshape(10, 5)
+    dataset = Dataset({"input": rows}, np.arange(10))
+    head, drawn = dataset.head(4), dataset.sample(4, seed=1)
+    assert np.array_equal(head.feeds["input"], rows[:4]) and head.labels.tolist() == [0, 1, 2, 3]  # type: ignore
+    assert drawn.labels is not None and sorted(set(drawn.labels.tolist())) == drawn.labels.tolist()
+    assert np.array_equal(drawn.feeds["input"], rows[drawn.labels])
+    assert dataset.sample(4, seed=1).labels.tolist() == drawn.labels.tolist()  # type: ignore
+    assert dataset.head(None) is dataset.sample(99, 0) is dataset.head(10) is dataset
+
+
+def test_the_hash_is_of_names_types_shapes_and_values() -> None:
+    base = Dataset({"input": floats(4, 6)})
+    others = [
+        Dataset({"other": floats(4, 6)}),
+        Dataset({"input": floats(4, 6).astype(np.float64)}),
+        Dataset({"input": floats(4, 6).reshape(8, 3)}),
+        Dataset({"input": -floats(4, 6)}),
+    ]
+    assert base.sha256() == Dataset({"input": floats(4, 6)}, np.arange(4)).sha256()
+    assert len({base.sha256(), *(other.sha256() for other in others)}) == 5
