@@ -1,6 +1,7 @@
-"""Which networks can be trained, and how. Free of PyTorch, so that names and help need none."""
+"""The networks: which can be trained and how, which can be built. Needs no PyTorch, nor does help."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -38,4 +39,22 @@ NETWORKS = {
         weight_decay=1e-3,
         shift=1,
     ),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of the literature, built by `vgg_resnet.build`."""
+
+    kind: Literal["vgg", "resnet"]
+    stages: tuple[tuple[int, int], ...]  # per stage: convolutions (vgg) or blocks, channels
+    sizes: tuple[int, ...]  # the heights, equal to the widths, of the images it takes
+
+
+#: VGG-16: Simonyan, Zisserman, ICLR 2015, configuration D. ResNets: He et al., CVPR 2016.
+ARCHITECTURES = {
+    "vgg16": Architecture("vgg", ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), (32, 224)),
+    "resnet18": Architecture("resnet", ((2, 64), (2, 128), (2, 256), (2, 512)), (32, 224)),
+    "resnet20": Architecture("resnet", ((3, 16), (3, 32), (3, 64)), (32,)),
+    "resnet34": Architecture("resnet", ((3, 64), (4, 128), (6, 256), (3, 512)), (32, 224)),
 }

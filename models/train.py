@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 
-import onnx
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -14,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import data, networks
+from .export import export
 from .registry import NETWORKS
-
-OPSET = 17
 
 
 def train(name: str, seed: int = 0, epochs: int | None = None) -> nn.Module:
@@ -68,34 +65,6 @@ def accuracy(network: nn.Module, dataset: str) -> float:
         return float((network(images).argmax(1) == labels).double().mean())
 
 
-def export(network: nn.Module, example: Tensor, file: Path) -> None:
-    """Write `network` to `file` as ONNX, with "input" and "logits" of any batch size N.
-
-    `example` is an input of any batch size. Nothing is folded or merged, so that the file shows
-    the layers as they were trained. The same weights give the same bytes.
-    """
-    with warnings.catch_warnings():
-        # PyTorch calls this exporter old, but the new one has no opset 17 of its own.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(
-            network,
-            (example,),
-            file,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_axes={"input": {0: "N"}, "logits": {0: "N"}},
-            opset_version=OPSET,
-            dynamo=False,
-            training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would fold batch normalisation
-            do_constant_folding=False,
-        )
-    model = onnx.load(file)
-    _unshare(model.graph)
-    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, file)
-
-
 def train_and_export(name: str, folder: Path, seed: int = 0, epochs: int | None = None) -> str:
     """Train `name`, write `folder`/`name`.onnx and return a line that sums up the result."""
     network = train(name, seed, epochs)
@@ -109,21 +78,6 @@ def train_and_export(name: str, folder: Path, seed: int = 0, epochs: int | None 
         f"{file}: {accuracy(network, test):.1%} of {len(images)} test images right, "
         f"{parameters} parameters, {file.stat().st_size} bytes"
     )
-
-
-def _unshare(graph: onnx.GraphProto) -> None:
-    """Store equal tensors apart again.
-
-    PyTorch stores them once and adds Identity nodes, for example where two branches with batch
-    normalisation meet: their shifts start equal and get the same gradients, so they stay equal.
-    """
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    copies = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in stored]
-    for node in copies:
-        tensor = graph.initializer.add()
-        tensor.CopyFrom(stored[node.input[0]])
-        tensor.name = node.output[0]
-        graph.node.remove(node)
 
 
 def _tensors(dataset: str) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,8 @@ class Context:
     moments: dict[str, Moments] = field(default_factory=dict)
     #: Tensor name -> position of the batch axis; absent for constants and where it is unknown.
     batch_axis: dict[str, int] = field(default_factory=dict)
+    #: Output name -> type in the source.
+    output_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     #: Why the batch axis is lost: node label -> reason.
     batch_lost: dict[str, str] = field(default_factory=dict)
 

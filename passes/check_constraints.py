@@ -23,6 +23,7 @@ class CheckConstraints(Pass):
     """Refuse what has no spiking form; with `strict`, also bias and batch-norm."""
 
     strict: bool = False
+    allow_analog: bool = False
 
     name: ClassVar[str] = "check-constraints"
     requires: ClassVar[frozenset[str]] = frozenset({"affine-folded", "rectifiers-before-max-pool"})
@@ -31,6 +32,12 @@ class CheckConstraints(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         timing = analyze(graph, lambda node: rectifier(node) is not None)
         errors = _unconvertible(graph, timing)
+        if self.allow_analog:
+            kept = [finding for finding in errors if finding.code == "SNNC202"]
+            errors = [finding for finding in errors if finding.code != "SNNC202"]
+            for finding in kept:
+                text = f"not spiking, kept exact by telescoping: {finding.message}"
+                context.warn("SNNC206", text, node=finding.node)
         if self.strict:
             errors += _violations(context)
         if errors:
@@ -63,7 +70,7 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
                     "SNNC202",
                     f"{node.op} stands between spiking layers: {reason}",
                     node=label(node),
-                    hint="train the network with ReLU there",
+                    hint="train the network with ReLU there, or keep it analog with --allow-analog",
                 )
             )
     return found
@@ -73,7 +80,7 @@ def _blocking(node: Node, timing: Timing) -> str:
     if node.op == "MaxPool" and not node.domain:
         if len(node.outputs) > 1 and not node.outputs[1].is_empty():
             return "its indices are used"
-        if not carries_spikes(node.inputs[0]):
+        if not carries_spikes(node.inputs[0], lambda other: rectifier(other) is not None):
             return "max pooling is exact on spikes only, and its input is not a rectifier's output"
         return ""
     return linear_reason(node, timing.inputs(node))

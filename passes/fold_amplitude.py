@@ -38,6 +38,7 @@ from snncompiler.graph import (
     unique_name,
     value,
 )
+from snncompiler.operators import carries_spikes
 from snncompiler.passes.base import Context, Pass
 from snncompiler.timing import analyze
 
@@ -48,6 +49,8 @@ Scale = NDArray[np.float32]
 @dataclass(frozen=True)
 class FoldAmplitude(Pass):
     """Amplitudes go into the next weights; what is left between spikes and layers is binary."""
+
+    allow_analog: bool = False
 
     name: ClassVar[str] = "fold-amplitude"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
@@ -62,22 +65,23 @@ class FoldAmplitude(Pass):
         while work.pending:
             work.push(work.pending.pop(0))
         drop_dead(graph)
-        _pool_spikes(graph)
+        _pool_spikes(graph, self.allow_analog)
 
 
 def _is_neuron(node: Node) -> bool:
     return bool(node.domain == dialect.DOMAIN)
 
 
-def _pool_spikes(graph: Graph) -> None:
-    """MaxPool between neurons becomes SpikeMaxPool."""
+def _pool_spikes(graph: Graph, allow_analog: bool) -> None:
+    """MaxPool of spikes between neurons becomes SpikeMaxPool."""
     timing = analyze(graph, _is_neuron)
     taken = tensor_names(graph)
     for node in graph.nodes:
         if node.op != "MaxPool" or timing.phase(node) != "temporal":
             continue
-        source = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
-        if source is not None and source.op == "Mul":
+        if not carries_spikes(node.inputs[0], _is_neuron):
+            if allow_analog:
+                continue
             raise refuse(
                 "SNNC202",
                 "max pooling over neurons with different thresholds in one window is not exact",

@@ -328,7 +328,8 @@ def _resize(node: Node, axes: dict[str, int]) -> list[int | None]:
         ):
             raise Lost("its sizes cannot be written as scales")
         # The name derives from the tensor it replaces, which nothing else reads by name.
-        node.inputs[2:] = [gs.Constant(f"{node.inputs[3].name}_as_scales", scales)]
+        node.inputs[2] = gs.Constant(f"{node.inputs[3].name}_as_scales", scales)
+        node.inputs.pop(3)
     scales_given = constant_input(node, 2 if node.op == "Resize" else 1)
     if scales_given is None or scales_given.size <= axis or scales_given[axis] != 1:
         raise Lost("its scales are not known to leave the batch alone")

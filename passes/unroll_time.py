@@ -155,15 +155,17 @@ class _Writer:
     def region(
         self,
         prefix: str,
+        start: str,
         steps: str,
         states: dict[str, str],
         fold: str | None,
     ) -> tuple[list[onnx.NodeProto], dict[str, str]]:
         """One pass through the temporal region.
 
-        `prefix` goes before every name it makes, `steps` names the number of steps in it, `states`
-        maps a node's name to its state's name, `fold` names the repeats of static values where
-        time is folded into the batch.  Returns the nodes and the new states' names.
+        `prefix` goes before every name it makes, `steps` names the number of steps in it and `start`
+        that of the steps before it, `states` maps a node's name to its state's name, `fold` names
+        the repeats of static values where time is folded into the batch.  Returns the nodes and the
+        new states' names.
         """
         made: list[onnx.NodeProto] = []
         new_states: dict[str, str] = {}
@@ -181,6 +183,8 @@ class _Writer:
                 operator = dialect.OPERATORS[node.op]
                 state_in, state_out = operator.state
                 names[state_in] = states[node.name]
+                if operator.inputs[-2].name == "start":
+                    names.append(start)
                 names.append(steps)
                 new_states[node.name] = f"{prefix}{node.name}/{operator.outputs[state_out].name}"
                 outputs.insert(state_out, new_states[node.name])
@@ -273,7 +277,7 @@ class _Writer:
         outside = {**self.initializers, **_constants_of(self.read_out)}
         self.initializers = {}
         if chunk is None:
-            held, fold = one, None
+            past, held, fold = step, one, None
         else:
             past, left, held, fold = (
                 self.name(f"snnc_{x}") for x in ("steps_done", "steps_left", "steps_here", "repeat")
@@ -285,7 +289,7 @@ class _Writer:
                 helper.make_node("Min", [chunk, left], [held], name=held),
                 helper.make_node("Reshape", [held, single], [fold], name=fold),
             ]
-        nodes, states = self.region("", held, carried, fold)
+        nodes, states = self.region("", past, held, carried, fold)
         body += nodes
         used = {name for node in body for name in node.input}
         inner = {**self.initializers, **_constants_of(self.temporal)}
@@ -343,7 +347,8 @@ class _Writer:
             zero = self.constant("snnc_zero", 0.0, np.float32)
             states.update({node.name: zero for node in self.means})
         for t in range(steps):
-            made, states = self.region(f"t{t}/", one, states, None)
+            done = self.constant(f"t{t}/snnc_steps_done", t)
+            made, states = self.region(f"t{t}/", done, one, states, None)
             self.nodes += made
         self.decode(states, self.constant("snnc_steps_as_float", steps, np.float32))
 
@@ -356,7 +361,7 @@ class _Writer:
         if self.means:
             zero = self.constant("snnc_zero", 0.0, np.float32)
             states.update({node.name: zero for node in self.means})
-        made, states = self.region("", held, states, fold)
+        made, states = self.region("", self.constant("snnc_start", 0), held, states, fold)
         self.nodes += made
         self.decode(states, self.constant("snnc_steps_as_float", steps, np.float32))
 
@@ -382,7 +387,7 @@ class _Writer:
             self.overridable.append(
                 helper.make_tensor_value_info(states[node.name], TensorProto.FLOAT, [None] * size)
             )
-        made, new_states = self.region("", one, states, None)
+        made, new_states = self.region("", step, one, states, None)
         self.nodes += made
         self.decode(new_states, as_float)
         graph = self.finish()

@@ -30,7 +30,7 @@ _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 _SUPPORTED = {
-    TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.UINT8,
+    *_FLOATS, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.UINT8,
     TensorProto.INT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32,
     TensorProto.UINT64, TensorProto.STRING,
 }  # fmt: skip

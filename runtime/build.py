@@ -110,6 +110,8 @@ def build(
     `cuda` is None for "where nvcc is found".  `sanitize` adds AddressSanitizer and
     UndefinedBehaviorSanitizer.  Raises BuildFailed.
     """
+    if not SOURCES.is_dir():
+        raise BuildFailed(f"the sources are not installed: {SOURCES} is missing")
     cxx = find_cxx()
     if cxx is None:
         raise BuildFailed("no C++ compiler found; install g++ or clang++, or set CXX")
@@ -224,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         build(options.out, cuda=options.cuda, sanitize=options.sanitize)
-    except BuildFailed as error:
+    except (BuildFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,34 @@ def time_sum(values: Array, total: Array, steps: int) -> Array:
     for x in held:
         y = y + x
     return y
+
+
+def running_mean(values: Array, total: Array, start: int, steps: int) -> tuple[Array, Array]:
+    """Mean over all steps so far: `y_t = y_{t-1} + x_t; mean_t = y_t / t`, after `start` steps.
+
+    Returns (means `[steps*N, ...]`, total `[N, ...]`).
+    """
+    held = _steps_of(values, steps)
+    y = np.broadcast_to(np.float32(total), held.shape[1:]).copy()
+    means = np.empty_like(held)
+    for t, x in enumerate(held, start + 1):
+        y = y + x
+        means[t - start - 1] = y / np.float32(t)
+    return means.reshape(values.shape).astype(values.dtype), y
+
+
+def telescope(values: Array, previous: Array, start: int, steps: int) -> tuple[Array, Array]:
+    """`out_t = t·x_t - (t-1)·x_{t-1}`, after `start` steps.
+
+    Returns (increments `[steps*N, ...]`, the last values `[N, ...]`).
+    """
+    held = _steps_of(values, steps)
+    p = np.broadcast_to(np.float32(previous), held.shape[1:]).copy()
+    out = np.empty_like(held)
+    for t, x in enumerate(held, start + 1):
+        out[t - start - 1] = np.float32(t) * x - np.float32(t - 1) * p
+        p = x
+    return out.reshape(values.shape).astype(values.dtype), p
 
 
 def spike_max_pool(
@@ -125,6 +154,7 @@ def _max_pool(
             for axis in range(rank)
         ]
         if all(taps):
-            window = x[(..., *np.ix_(*taps))]
-            out[(..., *place)] = window.reshape(*x.shape[:2], -1).max(axis=-1)
+            window = x[np.ix_(range(x.shape[0]), range(x.shape[1]), *taps)]
+            here: Any = (..., *place)
+            out[here] = window.reshape(*x.shape[:2], -1).max(axis=-1)
     return out

@@ -14,6 +14,7 @@ from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
     DEFAULT_STEPS,
     CalibrationLike,
+    MaxPooling,
     Options,
     Progress,
     compile_model,
@@ -38,6 +39,8 @@ def compile(
     encode: Literal["constant"] = "constant",
     strict: bool = False,
     seed: int = 0,
+    allow_analog: bool = False,
+    maxpool: MaxPooling = "exact",
     emit: Emit = "window",
     batch: int | None = None,
     precision: Literal["fp32", "fp16"] = "fp32",
@@ -57,6 +60,8 @@ def compile(
     initial: membrane potential at the start, in units of θ.  encode: the input is a constant current.
     emit: `window`, `step` (one step, states outside: `runtime.Stream`) or `cuda-graph` (K = T and
         `batch` baked in, no control flow).  precision: fp16 halves weights and currents, for GPUs.
+    allow_analog: keep nonlinear operators between spiking layers exact, though not spiking.
+    maxpool: `average` replaces max pooling by average pooling, which changes the network.
     strict: refuse bias and batch-norm, as the paper does.
 
     Returns the spiking network: the same inputs and outputs as the ANN, [N, ...].
@@ -75,6 +80,8 @@ def compile(
         encode=encode,
         strict=strict,
         seed=seed,
+        allow_analog=allow_analog,
+        maxpool=maxpool,
         emit=emit,
         batch=batch,
         precision=precision,
@@ -83,11 +90,14 @@ def compile(
 
 
 def check(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, *, strict: bool = False
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    strict: bool = False,
+    allow_analog: bool = False,
 ) -> dict[str, Any]:
     """The constraints report of a network, as plain data (see `snnc check --json`).
 
     Per rectifier and linear layer: bias, batch-norm, what was folded; pooling; every finding.
     Raises Refused with all findings where the network cannot be converted.
     """
-    return constraints(prepare(model, strict=strict))
+    return constraints(prepare(model, strict=strict, allow_analog=allow_analog))

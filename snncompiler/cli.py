@@ -1,4 +1,4 @@
-"""The command line: `snnc check | compile | run | eval | verify | info`.
+"""The command line: `snnc check | compile | run | eval | verify | info | doctor`.
 
 Results go to standard output, everything else to standard error.  Exit codes: 0 done, 1 the model or
 the data is refused, 2 wrong usage, 3 something is missing in the environment, 4 our own fault,
@@ -39,7 +39,7 @@ from snncompiler.pipeline import (
     synthetic_feeds,
 )
 from snncompiler.pipeline import Progress as Tell
-from snncompiler.runtime.session import create_session
+from snncompiler.runtime import create_session, doctor
 from snncompiler.verification import Verification, verify
 from snncompiler.version import __version__
 
@@ -157,6 +157,11 @@ class Encoding(str, Enum):
     constant = "constant"
 
 
+class MaxPooling(str, Enum):
+    exact = "exact"
+    average = "average"
+
+
 class Emission(str, Enum):
     window = "window"
     step = "step"
@@ -178,6 +183,10 @@ Snn = Annotated[Path, typer.Argument(help="A file that snnc compile wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+AllowAnalog = Annotated[
+    bool,
+    typer.Option(help="Keep nonlinear operators between spiking layers, exact but not spiking."),
+]
 Layout = Annotated[
     LayoutName | None,
     typer.Option(help="What the network wants, from images stored as NHWC. Default: by its input."),
@@ -274,12 +283,13 @@ def _root(
 def check(
     model: Model,
     strict: Annotated[bool, typer.Option(help="The paper's rule: no bias, no batch-norm.")] = False,
+    allow_analog: AllowAnalog = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Say whether a network can be converted, layer by layer, and what was folded."""
-    prepared = prepare(model, strict=strict)
+    prepared = prepare(model, strict=strict, allow_analog=allow_analog)
     try:
         check_batch(prepared, 0)
         measure_folds(prepared, synthetic_feeds(prepared, 1, 0))
@@ -326,6 +336,10 @@ def compile_command(
     encode: Annotated[Encoding, typer.Option(help="How the input is coded.")] = Encoding.constant,
     strict: Annotated[bool, typer.Option(help="The paper's rule: no bias, no batch-norm.")] = False,
     seed: Annotated[int, typer.Option(help="For drawing samples and synthetic input.")] = 0,
+    allow_analog: AllowAnalog = False,
+    maxpool: Annotated[
+        MaxPooling, typer.Option(help="average changes the network, as the paper's have it.")
+    ] = MaxPooling.exact,
     emission: Annotated[
         Emission,
         typer.Option(
@@ -361,6 +375,8 @@ def compile_command(
         encode=encode.value,
         strict=strict,
         seed=seed,
+        allow_analog=allow_analog,
+        maxpool=maxpool.value,
         emit=emission.value,
         batch=batch,
         precision=precision.value,
@@ -624,6 +640,25 @@ def info(snn: Snn, as_json: Json = False, debug: Debug = False) -> None:
     console.print(report.table(str(snn), ("", ""), rows))
     layers = [tuple(layer.values()) for layer in content["layers"]]
     console.print(report.table("Thresholds", ("layer", "θ", "smallest", "largest"), layers))
+
+
+@app.command(name="doctor")
+@guarded
+def doctor_command(as_json: Json = False, debug: Debug = False) -> None:
+    """Tell what is installed, which native kernels run, and what is missing."""
+    content = doctor()
+    if as_json:
+        _print_json(content)
+        return
+    console = _console()
+    rows = [(name, version or "missing") for name, version in content["versions"].items()]
+    for part in ("library", "cuda", "compilers"):
+        for key, value in content[part].items():
+            items = value.items() if isinstance(value, dict) else [("", value)]
+            rows += [(f"{part}: {key} {inner}".strip(), _flat(entry)) for inner, entry in items]
+    console.print(report.table("snnc doctor", ("", ""), rows))
+    for entry in content["missing"]:
+        console.print(f"missing: {entry['what']}: {entry['remedy']}", highlight=False, markup=False)
 
 
 def _flat(value: object) -> object:

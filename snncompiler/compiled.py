@@ -102,6 +102,7 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
         unroll: Any = metadata["snnc.unroll"]
         reset: Any = metadata["snnc.reset"]
         method: Any = calibration.method
+        maxpool: Any = metadata["snnc.maxpool"]
         emit: Any = metadata["snnc.emit"]
         precision: Any = metadata["snnc.precision"]
         options = Options(
@@ -115,6 +116,8 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
             reset=reset,
             initial=float(metadata["snnc.initial"]),
             strict=metadata["snnc.strict"] == "true",
+            allow_analog=metadata["snnc.allow_analog"] == "true",
+            maxpool=maxpool,
             seed=int(metadata["snnc.seed"]),
             emit=emit,
             batch=int(metadata["snnc.batch"]) if metadata["snnc.batch"] else None,

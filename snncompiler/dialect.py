@@ -10,7 +10,7 @@ Conventions of all operators
     *State.*  State goes in and comes out as a tensor; nothing is kept inside.  A state input is
     broadcast to `[N, ...]`, so a sequence can start from a scalar.
     *Types.*  Currents and spikes are float32 or float16 (`T`); thresholds, membrane potentials and
-    counts are float32; `steps` is an int64 scalar, at least 1.
+    counts are float32; `steps` and `start` are int64 scalars.
 
 Operators used by the bodies mean the same in every opset from `BASE_OPSET` on, so that a body takes
 the opset of the model it stands in.
@@ -63,8 +63,6 @@ class Operator:
     body: str
     #: Which input is the state and which output carries it on (by position).
     state: tuple[int, int]
-    #: The state before the first step, where it does not come from the calibration.
-    initial_state: float | None = None
 
 
 # Shared openings of the bodies: `held` steps in the input, samples `batch`, sample shape `sample`
@@ -135,6 +133,54 @@ _TIME_SUM = (
 }"""
 )
 
+_COUNTING = """
+  done = Cast <to = 1> (start)
+  before = Reshape (done, one)"""
+
+_RUNNING_MEAN = (
+    "RunningMean (values, total, start, steps) => (means, total_out)\n{"
+    + _LAYOUT.format(held=_HELD_TEMPORAL, input="values")
+    + _COUNTING
+    + """
+  total_full = Expand (total, sample)
+  first = Reshape <allowzero = 1> (total_full, size)
+  stop, last, seen = Scan <num_scan_inputs = 1, body = step (float[?] y, float[1] t, float[?] x)
+    => (float[?] y_next, float[1] t_next, float[?] mean) {
+    unit = Constant <value_floats = [1.0]> ()
+    t_next = Add (t, unit)
+    y_next = Add (y, x)
+    mean = Div (y_next, t_next)
+  }> (first, before, flat)
+  shape = Shape (values)
+  wide_means = Reshape <allowzero = 1> (seen, shape)
+  means = CastLike (wide_means, values)
+  total_out = Reshape <allowzero = 1> (stop, sample)
+}"""
+)
+
+_TELESCOPE = (
+    "Telescope (values, previous, start, steps) => (increments, previous_out)\n{"
+    + _LAYOUT.format(held=_HELD_TEMPORAL, input="values")
+    + _COUNTING
+    + """
+  previous_full = Expand (previous, sample)
+  first = Reshape <allowzero = 1> (previous_full, size)
+  stop, last, seen = Scan <num_scan_inputs = 1, body = step (float[?] p, float[1] t, float[?] x)
+    => (float[?] p_next, float[1] t_next, float[?] out) {
+    unit = Constant <value_floats = [1.0]> ()
+    t_next = Add (t, unit)
+    now = Mul (t_next, x)
+    then = Mul (t, p)
+    out = Sub (now, then)
+    p_next = Identity (x)
+  }> (first, before, flat)
+  shape = Shape (values)
+  wide_out = Reshape <allowzero = 1> (seen, shape)
+  increments = CastLike (wide_out, values)
+  previous_out = Reshape <allowzero = 1> (stop, sample)
+}"""
+)
+
 _POOL_ATTRIBUTES = (
     Attribute("auto_pad", "string", "as in MaxPool"),
     Attribute("ceil_mode", "int", "as in MaxPool"),
@@ -176,6 +222,7 @@ _SPIKE_MAX_POOL = (
 )
 
 _STEPS = Port("steps", "int64", "[]", "time-steps in this call, at least 1")
+_START = Port("start", "int64", "[]", "time-steps before this call")
 
 _NEURON_INPUTS = (
     Port(
@@ -233,7 +280,6 @@ OPERATORS: dict[str, Operator] = {
             attributes=(),
             body=_TIME_SUM,
             state=(1, 0),
-            initial_state=0.0,
         ),
         Operator(
             name="SpikeMaxPool",
@@ -252,7 +298,43 @@ OPERATORS: dict[str, Operator] = {
             attributes=_POOL_ATTRIBUTES,
             body=_SPIKE_MAX_POOL,
             state=(1, 1),
-            initial_state=0.0,
+        ),
+        Operator(
+            name="RunningMean",
+            summary="Mean over all time-steps so far, at every step; what a nonlinear operator that is "
+            "kept analog computes on.",
+            equation="y_t = y_{t-1} + x_t;  mean_t = y_t / t, with t counted from the first step",
+            inputs=(
+                Port("values", "T", "[steps*N, ...]", "spikes or currents"),
+                Port("total", "float32", "broadcasts to [N, ...]", "sum before the call"),
+                _START,
+                _STEPS,
+            ),
+            outputs=(
+                Port("means", "T", "[steps*N, ...]", "mean of steps 1 to t"),
+                Port("total_out", "float32", "[N, ...]", "sum after the call"),
+            ),
+            attributes=(),
+            body=_RUNNING_MEAN,
+            state=(1, 1),
+        ),
+        Operator(
+            name="Telescope",
+            summary="Turns a function of the running mean into a current whose time-mean it is.",
+            equation="out_t = t·x_t - (t-1)·x_{t-1}, with t counted from the first step",
+            inputs=(
+                Port("values", "T", "[steps*N, ...]", "f(mean_t) at every step"),
+                Port("previous", "float32", "broadcasts to [N, ...]", "f(mean) before the call"),
+                _START,
+                _STEPS,
+            ),
+            outputs=(
+                Port("increments", "T", "[steps*N, ...]", "their mean over t steps is x_t"),
+                Port("previous_out", "float32", "[N, ...]", "f(mean) after the call"),
+            ),
+            attributes=(),
+            body=_TELESCOPE,
+            state=(1, 1),
         ),
     )
 }

@@ -102,17 +102,17 @@ SELECTION = {
 }  # fmt: skip
 
 
-def carries_spikes(tensor: Tensor) -> bool:
-    """Whether every element of the tensor is the output of a rectifier, chosen and moved only."""
+def carries_spikes(tensor: Tensor, fires: Callable[[Node], bool]) -> bool:
+    """Whether every element is the output of a node that `fires`, chosen and moved only."""
     pending = [tensor]
     seen: set[int] = set()
     while pending:
         source = producer(pending.pop())
-        if source is None or source.domain:
+        if source is None:
             return False
-        if id(source) in seen or rectifier(source) is not None:
+        if id(source) in seen or fires(source):
             continue
-        if source.op not in SELECTION:
+        if source.domain or source.op not in SELECTION:
             return False
         seen.add(id(source))
         pending += source.inputs if source.op == "Concat" else source.inputs[:1]

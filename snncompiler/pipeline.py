@@ -38,8 +38,10 @@ from snncompiler.graph import (
 )
 from snncompiler.io import Source, load
 from snncompiler.passes.attach_functions import attach_functions
-from snncompiler.passes.base import Context, run_passes
+from snncompiler.passes.average_max_pool import AverageMaxPool
+from snncompiler.passes.base import Context, Pass, run_passes
 from snncompiler.passes.check_constraints import CheckConstraints
+from snncompiler.passes.drop_fake_quant import DropFakeQuant
 from snncompiler.passes.fold_affine import FoldAffine
 from snncompiler.passes.fold_amplitude import FoldAmplitude
 from snncompiler.passes.fold_batch_norm import FoldBatchNorm
@@ -48,7 +50,10 @@ from snncompiler.passes.insert_neurons import InsertNeurons
 from snncompiler.passes.lower_precision import LowerPrecision
 from snncompiler.passes.remove_noops import RemoveNoops
 from snncompiler.passes.sink_time_mean import SinkTimeMean
+from snncompiler.passes.spell_rectifiers import SpellRectifiers
 from snncompiler.passes.swap_max_pool import SwapMaxPool
+from snncompiler.passes.telescope_analog import TelescopeAnalog
+from snncompiler.passes.to_float32 import ToFloat32
 from snncompiler.passes.track_batch import BATCH, TrackBatch
 from snncompiler.passes.unify_linear import UnifyLinear
 from snncompiler.passes.unroll_time import NODE_BUDGET, Emit, Unroll, UnrollTime, unfoldable
@@ -58,6 +63,7 @@ from snncompiler.runtime.session import create_session
 from snncompiler.version import __version__
 
 Array = NDArray[Any]
+MaxPooling = Literal["exact", "average"]
 #: Called with what is being done and how far it is: (text, done, of).
 Progress = Callable[[str, int, int], None]
 
@@ -92,6 +98,8 @@ class Options:
     encode: Literal["constant"] = "constant"
     strict: bool = False
     seed: int = 0
+    allow_analog: bool = False
+    maxpool: MaxPooling = "exact"
     emit: Emit = "window"
     batch: int | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
@@ -102,6 +110,7 @@ class Options:
         _choice("--unroll", self.unroll, ("fold", "loop", "steps"))
         _choice("--reset", self.reset, ("soft", "hard"))
         _choice("--encode", self.encode, ("constant",))
+        _choice("--maxpool", self.maxpool, ("exact", "average"))
         _choice("--emit", self.emit, ("window", "step", "cuda-graph"))
         _choice("--precision", self.precision, ("fp32", "fp16"))
         _range("-T", self.steps, 1 <= self.steps <= MAX_STEPS, f"1 to {MAX_STEPS:,} time-steps")
@@ -148,29 +157,43 @@ class Prepared:
         return self.context.findings
 
 
-def normalization_passes(strict: bool) -> list[Any]:
+def normalization_passes(
+    *, strict: bool = False, allow_analog: bool = False, maxpool: MaxPooling = "exact"
+) -> list[Pass]:
     """The graph passes from the checked source to the normalized ANN, in order."""
     return [
+        ToFloat32(),
+        *([AverageMaxPool()] if maxpool == "average" else []),
         FoldConstants(),
+        DropFakeQuant(),
+        SpellRectifiers(),
         RemoveNoops(),
         TrackBatch(),
         UnifyLinear(),
         FoldBatchNorm(),
         FoldAffine(),
         SwapMaxPool(),
-        CheckConstraints(strict),
+        CheckConstraints(strict, allow_analog),
     ]
 
 
 def prepare(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, *, strict: bool = False
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    strict: bool = False,
+    allow_analog: bool = False,
+    maxpool: MaxPooling = "exact",
 ) -> Prepared:
     """Load, verify and normalize a model.  Raises Refused with every finding."""
     source = load(model)
     checked, findings = verify_input(source.model)
     context = Context(findings=findings)
     graph = import_model(checked)
-    run_passes(normalization_passes(strict), graph, context)
+    context.output_types = {
+        output.name: np.dtype(output.dtype) for output in graph.outputs if output.dtype is not None
+    }
+    passes = normalization_passes(strict=strict, allow_analog=allow_analog, maxpool=maxpool)
+    run_passes(passes, graph, context)
     infer_shapes(graph)
     for where, reason in context.batch_lost.items():
         context.warn(
@@ -353,7 +376,8 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
     run_passes(
         [
             InsertNeurons(calibration.thresholds, options.initial, options.reset),
-            FoldAmplitude(),
+            FoldAmplitude(options.allow_analog),
+            *([TelescopeAnalog()] if options.allow_analog else []),
             SinkTimeMean(inputs_vary=options.emit == "step"),
             *([LowerPrecision()] if options.precision == "fp16" else []),
         ],
@@ -459,6 +483,8 @@ def _metadata(
         "snnc.reset": options.reset,
         "snnc.initial": repr(options.initial),
         "snnc.strict": str(options.strict).lower(),
+        "snnc.allow_analog": str(options.allow_analog).lower(),
+        "snnc.maxpool": options.maxpool,
         "snnc.seed": str(options.seed),
         "snnc.threshold": calibration.method,
         "snnc.calibration": text,
@@ -493,7 +519,9 @@ def compile_model(
 ) -> Compiled:
     """Compile and return everything; `snncompiler.compile` returns the model alone."""
     options.check()
-    prepared = prepare(model, strict=options.strict)
+    prepared = prepare(
+        model, strict=options.strict, allow_analog=options.allow_analog, maxpool=options.maxpool
+    )
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
     dataset = None

@@ -105,7 +105,9 @@ def verify(
     the result, not raised.
     """
     compiled = read_compiled(snn)
-    prepared = prepare(model)
+    prepared = prepare(
+        model, allow_analog=compiled.options.allow_analog, maxpool=compiled.options.maxpool
+    )
     if prepared.source.sha256 != compiled.metadata["snnc.source_sha256"]:
         raise refuse(
             "SNNC402",

@@ -102,7 +102,7 @@ def codes(findings: Sequence[Finding]) -> list[str]:
 
 
 def assert_close(found: Array, wanted: Array, *, relative: float) -> None:
-    """|found - wanted| <= relative * max|wanted|, shapes equal; `relative` is the caller's to explain."""
+    """|found - wanted| <= relative * max|wanted|; the caller explains `relative`."""
     assert found.shape == wanted.shape
     scale = float(np.abs(wanted).max(initial=0.0))
     error = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))

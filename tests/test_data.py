@@ -16,8 +16,8 @@ from PIL import Image
 from snncompiler.data import Dataset, InputSpec, Preprocess, load_data
 from snncompiler.errors import Refused, SnncError, UsageError
 
-IMAGE = InputSpec("input", (None, 3, 4, 6), np.dtype(np.float32))
-GREY = InputSpec("input", (None, 1, 4, 6), np.dtype(np.float32))
+IMAGE = InputSpec("input", (None, 3, 5, 6), np.dtype(np.float32))
+GREY = InputSpec("input", (None, 1, 5, 6), np.dtype(np.float32))
 ROW = InputSpec("input", (None, 5), np.dtype(np.float32))
 
 
@@ -83,7 +83,7 @@ def test_a_dataset_comes_back_as_it_is() -> None:
 
 
 def test_floats_are_not_touched() -> None:
-    values = 300 * floats(3, 3, 4, 6)
+    values = 300 * floats(3, 3, 5, 6)
     found = load_data(values, [IMAGE])
     assert np.array_equal(found.feeds["input"], values) and not found.findings
 
@@ -95,7 +95,7 @@ def test_double_is_rounded_to_the_type_of_the_input() -> None:
 
 
 def test_bytes_become_zero_to_one_in_the_layout_of_the_input() -> None:
-    stored = pixels(3, 4, 6, 3)
+    stored = pixels(3, 5, 6, 3)
     found = load_data(stored, [IMAGE])
     wanted = stored.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
     assert np.array_equal(found.feeds["input"], wanted)
@@ -104,30 +104,54 @@ def test_bytes_become_zero_to_one_in_the_layout_of_the_input() -> None:
 
 
 def test_bytes_that_have_the_layout_keep_it() -> None:
-    stored = pixels(3, 3, 4, 6)
+    stored = pixels(3, 3, 5, 6)
     found = load_data(stored, [IMAGE]).feeds["input"]
     assert np.array_equal(found, stored.astype(np.float32) / np.float32(255))
 
 
 def test_a_network_that_takes_channels_last() -> None:
-    stored = pixels(3, 4, 6, 3)
-    last = InputSpec("input", (None, 4, 6, 3), np.dtype(np.float32))
+    stored = pixels(3, 5, 6, 3)
+    last = InputSpec("input", (None, 5, 6, 3), np.dtype(np.float32))
     found = load_data(stored, [last]).feeds["input"]
     assert np.array_equal(found, stored.astype(np.float32) / np.float32(255))
 
 
+@pytest.mark.parametrize("height", [1, 3, 4])
+@BUG("_channels_last takes a height of 1, 3 or 4 for channels, and _fit reshapes what does not fit")
+def test_low_images_are_not_scrambled(height: int) -> None:
+    stored = pixels(2, height, 6, 3)
+    spec = InputSpec("input", (None, 3, height, 6), np.dtype(np.float32))
+    found = load_data(stored, [spec]).feeds["input"]
+    assert np.array_equal(found, stored.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255))
+
+
+@BUG("_fit reshapes [n, H, W, C] to [n, C, H, W], as the number of values is the same")
+def test_float_images_with_the_channels_last_are_not_scrambled() -> None:
+    stored = floats(2, 5, 6, 3)
+    try:
+        found = load_data(stored, [IMAGE]).feeds["input"]
+    except Refused as error:
+        assert error.findings[0].code == "SNNC302"
+    else:
+        assert np.array_equal(found, stored.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 1, 5, 6), (2, 30), (2, 1, 1, 30), (2, 5, 6, 1)])
+def test_grey_rows_and_planes_fit(shape: tuple[int, ...]) -> None:
+    found = load_data(floats(*shape), [GREY]).feeds["input"]
+    assert np.array_equal(found, floats(*shape).reshape(2, 1, 5, 6))
+
+
 def test_flat_rows_take_the_shape_of_the_input() -> None:
-    found = load_data(pixels(3, 24), [GREY]).feeds["input"]
-    assert np.array_equal(found, pixels(3, 24).astype(np.float32).reshape(3, 1, 4, 6) / 255)
+    found = load_data(pixels(3, 30), [GREY]).feeds["input"]
+    assert np.array_equal(found, pixels(3, 30).astype(np.float32).reshape(3, 1, 5, 6) / 255)
 
 
 def test_scale_mean_std_size_and_bgr() -> None:
     stored = pixels(2, 8, 9, 3)
-    how = Preprocess(
-        scale=128.0, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0), size=(4, 6), bgr=True
-    )
+    how = Preprocess(scale=128.0, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0), size=(5, 6), bgr=True)
     found = load_data(stored, [IMAGE], how)
-    swapped = stored[:, 2:6, 1:7, ::-1].astype(np.float32)
+    swapped = stored[:, 1:6, 1:7, ::-1].astype(np.float32)
     wanted = (swapped / np.float32(128) - np.float32([0.1, 0.2, 0.3])) / np.float32([0.5, 1, 2])
     # The same float32 operations in the same order: exact.
     assert np.array_equal(found.feeds["input"], wanted.transpose(0, 3, 1, 2))
@@ -135,7 +159,7 @@ def test_scale_mean_std_size_and_bgr() -> None:
 
 
 def test_mean_and_std_of_stored_channels_first() -> None:
-    stored = pixels(2, 3, 4, 6)
+    stored = pixels(2, 3, 5, 6)
     how = Preprocess(mean=(0.1, 0.2, 0.3), std=(2.0,))
     found = load_data(stored, [IMAGE], how).feeds["input"]
     column = np.float32([0.1, 0.2, 0.3]).reshape(3, 1, 1)
@@ -143,8 +167,8 @@ def test_mean_and_std_of_stored_channels_first() -> None:
 
 
 def test_preprocessing_that_does_not_fit() -> None:
-    assert code_of(pixels(2, 4, 6, 3), IMAGE, how=Preprocess(mean=(1.0, 2.0))) == "SNNC501"
-    assert code_of(pixels(2, 3, 6, 3), IMAGE, how=Preprocess(size=(4, 6))) == "SNNC302"
+    assert code_of(pixels(2, 5, 6, 3), IMAGE, how=Preprocess(mean=(1.0, 2.0))) == "SNNC501"
+    assert code_of(pixels(2, 2, 6, 3), IMAGE, how=Preprocess(size=(5, 6))) == "SNNC302"
 
 
 def test_integers_for_an_input_of_integers_stay() -> None:
@@ -226,11 +250,14 @@ def npy_of_shape(shape: str) -> bytes:
         ("data.npy", npy_of_shape("(3, 5)") + bytes(8)),
         ("data.npy", npy_of_shape("(-3, 5)")),
         pytest.param("data.npy", npy_of_shape("(1 << 50,)"), id="code in the header"),
-        pytest.param("data.npy", npy_of_shape("(1125899906842624, 5)"), id="4 PiB"),
+        pytest.param(
+            "data.npy", npy_of_shape("(1125899906842624, 5)"), id="20 PiB", marks=BUG("MemoryError")
+        ),
         pytest.param(
             "data.npz",
             npy_of_shape("(1, 5)") + bytes(20),
             id="an npy named npz",
+            marks=BUG("np.load gives an array, which is no context manager"),
         ),
     ],
 )
@@ -239,6 +266,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, raw: bytes) -> Non
     assert code_of(tmp_path / name) == "SNNC301"
 
 
+@BUG("zlib.error is not caught")
 def test_a_damaged_npz(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.savez_compressed(path, x=np.arange(5000, dtype=np.float32).reshape(-1, 5))
@@ -308,36 +336,36 @@ def test_labels_of_images(
 ) -> None:
     folder = tmp_path / "images"
     for i, name in enumerate(names):
-        draw(folder / name, pixels(4, 6, 3) // (i + 1))
+        draw(folder / name, pixels(5, 6, 3) // (i + 1))
     (folder / "README.txt").write_text("not an image")
     found = load_data(zipped(folder) if as_zip else folder, [IMAGE])
-    assert found.feeds["input"].shape == (3, 3, 4, 6)
+    assert found.feeds["input"].shape == (3, 3, 5, 6)
     assert (found.labels if labels is None else found.labels.tolist()) == labels  # type: ignore
     first = sorted(names).index(names[0])
-    wanted = pixels(4, 6, 3).astype(np.float32).transpose(2, 0, 1) / np.float32(255)
+    wanted = pixels(5, 6, 3).astype(np.float32).transpose(2, 0, 1) / np.float32(255)
     assert np.array_equal(found.feeds["input"][first], wanted)
 
 
 def test_grey_images(tmp_path: Path) -> None:
-    draw(tmp_path / "a.png", pixels(4, 6))
-    draw(tmp_path / "b.png", np.repeat(pixels(4, 6)[..., None], 3, axis=2))
+    draw(tmp_path / "a.png", pixels(5, 6))
+    draw(tmp_path / "b.png", np.repeat(pixels(5, 6)[..., None], 3, axis=2))
     found = load_data(tmp_path, [GREY]).feeds["input"]
-    assert found.shape == (2, 1, 4, 6) and np.array_equal(found[0], found[1])
+    assert found.shape == (2, 1, 5, 6) and np.array_equal(found[0], found[1])
 
 
 def test_images_of_several_sizes(tmp_path: Path) -> None:
-    draw(tmp_path / "a.png", pixels(4, 6, 3))
-    draw(tmp_path / "b.png", pixels(5, 6, 3))
+    draw(tmp_path / "a.png", pixels(5, 6, 3))
+    draw(tmp_path / "b.png", pixels(6, 6, 3))
     assert code_of(tmp_path, IMAGE) == "SNNC302"
-    resized = load_data(tmp_path, [IMAGE], Preprocess(resize=(4, 6)))
-    assert resized.feeds["input"].shape == (2, 3, 4, 6)
+    resized = load_data(tmp_path, [IMAGE], Preprocess(resize=(5, 6)))
+    assert resized.feeds["input"].shape == (2, 3, 5, 6)
 
 
 def test_images_of_another_size_than_the_input(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", pixels(8, 8, 3))
     assert code_of(tmp_path, IMAGE) == "SNNC302"
-    cropped = load_data(tmp_path, [IMAGE], Preprocess(size=(4, 6))).feeds["input"]
-    wanted = pixels(8, 8, 3)[2:6, 1:7].astype(np.float32).transpose(2, 0, 1) / np.float32(255)
+    cropped = load_data(tmp_path, [IMAGE], Preprocess(size=(5, 6))).feeds["input"]
+    wanted = pixels(8, 8, 3)[1:6, 1:7].astype(np.float32).transpose(2, 0, 1) / np.float32(255)
     assert np.array_equal(cropped[0], wanted)
 
 
@@ -348,12 +376,16 @@ def test_no_images(tmp_path: Path) -> None:
     assert code_of(tmp_path, IMAGE, ROW) == "SNNC501"
 
 
+@BUG("PIL raises SyntaxError for a damaged PNG")
 def test_damaged_images(tmp_path: Path) -> None:
-    draw(tmp_path / "a.png", pixels(4, 6, 3))
+    draw(tmp_path / "a.png", pixels(5, 6, 3))
     path, ran = tmp_path / "a.png", 0
     whole = path.read_bytes()
     for place in range(0, len(whole), 2):
-        for raw in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]):
+        for raw in (
+            whole[:place],
+            whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :],
+        ):
             path.write_bytes(raw)
             try:
                 load_data(tmp_path, [IMAGE])
@@ -365,7 +397,7 @@ def test_damaged_images(tmp_path: Path) -> None:
 
 @BUG("a folder with the suffix of an image is read as a file")
 def test_a_folder_that_is_called_like_an_image(tmp_path: Path) -> None:
-    draw(tmp_path / "classes.png" / "a.png", pixels(4, 6, 3))
+    draw(tmp_path / "classes.png" / "a.png", pixels(5, 6, 3))
     assert len(load_data(tmp_path, [IMAGE])) == 1
 
 
@@ -384,12 +416,12 @@ def test_head_and_sample_keep_labels_beside_their_data() -> None:
 
 
 def test_the_hash_is_of_names_types_shapes_and_values() -> None:
-    base = Dataset({"input": floats(4, 6)})
+    base = Dataset({"input": floats(5, 6)})
     others = [
-        Dataset({"other": floats(4, 6)}),
-        Dataset({"input": floats(4, 6).astype(np.float64)}),
-        Dataset({"input": floats(4, 6).reshape(8, 3)}),
-        Dataset({"input": -floats(4, 6)}),
+        Dataset({"other": floats(5, 6)}),
+        Dataset({"input": floats(5, 6).astype(np.float64)}),
+        Dataset({"input": floats(5, 6).reshape(10, 3)}),
+        Dataset({"input": -floats(5, 6)}),
     ]
-    assert base.sha256() == Dataset({"input": floats(4, 6)}, np.arange(4)).sha256()
+    assert base.sha256() == Dataset({"input": floats(5, 6)}, np.arange(4)).sha256()
     assert len({base.sha256(), *(other.sha256() for other in others)}) == 5

@@ -279,7 +279,9 @@ def left_in(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), ValueError("ours"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), ValueError("ours"), KeyboardInterrupt()]
+)
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, error: BaseException
 ) -> None:

@@ -54,7 +54,7 @@ def run_cli(*args: str, without: str = "") -> subprocess.CompletedProcess[str]:
 
 def test_path_names_what_exists() -> None:
     assert models.path("digits-cnn").name == "digits-cnn.onnx"
-    with pytest.raises(ValueError, match="'nothing'.*digits-cnn, digits-resnet, digits-train"):
+    with pytest.raises(ValueError, match=r"'nothing'.*digits-cnn, digits-resnet, digits-train"):
         models.path("nothing")
 
 
@@ -185,7 +185,12 @@ def test_unknown_network_exits_2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "command"), [("torch", ["train", "digits-cnn"]), ("sklearn", ["digits"])]
+    ("package", "command"),
+    [
+        ("torch", ["train", "digits-cnn"]),
+        ("torch", ["export", "resnet20", "--out", "never-written.onnx"]),
+        ("sklearn", ["digits"]),
+    ],
 )
 def test_missing_package_exits_3(package: str, command: list[str]) -> None:
     done = run_cli(*command, without=package)
@@ -200,13 +205,13 @@ def test_missing_package_exits_3(package: str, command: list[str]) -> None:
 @names
 def test_training_is_repeatable(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from snncompiler.models import train
+    from snncompiler.models import export, train
 
     images, _ = data.load("digits-test")
     twins = [train.train(name, seed=1, epochs=1) for _ in range(2)]
     files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for network, file in zip(twins, files, strict=True):
-        train.export(network, torch.from_numpy(images[:1]), file)
+        export.export(network, torch.from_numpy(images[:1]), file)
     for first, second in zip(*(network.state_dict().values() for network in twins), strict=True):
         assert torch.equal(first, second)
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -218,3 +223,13 @@ def test_training_is_repeatable(name: str, tmp_path: Path) -> None:
             expected = twins[0](torch.from_numpy(images[:batch])).numpy()
         actual = run_onnx(files[0], images[:batch])
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_imports_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import snncompiler.models, snncompiler.models.data, snncompiler.models.registry\n"
+        "import snncompiler.models.__main__\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

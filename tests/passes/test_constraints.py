@@ -131,7 +131,9 @@ def test_functions_before_and_after_are_kept_and_noted() -> None:
     prepared = pipeline.prepare(parse(text, {"w": random(0, 2, 2)}))
     notes = {f.node: f.message for f in prepared.findings}
     assert list(notes) == ["Tanh 'early'", "Softmax 'late'"]
-    assert "before the first" in notes["Tanh 'early'"] and "after the last" in notes["Softmax 'late'"]
+    assert (
+        "before the first" in notes["Tanh 'early'"] and "after the last" in notes["Softmax 'late'"]
+    )
     assert {f.code for f in prepared.findings} == {"SNNC206"}
 
 
@@ -159,12 +161,15 @@ def test_a_rectifier_goes_before_its_pooling(relu: str) -> None:
     "body",
     [
         "p = MaxPool <kernel_shape = [2, 2]> (x)  r = Relu (p)  y = Add (r, p)",
-        "p, i = MaxPool <kernel_shape = [2, 2]> (x)  r = Relu (p)  j = Cast <to = 1> (i)  y = Add (r, j)",
+        "p, i = MaxPool <kernel_shape = [2, 2]> (x)  r = Relu (p)  j = Cast <to = 1> (i)"
+        "  y = Add (r, j)",
         "p = AveragePool <kernel_shape = [2, 2]> (x)  y = Relu (p)",
     ],
 )
 def test_other_poolings_stay(body: str) -> None:
-    graph, _ = after(parse(f"g (float[N,2,6,6] x) => (float[N,2,5,5] y) {{ {body} }}"), "swap-max-pool")
+    graph, _ = after(
+        parse(f"g (float[N,2,6,6] x) => (float[N,2,5,5] y) {{ {body} }}"), "swap-max-pool"
+    )
     assert ops(graph).index("Relu") == 1
 
 

@@ -295,12 +295,14 @@ def networks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Array]:
 
     def conv(source: str, features: int, size: int, name: str) -> None:
         scale = np.sqrt(2 / (channels * size * size))
-        weights[f"{name}w"] = (scale * rng.standard_normal((features, channels, size, size))).astype(
-            np.float32
-        )
+        weights[f"{name}w"] = (
+            scale * rng.standard_normal((features, channels, size, size))
+        ).astype(np.float32)
         weights[f"{name}b"] = (0.1 * rng.standard_normal(features)).astype(np.float32)
         pad = size // 2
-        body.append(f"{name} = Conv <pads = [{pad}, {pad}, {pad}, {pad}]> ({source}, {name}w, {name}b)")
+        body.append(
+            f"{name} = Conv <pads = [{pad}, {pad}, {pad}, {pad}]> ({source}, {name}w, {name}b)"
+        )
 
     depth = draw(st.integers(2, 4))
     for i in range(depth):

@@ -49,11 +49,13 @@ STATIC = {
     "reshape 0": ("r = Reshape (x, t)", "int64[3] t = {0, 0, -1}", "1,2,16"),
     "unsqueezed": ("r = Unsqueeze (x, t)", "int64[1] t = {1}", "1,1,2,4,4"),
     "flatten": ("r = Flatten (x)", "int64 t = {0}", "1,32"),
-    "flatten 2": ("m = ReduceMean <axes = [1]> (x)  r = Flatten <axis = 2> (m)", "int64 t = {0}", "1,16"),
+    "flatten 2": ("m = ReduceMean <axes = [1]> (x)  r = Flatten <axis = 2> (m)",
+        "int64 t = {0}", "1,16"),
     "squeeze": (
         "m = ReduceMean <axes = [2, 3]> (x)  r = Squeeze (m, t)", "int64[2] t = {-1, 2}", "1,2"),
     "transpose": ("r = Transpose <perm = [0, 2, 3, 1]> (x)", "int64 t = {0}", "1,4,4,2"),
-    "resize to sizes": ('r = Resize <mode = "linear"> (x, , , t)', "int64[4] t = {1, 2, 8, 6}", "1,2,8,6"),
+    "resize to sizes": ('r = Resize <mode = "linear"> (x, , , t)', "int64[4] t = {1, 2, 8, 6}",
+        "1,2,8,6"),
     "resize down": ('r = Resize (x, , , t)', "int64[4] t = {1, 2, 3, 3}", "1,2,3,3"),
     "slice": ("r = Slice (x, t, e, t)", "int64[1] t = {1}, int64[1] e = {2}", "1,1,4,4"),
     "slice from the end": (
@@ -64,7 +66,8 @@ STATIC = {
     "gather": ("r = Gather <axis = 1> (x, t)", "int64[2] t = {1, 1}", "1,2,4,4"),
     "gather one": ("r = Gather <axis = 1> (x, t)", "int64 t = {1}", "1,4,4"),
     "pad": ("r = Pad (x, t)", "int64[8] t = {0, 1, 0, 0, 0, 0, 2, 0}", "1,3,6,4"),
-    "expand": ("m = ReduceMean <axes = [2, 3]> (x)  r = Expand (m, t)", "int64[4] t = {1, 2, 3, 3}", "1,2,3,3"),
+    "expand": ("m = ReduceMean <axes = [2, 3]> (x)  r = Expand (m, t)",
+        "int64[4] t = {1, 2, 3, 3}", "1,2,3,3"),
     "tile": ("r = Tile (x, t)", "int64[4] t = {1, 2, 1, 1}", "1,4,4,4"),
     "concat with itself": ("r = Concat <axis = 1> (x, x)", "int64 t = {0}", "1,4,4,4"),
     "split": ("r, q = Split <axis = 2> (x)", "int64 t = {0}", "1,2,2,4"),
@@ -73,12 +76,15 @@ STATIC = {
     "softmax": ("r = Softmax <axis = 1> (x)", "int64 t = {0}", "1,2,4,4"),
     "matmul on the left": ("r = MatMul (w, x)", "float[3,4] w = {0,1,2,3,4,5,6,7,8,9,0,1}", "1,2,3,4"),
     "depth to space": (
-        "c = Concat <axis = 1> (x, x)  r = DepthToSpace <blocksize = 2> (c)", "int64 t = {0}", "1,1,8,8"),
+        "c = Concat <axis = 1> (x, x)  r = DepthToSpace <blocksize = 2> (c)",
+            "int64 t = {0}", "1,1,8,8"),
     "there and back": (
-        "q = Transpose <perm = [1, 0, 2, 3]> (x)  p = Relu (q)  r = Transpose <perm = [1, 0, 2, 3]> (p)",
+        "q = Transpose <perm = [1, 0, 2, 3]> (x)  p = Relu (q)"
+        "  r = Transpose <perm = [1, 0, 2, 3]> (p)",
         "int64 t = {0}", "1,2,4,4"),
     "batch in the middle": (
-        "q = Transpose <perm = [1, 0, 2, 3]> (x)  p = Reshape (q, t)  r = Transpose <perm = [1, 0, 2]> (p)",
+        "q = Transpose <perm = [1, 0, 2, 3]> (x)  p = Reshape (q, t)"
+        "  r = Transpose <perm = [1, 0, 2]> (p)",
         "int64[3] t = {2, 1, 16}", "1,2,16"),
 }  # fmt: skip
 
@@ -148,8 +154,10 @@ def test_a_dimension_of_the_user_may_be_called_as_ours() -> None:
 LOST = {
     "to one axis": ("[bad] r = Reshape (x, t)", "int64[1] t = {-1}", "8", "Reshape 'bad'"),
     "reduced": ("[bad] r = ReduceMean <axes = [0]> (x)", "int64 t = {0}", "1,2,4", "ReduceMean 'bad'"),
-    "reduced all": ("[bad] r = ReduceSum <keepdims = 1> (x)", "int64 t = {0}", "1,1,1", "ReduceSum 'bad'"),
-    "softmax over the batch": ("[bad] r = Softmax <axis = 0> (x)", "int64 t = {0}", "1,2,4", "Softmax 'bad'"),
+    "reduced all": ("[bad] r = ReduceSum <keepdims = 1> (x)",
+        "int64 t = {0}", "1,1,1", "ReduceSum 'bad'"),
+    "softmax over the batch": ("[bad] r = Softmax <axis = 0> (x)",
+        "int64 t = {0}", "1,2,4", "Softmax 'bad'"),
     "squeezed away": ("[bad] r = Squeeze (x, t)", "int64[1] t = {0}", "2,4", "Squeeze 'bad'"),
     "squeezed whatever is one": ("[bad] r = Squeeze (x)", "int64 t = {0}", "2,4", "Squeeze 'bad'"),
     "picked": ("[bad] r = Gather <axis = 0> (x, t)", "int64 t = {0}", "2,4", "Gather 'bad'"),
@@ -199,7 +207,8 @@ def test_every_lost_case_ran() -> None:
     [
         # For N samples the first makes [1, 4N, 2]; the second mixes the samples' halves.
         "r = Reshape (x, a)  y = Relu (r)",
-        "t = Transpose <perm = [1, 0]> (x)  q = Reshape (t, b)  r = Relu (q)  y = ReduceMean <axes = [1]> (r)",
+        "t = Transpose <perm = [1, 0]> (x)  q = Reshape (t, b)"
+        "  r = Relu (q)  y = ReduceMean <axes = [1]> (r)",
         "q = Reshape (x, c)  r = Relu (q)  y = ReduceMean <axes = [0]> (r)",
     ],
 )  # fmt: skip

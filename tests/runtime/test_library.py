@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import json
+import os
 import platform
 import re
 import shutil
@@ -62,6 +63,17 @@ def test_the_kernel_goes_before_the_body(tmp_path: Path) -> None:
     assert executed_operators(True, tmp_path) == {"RMPNeuron"}
     body = executed_operators(False, tmp_path)
     assert "Scan" in body and "RMPNeuron" not in body
+
+
+@pytest.mark.usefixtures("library")
+def test_an_operator_without_a_kernel_runs_its_body() -> None:
+    """A library that is older than the domain: what it does not know still runs."""
+    model = one_node("TimeSum")
+    model.functions[0].name = model.graph.node[0].op_type = "NoKernel"
+    values = CURRENT
+    feeds = {"values": values, "total": np.array(0, np.float32), "steps": np.array(4)}
+    got = create_session(model, native=True).run(None, feeds)
+    assert_same_bits(got, [reference.time_sum(values, feeds["total"], 4)])
 
 
 @pytest.mark.usefixtures("library")
@@ -171,7 +183,7 @@ def test_wrong_windows_are_refused_by_name(changed: dict[str, Any], message: str
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("name", dialect.OPERATORS)
+@pytest.mark.parametrize("name", ["RMPNeuron", "HardResetNeuron", "TimeSum", "SpikeMaxPool"])
 def test_other_types_are_refused(name: str) -> None:
     """float64 is no type of the domain; integers neither."""
     model = one_node(name, attributes=tuple(POOL.items()) if name == "SpikeMaxPool" else ())
@@ -340,6 +352,31 @@ def test_kernels_under_the_sanitizers(tmp_path: Path) -> None:
         pytest.skip("no AddressSanitizer")
     flags = [flag for flag in build.SANITIZE_FLAGS if flag != "-O1"]
     assert run_driver(compile_driver(tmp_path, "-O1", *flags)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads the sanitizers' libraries")
+def test_operators_under_the_sanitizers(tmp_path: Path) -> None:
+    """The whole library inside onnxruntime: all tests of operators in another process."""
+    cxx = build.find_cxx()
+    if cxx is None:
+        pytest.skip("no C++ compiler")
+    built = build.build(tmp_path, cuda=False, sanitize=True)
+    runtimes = [
+        subprocess.run([cxx, f"-print-file-name={name}"], capture_output=True, text=True)
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(done.stdout.strip() for done in runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        LIBRARY_VARIABLE: str(built),
+    }
+    suite = str(Path(__file__).with_name("test_operators.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
 
 
 def cuda_kernels_on_the_cpu(folder: Path) -> Path:

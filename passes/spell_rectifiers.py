@@ -1,0 +1,282 @@
+"""Write the piecewise linear functions as sums of rectifiers, which is exact.
+
+    LeakyRelu, PRelu    relu(x) - a·relu(-x)
+    Where(x > 0, x, 0), ThresholdedRelu(0)                   relu(x)
+    Min(relu(x), c), Relu(Clip(x, lo <= 0, c))               Clip(x, 0, c)
+between spiking layers also
+    Clip(x, lo, hi)     lo + Clip(x - lo, 0, hi - lo), and with one bound likewise
+    HardSigmoid         Clip(α·x + β, 0, 1)
+    Abs                 relu(x) + relu(-x)
+    Max(x, y)           x + relu(y - x)
+    Min(x, y)           x - relu(x - y)
+Before the first and after the last spiking layer these stay as they are and are computed exactly.
+GlobalMaxPool becomes the MaxPool that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from snncompiler.graph import (
+    Graph,
+    Node,
+    Tensor,
+    constant,
+    constant_input,
+    drop_dead,
+    infer_node,
+    input_at,
+    known,
+    producer,
+    readers,
+    sort_nodes,
+    tensor_names,
+    unique_name,
+    value,
+)
+from snncompiler.operators import rectifier
+from snncompiler.passes.base import Context, Pass
+from snncompiler.timing import analyze
+
+
+@dataclass(frozen=True)
+class SpellRectifiers(Pass):
+    """LeakyRelu, PRelu, Clip, Max and their like become Relu and Clip(0, c)."""
+
+    name: ClassVar[str] = "spell-rectifiers"
+    requires: ClassVar[frozenset[str]] = frozenset({"constants-folded", "shapes"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"rectifiers-spelled"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        writer = _Writer(graph, tensor_names(graph))
+        for node in list(graph.nodes):
+            if node.outputs and not node.domain and node.op in _ALWAYS:
+                _ALWAYS[node.op](writer, node)
+        while True:
+            timing = analyze(graph, lambda node: rectifier(node) is not None)
+            found = [
+                node
+                for node in graph.nodes
+                if timing.phase(node) == "temporal"
+                and not node.domain
+                and node.op in _BETWEEN
+                and rectifier(node) is None
+            ]
+            if not any(_BETWEEN[node.op](writer, node) for node in found if node.outputs):
+                break
+        drop_dead(graph)
+
+
+@dataclass
+class _Writer:
+    """Replaces a node by a small expression."""
+
+    graph: Graph
+    taken: set[str]
+    made: list[Node] = field(default_factory=list)
+
+    def constant(self, node: Node, values: object) -> gs.Constant:
+        dtype = node.outputs[0].dtype or np.float32
+        return constant(f"{node.name}/constant", np.asarray(values, dtype), self.taken)
+
+    def apply(self, node: Node, op: str, *inputs: Tensor, **attrs: Any) -> Tensor:
+        """The output of a new node that stands for a part of `node`."""
+        result = gs.Variable(unique_name(f"{node.name}/{op.lower()}", self.taken))
+        new = gs.Node(op, result.name, attrs=dict(attrs), inputs=list(inputs), outputs=[result])
+        infer_node(new, self.graph.opset)
+        self.made.append(new)
+        return result
+
+    def replace(self, node: Node, result: Tensor) -> bool:
+        """Let `result`, of the node made last, take the place of the node's output."""
+        last = self.made[-1]
+        assert last.outputs[0] is result
+        output = node.outputs[0]
+        node.inputs.clear()
+        node.outputs.clear()
+        last.outputs[0] = output
+        last.name = unique_name(f"{node.name}/{last.op.lower()}_out", self.taken)
+        if len(self.made) == 1:
+            last.name = node.name
+        self.graph.nodes = [other for other in self.graph.nodes if other is not node] + self.made
+        self.made = []
+        sort_nodes(self.graph)
+        return True
+
+
+def _leaky(writer: _Writer, node: Node, slope: NDArray[Any]) -> None:
+    x = node.inputs[0]
+    if not np.any(slope):
+        writer.replace(node, writer.apply(node, "Relu", x))
+        return
+    up = writer.apply(node, "Relu", x)
+    down = writer.apply(node, "Relu", writer.apply(node, "Neg", x))
+    scaled = writer.apply(node, "Mul", down, writer.constant(node, slope))
+    writer.replace(node, writer.apply(node, "Sub", up, scaled))
+
+
+def _leaky_relu(writer: _Writer, node: Node) -> None:
+    _leaky(writer, node, np.array(node.attrs.get("alpha", 0.01)))
+
+
+def _prelu(writer: _Writer, node: Node) -> None:
+    slope = constant_input(node, 1)
+    if slope is not None:
+        _leaky(writer, node, slope)
+
+
+def _thresholded(writer: _Writer, node: Node) -> None:
+    if node.attrs.get("alpha", 1.0) == 0.0:
+        writer.replace(node, writer.apply(node, "Relu", node.inputs[0]))
+
+
+def _where(writer: _Writer, node: Node) -> None:
+    """Where(x > 0, x, 0), and the same with the branches swapped and x < 0."""
+    test = producer(node.inputs[0])
+    if test is None or test.op not in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+        return
+    x, bound = test.inputs
+    wanted = (x, 1, 2) if test.op.startswith("Greater") else (x, 2, 1)
+    zero = value(bound)
+    if zero is None and value(x) is not None:
+        x, zero = bound, value(x)
+        wanted = (x, 2, 1) if test.op.startswith("Greater") else (x, 1, 2)
+    other = value(node.inputs[wanted[2]])
+    if zero is None or np.any(zero) or other is None or np.any(other):
+        return
+    if node.inputs[wanted[1]] is x and x.shape == node.outputs[0].shape:
+        writer.replace(node, writer.apply(node, "Relu", x))
+
+
+def _bounded_relu(writer: _Writer, node: Node) -> None:
+    """Min(Relu(x), c) is Clip(x, 0, c)."""
+    for index in range(len(node.inputs)):
+        relu, bound = producer(node.inputs[index]), value(node.inputs[1 - index])
+        if len(node.inputs) != 2 or relu is None or relu.op != "Relu" or bound is None:
+            continue
+        if bound.size == 1 and float(bound.reshape(())) > 0 and _only(writer, relu):
+            _clip(writer, node, relu.inputs[0], float(bound.reshape(())))
+            return
+
+
+def _relu_of_clip(writer: _Writer, node: Node) -> None:
+    """Relu(Clip(x, lo, c)) with lo <= 0 < c is Clip(x, 0, c)."""
+    clip = producer(node.inputs[0])
+    if clip is None or clip.op != "Clip" or not _only(writer, clip):
+        return
+    low, high = _bounds(clip)
+    if low is not None and high is not None and low <= 0.0 < high:
+        _clip(writer, node, clip.inputs[0], high)
+
+
+def _clip(writer: _Writer, node: Node, x: Tensor, high: float) -> None:
+    bounds = writer.constant(node, 0.0), writer.constant(node, high)
+    writer.replace(node, writer.apply(node, "Clip", x, *bounds))
+
+
+def _only(writer: _Writer, node: Node) -> bool:
+    return readers(node.outputs[0], writer.graph) == 1
+
+
+def _global_max_pool(writer: _Writer, node: Node) -> None:
+    shape = node.inputs[0].shape
+    if shape is not None and all(known(dim) for dim in shape[2:]):
+        kernel = [int(dim) for dim in shape[2:]]
+        writer.replace(node, writer.apply(node, "MaxPool", node.inputs[0], kernel_shape=kernel))
+
+
+_ALWAYS: dict[str, Callable[[_Writer, Node], None]] = {
+    "LeakyRelu": _leaky_relu,
+    "PRelu": _prelu,
+    "ThresholdedRelu": _thresholded,
+    "Where": _where,
+    "Min": _bounded_relu,
+    "Relu": _relu_of_clip,
+    "GlobalMaxPool": _global_max_pool,
+}
+
+
+# --- only where it has to become spiking; each says whether it rewrote ---
+
+
+def _bounds(node: Node) -> tuple[float | None, float | None]:
+    """Lower and upper bound of a Clip: infinite where omitted, None where they are no constants."""
+    found: list[float | None] = []
+    for index, omitted in ((1, -np.inf), (2, np.inf)):
+        array = constant_input(node, index)
+        if input_at(node, index) is None:
+            found.append(omitted)
+        else:
+            found.append(None if array is None or array.size != 1 else float(array.reshape(())))
+    largest = float(np.finfo(np.float32).max)
+    low, high = found
+    if low is not None and low <= -largest:
+        low = -np.inf
+    if high is not None and high >= largest:
+        high = np.inf
+    return low, high
+
+
+def _any_clip(writer: _Writer, node: Node) -> bool:
+    low, high = _bounds(node)
+    x = node.inputs[0]
+    if low is None or high is None or low >= high:
+        return False
+    if np.isinf(low) and np.isinf(high):
+        return writer.replace(node, writer.apply(node, "Identity", x))
+    if np.isinf(low):
+        bound = writer.constant(node, high)
+        room = writer.apply(node, "Relu", writer.apply(node, "Sub", bound, x))
+        return writer.replace(node, writer.apply(node, "Sub", bound, room))
+    bound = writer.constant(node, low)
+    shifted = writer.apply(node, "Sub", x, bound)
+    if np.isinf(high):
+        rectified = writer.apply(node, "Relu", shifted)
+    else:
+        limits = writer.constant(node, 0.0), writer.constant(node, high - low)
+        rectified = writer.apply(node, "Clip", shifted, *limits)
+    return writer.replace(node, writer.apply(node, "Add", rectified, bound))
+
+
+def _hard_sigmoid(writer: _Writer, node: Node) -> bool:
+    alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
+    scaled = writer.apply(node, "Mul", node.inputs[0], writer.constant(node, alpha))
+    moved = writer.apply(node, "Add", scaled, writer.constant(node, beta))
+    limits = writer.constant(node, 0.0), writer.constant(node, 1.0)
+    return writer.replace(node, writer.apply(node, "Clip", moved, *limits))
+
+
+def _abs(writer: _Writer, node: Node) -> bool:
+    up = writer.apply(node, "Relu", node.inputs[0])
+    down = writer.apply(node, "Relu", writer.apply(node, "Neg", node.inputs[0]))
+    return writer.replace(node, writer.apply(node, "Add", up, down))
+
+
+def _extremum(writer: _Writer, node: Node) -> bool:
+    """Max and Min of any number of values, pair by pair."""
+    if len(node.inputs) < 2:
+        return writer.replace(node, writer.apply(node, "Identity", node.inputs[0]))
+    result = node.inputs[0]
+    for other in list(node.inputs)[1:]:
+        if node.op == "Max":
+            more = writer.apply(node, "Relu", writer.apply(node, "Sub", other, result))
+            result = writer.apply(node, "Add", result, more)
+        else:
+            less = writer.apply(node, "Relu", writer.apply(node, "Sub", result, other))
+            result = writer.apply(node, "Sub", result, less)
+    return writer.replace(node, result)
+
+
+_BETWEEN: dict[str, Callable[[_Writer, Node], bool]] = {
+    "Clip": _any_clip,
+    "HardSigmoid": _hard_sigmoid,
+    "Abs": _abs,
+    "Max": _extremum,
+    "Min": _extremum,
+}

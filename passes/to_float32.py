@@ -1,0 +1,94 @@
+"""Compute in float32 what was exported in float16 or float64, and say so.
+
+Weights and casts change their type; inputs and outputs keep theirs, with a Cast behind or before them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper
+
+from snncompiler.errors import refuse
+from snncompiler.graph import (
+    Graph,
+    constant,
+    is_live,
+    label,
+    replace_uses,
+    tensor_names,
+    unique_name,
+    value,
+)
+from snncompiler.passes.base import Context, Pass
+
+_OTHER = (np.dtype(np.float16), np.dtype(np.float64))
+_OTHER_KINDS = (TensorProto.FLOAT16, TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True)
+class ToFloat32(Pass):
+    """float16 and float64 networks become float32 inside."""
+
+    name: ClassVar[str] = "to-float32"
+    ensures: ClassVar[frozenset[str]] = frozenset({"float32"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        taken = tensor_names(graph)
+        changed: set[str] = set()
+        for node in graph.nodes:
+            for index, tensor in enumerate(node.inputs):
+                array = value(tensor)
+                if array is not None and array.dtype in _OTHER:
+                    narrow = array.astype(np.float32)
+                    if not np.isfinite(narrow).all():
+                        raise refuse(
+                            "SNNC109",
+                            f"weight '{tensor.name}' ({array.dtype}) does not fit float32",
+                            node=label(node),
+                        )
+                    changed.add(str(array.dtype))
+                    node.inputs[index] = constant(f"{tensor.name}_fp32", narrow, taken)
+            for key, attribute in node.attrs.items():
+                if isinstance(attribute, gs.Constant) and attribute.values.dtype in _OTHER:
+                    changed.add(str(attribute.values.dtype))
+                    node.attrs[key] = gs.Constant("", attribute.values.astype(np.float32))
+            if node.op == "Cast" and node.attrs["to"] in _OTHER_KINDS:
+                node.attrs["to"] = int(TensorProto.FLOAT)
+            for tensor in node.outputs:
+                if is_live(tensor) and tensor.dtype in _OTHER:
+                    tensor.dtype = None
+        for tensor in graph.inputs:
+            if tensor.dtype in _OTHER and tensor.outputs:
+                changed.add(str(np.dtype(tensor.dtype)))
+                _cast_input(graph, tensor, taken)
+        for index, output in enumerate(graph.outputs):
+            kind = context.output_types.get(output.name)
+            if kind in _OTHER and output.inputs:
+                changed.add(str(kind))
+                _cast_output(graph, index, kind, taken)
+        for name in sorted(changed):
+            context.note("SNNC109", f"the {name} of the source is computed in float32")
+
+
+def _cast_input(graph: Graph, tensor: gs.Tensor, taken: set[str]) -> None:
+    inside = gs.Variable(unique_name(f"{tensor.name}_fp32", taken), np.float32, tensor.shape)
+    cast = gs.Node("Cast", inside.name, attrs={"to": int(TensorProto.FLOAT)}, outputs=[inside])
+    replace_uses(tensor, inside, graph)
+    cast.inputs.append(tensor)
+    graph.nodes.insert(0, cast)
+
+
+def _cast_output(graph: Graph, index: int, kind: np.dtype[Any], taken: set[str]) -> None:
+    output = graph.outputs[index]
+    result = gs.Variable(output.name, kind, output.shape)
+    output.name = unique_name(f"{output.name}_fp32", taken)
+    output.dtype = np.dtype(np.float32)
+    to = int(helper.np_dtype_to_tensor_dtype(kind))
+    graph.nodes.append(
+        gs.Node("Cast", output.name + "_back", attrs={"to": to}, inputs=[output], outputs=[result])
+    )
+    graph.outputs[index] = result
