@@ -59,10 +59,11 @@ def run_model(model: onnx.ModelProto, **feeds: Array) -> list[Array]:
 def after(model: onnx.ModelProto, last: str = "", strict: bool = False) -> tuple[Graph, Context]:
     """The graph after verify-input and the normalization passes up to and with `last`."""
     checked, findings = verify_input(model)
-    passes = pipeline.normalization_passes(strict)
+    passes = pipeline.normalization_passes(strict=strict)
     names = [step.name for step in passes]
     assert not last or last in names, f"no pass {last}"
     graph, context = import_model(checked), Context(findings=findings)
+    context.output_types = {output.name: np.dtype(output.dtype) for output in graph.outputs}
     run_passes(passes[: names.index(last) + 1] if last else passes, graph, context)
     return graph, context
 
