@@ -22,7 +22,9 @@ PLACE = Path("snncompiler", "runtime", "_native")
 
 def builder() -> ModuleType:
     """runtime/build.py, loaded by its path: the package's dependencies are not there yet."""
-    spec = importlib.util.spec_from_file_location("snnc_build", HERE / "runtime" / "build.py")
+    spec = importlib.util.spec_from_file_location(
+        "snnc_build", HERE / "snncompiler" / "runtime" / "build.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -36,7 +38,7 @@ class BuildWithLibrary(build_py):
     def run(self) -> None:
         super().run()
         native = builder()
-        out = HERE / "runtime" / "_native" if self.editable_mode else Path(self.build_lib) / PLACE
+        out = (HERE if self.editable_mode else Path(self.build_lib)) / PLACE
         # A library left by an earlier build must not pass for this one's.
         shutil.rmtree(out, ignore_errors=True)
         try:

@@ -9,8 +9,10 @@ Networks have seeded weights (`python -m snncompiler.models export`, which needs
 of ImageNet, 224x224.  Images are standard-normal noise: the kernels are dense, so their time does
 not depend on it.  All thresholds are calibrated on such images too.
 
-Every cell is a child process of its own.  A figure is the median of at least --repeat runs, and of
-at least one second of runs, after one that is not counted.  SpikingJelly converts the same PyTorch
+Every cell is a child process of its own.  Those of one row take turns, --repeat of them after one
+that is not counted: in its turn, a cell runs for 0.2 s, or once.  A figure is the median over the
+turns; a ratio is the median over the turns of the ratios, so that other load on the machine, which
+comes and goes, weighs little.  SpikingJelly converts the same PyTorch
 network (with seeded weights even where --model is given) by `RateCodingRecipe`, 99.9 %, and runs it
 step by step and multi-step, with the PyTorch backend.  What takes too long, or is not possible,
 shows as "skipped", with its reason below the table.
@@ -29,8 +31,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,9 +44,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from rich.console import Console
 
+from snncompiler.passes.unroll_time import Unroll
 from snncompiler.report import table
 
 Row = dict[str, Any]
+Turn = Callable[[], Row]  # what a cell does in its turn: seconds of a run, by batch size
 
 #: Image size and number of classes.
 NETWORKS = {
@@ -53,7 +59,7 @@ NETWORKS = {
 }
 DEFAULT_NETWORKS = ("resnet20", "vgg16", "resnet18")
 #: How a compiled network is unrolled, and whether the native kernels run it.
-SNN = {
+SNN: dict[str, tuple[Unroll, bool]] = {
     "native": ("fold", True),
     "body": ("fold", False),
     "loop": ("loop", False),
@@ -62,10 +68,11 @@ SNN = {
 SPIKINGJELLY = ("stepping", "multi-step")
 ANN_BATCHES = (1, 2, 4, 8, 16)
 CALIBRATION_IMAGES = 8
-#: A figure is a median over at least this many seconds, and no run starts after so many.
-LEAST_SECONDS, MOST_SECONDS = 1.0, 60.0
-#: Limits of a cell, and of creating one session (`steps` takes a time of order T²), in seconds.
-CELL_LIMIT, SESSION_LIMIT = 120, 60
+#: How long a turn runs, for each batch size, in seconds; at least one run.
+TURN_SECONDS = 0.2
+#: Limits in seconds: to set a cell up; of all its turns (it then stops); and of creating one session
+#: (`steps` takes a time of order T²).
+SETUP_LIMIT, CELL_LIMIT, SESSION_LIMIT = 120, 120, 60
 #: Share of the machine's memory that one cell may use.
 MEMORY_SHARE = 0.75
 #: What is to be reached: SNN time over T times that of the ANN; SpikingJelly's over the SNN's.
@@ -80,15 +87,14 @@ def images(shape: Sequence[int], count: int) -> np.ndarray[Any, np.dtype[np.floa
     return np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
 
 
-def median(run: Callable[[], object], repeat: int) -> Row:
-    """Median seconds of a run, and how many were timed."""
-    run()
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of a run: the median over one turn."""
     times: list[float] = []
-    while (len(times) < repeat or sum(times) < LEAST_SECONDS) and sum(times) < MOST_SECONDS:
+    while not times or sum(times) < TURN_SECONDS:
         started = time.perf_counter()
         run()
         times.append(time.perf_counter() - started)
-    return {"seconds": statistics.median(times), "runs": len(times)}
+    return statistics.median(times)
 
 
 def export_cell(request: Row) -> Row:
@@ -134,26 +140,24 @@ def compile_cell(request: Row) -> Row:
     return found
 
 
-def session_cell(request: Row) -> Row:
-    """Time a network in onnxruntime: for each batch size, seconds of a run."""
+def session_cell(request: Row) -> Turn:
+    """A network in onnxruntime, with the batch sizes asked for."""
     from snncompiler.runtime.session import create_session
 
     signal.alarm(SESSION_LIMIT)  # ends this process, which onnxruntime's code cannot notice
-    started = time.perf_counter()
     session = create_session(request["model"], threads=request["threads"], native=request["native"])
-    created = time.perf_counter() - started
     signal.alarm(0)
-    runs = {}
-    for batch in request["batches"]:
-        feeds = {request["input"]: images(request["shape"], batch)}
-        runs[str(batch)] = median(lambda feeds=feeds: session.run(None, feeds), request["repeat"])
-    return {"create": created, "batches": runs}
+    feeds = {n: {request["input"]: images(request["shape"], n)} for n in request["batches"]}
+    return lambda: {str(n): timed(partial(session.run, None, feed)) for n, feed in feeds.items()}
 
 
-def spikingjelly_cell(request: Row) -> Row:
-    """Time SpikingJelly's conversion of the PyTorch network."""
+def spikingjelly_cell(request: Row) -> Turn:
+    """SpikingJelly's conversion of the PyTorch network, with one batch size."""
     import torch
-    from spikingjelly.activation_based import ann2snn, functional
+    from spikingjelly.activation_based import (  # type: ignore[import-not-found, unused-ignore]
+        ann2snn,
+        functional,
+    )
 
     from snncompiler.models.export import seeded
 
@@ -170,25 +174,26 @@ def spikingjelly_cell(request: Row) -> Row:
         dataloader=[torch.from_numpy(images(shape, CALIBRATION_IMAGES))], mode="99.9%"
     )
     snn = ann2snn.Converter(recipe=recipe, device="cpu").convert(network).eval()
-    x = torch.from_numpy(images(shape, request["batch"]))
+    (batch,) = request["batches"]
+    x = torch.from_numpy(images(shape, batch))
     steps = request["steps"]
     multi = request["mode"] == "multi-step"
     functional.set_step_mode(snn, "m" if multi else "s")
 
     def run() -> Any:
-        functional.reset_net(snn)
-        if multi:
-            return snn(x.unsqueeze(0).expand(steps, *x.shape)).mean(0)
-        total = snn(x)
-        for _ in range(steps - 1):
-            total += snn(x)
-        return total / steps
+        with torch.inference_mode():
+            functional.reset_net(snn)
+            if multi:
+                return snn(x.unsqueeze(0).expand(steps, *x.shape)).mean(0)
+            total = snn(x)
+            for _ in range(steps - 1):
+                total += snn(x)
+            return total / steps
 
-    with torch.inference_mode():
-        return median(run, request["repeat"])
+    return lambda: {str(batch): timed(run)}
 
 
-CELLS: dict[str, Callable[[Row], Row]] = {
+CELLS: dict[str, Callable[[Row], Row | Turn]] = {
     "export": export_cell,
     "compile": compile_cell,
     "session": session_cell,
@@ -197,12 +202,21 @@ CELLS: dict[str, Callable[[Row], Row]] = {
 
 
 def serve(text: str) -> None:
-    """Run one cell, within its share of memory, and print its result as the last line."""
+    """Run one cell, within its share of memory.
+
+    Prints its result as a line, or an empty object as soon as it is ready to take turns; then, for
+    each line that comes in, takes a turn and prints its seconds.
+    """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = int(MEMORY_SHARE * memory)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     request: Row = json.loads(text)
-    print(json.dumps(CELLS[request["cell"]](request)))
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    result = CELLS[request["cell"]](request)
+    print(json.dumps({} if callable(result) else result), file=answers, flush=True)
+    if callable(result):
+        for _ in sys.stdin:
+            print(json.dumps(result()), file=answers, flush=True)
 
 
 # --- in the parent ---
@@ -212,22 +226,81 @@ class Skip(Exception):
     """Why a cell has no figure."""
 
 
-def child(cell: str, **request: Any) -> Row:
-    """The result of a cell, run in a process of its own.  Raises Skip."""
-    command = [sys.executable, __file__, "--cell", json.dumps({"cell": cell, **request})]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=CELL_LIMIT
+class Cell:
+    """A child process that runs one cell.  `result` is what it made; the rest is for turns."""
+
+    def __init__(self, cell: str, **request: Any) -> None:
+        """Start and set up.  Raises Skip."""
+        command = [sys.executable, __file__, "--cell", json.dumps({"cell": cell, **request})]
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (see close)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
         )
-    except subprocess.TimeoutExpired:
-        raise Skip(f"more than {CELL_LIMIT} s") from None
-    if done.returncode == -signal.SIGALRM:
-        raise Skip(f"creating the session took more than {SESSION_LIMIT} s")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        self.turns: list[Row] = []  # seconds by batch size
+        self.spent = 0.0
+        self.reason = ""  # why it takes no more turns, where it does not
+        try:
+            self.result = self._answer(SETUP_LIMIT)
+        except Skip:
+            self.close()
+            raise
+
+    def turn(self) -> None:
+        """Take a turn, unless the time is spent.  The first is not counted."""
+        if self.reason:
+            return
+        assert self.process.stdin
+        started = time.perf_counter()
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+            self.turns.append(self._answer(CELL_LIMIT - self.spent))
+        except (Skip, BrokenPipeError) as error:
+            self.reason = str(error)
+        self.spent += time.perf_counter() - started
+
+    def _answer(self, limit: float) -> Row:
+        """The next line.  Raises Skip where none comes within `limit` seconds."""
+        assert self.process.stdout
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            self.process.kill()
+
+        timer = threading.Timer(limit, stop)
+        timer.start()
+        line = self.process.stdout.readline()
+        timer.cancel()
+        if line:
+            answer: Row = json.loads(line)
+            return answer
+        status = self.process.wait()
+        if late.is_set():
+            raise Skip(f"it takes more than {CELL_LIMIT} s")
+        if status == -signal.SIGALRM:
+            raise Skip(f"creating the session takes more than {SESSION_LIMIT} s")
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines() or [f"exit status {status}"]
         raise Skip(lines[-1][:200])
-    row: Row = json.loads(done.stdout.splitlines()[-1])
-    return row
+
+    def close(self) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.kill()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            file.close()
+
+
+def made(cell: str, **request: Any) -> Row:
+    """The result of a cell that takes no turns.  Raises Skip."""
+    child = Cell(cell, **request)
+    child.close()
+    return child.result
 
 
 def measure(
@@ -239,72 +312,93 @@ def measure(
         if missing := absent("torch"):
             raise Skip(f"{missing}; pip install torch, or give --model {name}=FILE.onnx")
         model = str(folder / f"{name}.onnx")
-        child("export", network=name, form=options.form, file=model)
-    compiled = child("compile", model=model, steps=options.steps, folder=str(folder))
-    session = {"input": compiled["input"], "shape": compiled["shape"], "repeat": options.repeat}
-    anns: dict[int, tuple[float, int]] = {}
+        made("export", network=name, form=options.form, file=model)
+    compiled = made("compile", model=model, steps=options.steps, folder=str(folder))
     rows = []
-    for threads in options.threads:
-        found = child(
-            "session", model=model, native=False, threads=threads, batches=ANN_BATCHES, **session
-        )
-        anns[threads] = min((r["seconds"] / int(n), int(n)) for n, r in found["batches"].items())
-    no_spikingjelly = absent("torch", "spikingjelly")
     for steps in options.steps:
         for batch in options.batch:
             for threads in options.threads:
-                ann, ann_batch = anns[threads]
-                row: Row = {
-                    "network": name,
-                    "form": "given" if name in options.model else options.form,
-                    "steps": steps,
-                    "batch": batch,
-                    "threads": threads,
-                    "ann": ann,
-                    "ann_batch": ann_batch,
-                    "seconds": {},
-                    "runs": {},
-                    "skipped": {},
-                }
-                for column, (unroll, native) in SNN.items():
-                    key = f"{unroll} {steps}"
-                    try:
-                        if key in compiled["skipped"]:
-                            raise Skip(compiled["skipped"][key])
-                        found = child(
-                            "session",
-                            model=compiled["files"][key],
-                            native=native,
-                            threads=threads,
-                            batches=[batch],
-                            **session,
-                        )
-                        fill(row, column, found["batches"][str(batch)])
-                    except Skip as skip:
-                        row["skipped"][column] = str(skip)
-                for mode in () if no_spikingjelly else SPIKINGJELLY:
-                    try:
-                        found = child(
-                            "spikingjelly",
-                            network=name,
-                            form=options.form,
-                            steps=steps,
-                            batch=batch,
-                            threads=threads,
-                            mode=mode,
-                            repeat=options.repeat,
-                        )
-                        fill(row, mode, found)
-                    except Skip as skip:
-                        row["skipped"][mode] = str(skip)
-                rows.append(row)
-                say(f"{where(row)}: measured")
+                setting = {"steps": steps, "batch": batch, "threads": threads}
+                rows.append(measure_row(options, name, model, compiled, setting))
+                say(f"{where(rows[-1])}: measured")
     return rows
 
 
-def fill(row: Row, column: str, found: Row) -> None:
-    row["seconds"][column] = found["seconds"]
-    row["runs"][column] = found["runs"]
+def measure_row(
+    options: argparse.Namespace, name: str, model: str, compiled: Row, setting: Row
+) -> Row:
+    """One row: the ANN, the four ways to run the SNN and SpikingJelly take turns."""
+    steps, batch, threads = setting["steps"], setting["batch"], setting["threads"]
+    session = {"input": compiled["input"], "shape": compiled["shape"], "threads": threads}
+    requests: dict[str, Row] = {
+        "ann": {"cell": "session", "model": model, "native": False, "batches": ANN_BATCHES}
+    }
+    skipped: dict[str, str] = {}
+    for column, (unroll, native) in SNN.items():
+        key = f"{unroll} {steps}"
+        if key in compiled["skipped"]:
+            skipped[column] = compiled["skipped"][key]
+        else:
+            file = compiled["files"][key]
+            requests[column] = {"model": file, "native": native, "batches": [batch]}
+    for mode in () if absent("torch", "spikingjelly") else SPIKINGJELLY:
+        requests[mode] = {
+            "cell": "spikingjelly",
+            "network": name,
+            "form": options.form,
+            "steps": steps,
+            "mode": mode,
+            "batches": [batch],
+        }
+    cells: dict[str, Cell] = {}
+    try:
+        for column, request in requests.items():
+            try:
+                cells[column] = Cell(**{"cell": "session", **session, **request})
+            except Skip as skip:
+                skipped[column] = str(skip)
+        for _ in range(options.repeat + 1):
+            for cell in cells.values():
+                cell.turn()
+    finally:
+        for cell in cells.values():
+            cell.close()
+    skipped |= {column: cell.reason for column, cell in cells.items() if len(cell.turns) < 2}
+    stopped = {c: cell.reason for c, cell in cells.items() if cell.reason and c not in skipped}
+    turns = {column: cell.turns[1:] for column, cell in cells.items() if column not in skipped}
+    form = "given" if name in options.model else options.form
+    return {
+        "network": name,
+        "form": form,
+        **setting,
+        "skipped": skipped,
+        "stopped": stopped,
+        **figures(turns, batch, steps),
+    }
+
+
+def figures(turns: dict[str, list[Row]], batch: int, steps: int) -> Row:
+    """Medians over the turns: seconds of a run (of the ANN: per image, at its best N) and ratios."""
+    found: Row = {"seconds": {}, "ratios": {}, "turns": {c: len(t) for c, t in turns.items()}}
+    series: dict[str, list[float]] = {}
+    for column, rounds in turns.items():
+        medians = {int(n): statistics.median(row[n] for row in rounds) for n in rounds[0]}
+        best = min(medians, key=lambda n: medians[n] / n)
+        divide = best if column == "ann" else 1
+        series[column] = [row[str(best)] / divide for row in rounds]
+        found["seconds"][column] = statistics.median(series[column])
+        if column == "ann":
+            found["ann_batch"] = best
+    for column in series if "native" in series else ():
+        if column == "native":
+            continue
+        pairs = zip(series["native"], series[column], strict=False)  # as many as both took
+        per = [
+            native / (batch * steps * one) if column == "ann" else one / native
+            for native, one in pairs
+        ]
+        found["ratios"][column] = statistics.median(per)
+    return found
 
 
 def absent(*packages: str) -> str:
@@ -317,36 +411,23 @@ def where(row: Row) -> str:
     return f"{row['network']} T={row['steps']} N={row['batch']} threads={row['threads']}"
 
 
-def ratios(row: Row) -> Row:
-    """The ratios of a row: `ann` is SNN time over T times the ANN's, others are over the SNN's."""
-    seconds = row["seconds"]
-    if "native" not in seconds:
-        return {}
-    native = seconds["native"]
-    found = {name: other / native for name, other in seconds.items() if name != "native"}
-    found["ann"] = native / row["batch"] / (row["steps"] * row["ann"])
-    return found
-
-
-def cells(row: Row) -> tuple[object, ...]:
+def shown(row: Row) -> tuple[object, ...]:
     """A row of the table."""
-    found, skipped = ratios(row), row["skipped"]
+    seconds, ratios, skipped = row["seconds"], row["ratios"], row["skipped"]
 
     def show(name: str) -> str:
         if name in skipped:
             return "skipped"
-        return f"{found[name]:.2f}" if name in found else "-"
+        return f"{ratios[name]:.2f}" if name in ratios else "-"
 
-    native = row["seconds"].get("native")
     return (
         row["network"],
         row["steps"],
         row["batch"],
         row["threads"],
-        f"{1e3 * row['ann']:.2f} ({row['ann_batch']})",
-        "skipped" if native is None else f"{1e3 * native / row['batch']:.1f}",
-        "skipped" if native is None else show("ann"),
-        *(show(name) for name in ("body", "loop", "steps", *SPIKINGJELLY)),
+        f"{1e3 * seconds['ann']:.2f} ({row['ann_batch']})" if "ann" in seconds else "skipped",
+        f"{1e3 * seconds['native'] / row['batch']:.1f}" if "native" in seconds else "skipped",
+        *(show(name) for name in ("ann", "body", "loop", "steps", *SPIKINGJELLY)),
     )
 
 
@@ -358,11 +439,12 @@ COLUMNS = (
 
 def verdict(rows: Sequence[Row]) -> list[str]:
     """How many rows reach what is to be reached."""
-    over_ann = [ratios(row)["ann"] for row in rows if "ann" in ratios(row)]
+    found = [row["ratios"] for row in rows]
+    over_ann = [ratios["ann"] for ratios in found if "ann" in ratios]
     better = [
-        min(found[mode] for mode in SPIKINGJELLY)
-        for found in map(ratios, rows)
-        if all(mode in found for mode in SPIKINGJELLY)
+        min(ratios[mode] for mode in SPIKINGJELLY)
+        for ratios in found
+        if all(mode in ratios for mode in SPIKINGJELLY)
     ]
     lines = []
     if over_ann:
@@ -441,8 +523,8 @@ def main() -> None:
     found = environment()
     say(", ".join(f"{name} {version}" for name, version in found.items()))
     say(
-        f"{options.form} networks, threads {options.threads}, medians of at least "
-        f"{options.repeat} runs; standard-normal images, also for calibration"
+        f"{options.form} networks, threads {options.threads}, medians of {options.repeat} turns; "
+        "standard-normal images, also for calibration"
     )
     if missing := absent("torch", "spikingjelly"):
         say(f"{missing}: there are no figures of SpikingJelly")
@@ -458,17 +540,16 @@ def main() -> None:
         "SNN: fold, native kernels.  Columns from `body` on: time over the SNN's, with standard "
         "operators, and of SpikingJelly"
     )
-    console.print(table(title, COLUMNS, [cells(row) for row in rows]))
+    console.print(table(title, COLUMNS, [shown(row) for row in rows]))
     for row in rows:
         for column, reason in row["skipped"].items():
             say(f"{where(row)}, {column}: skipped: {reason}")
-        for column, runs in row["runs"].items():
-            if runs < options.repeat:
-                say(f"{where(row)}, {column}: {runs} run(s) only, as they take long")
+        for column, reason in row["stopped"].items():
+            say(f"{where(row)}, {column}: {row['turns'][column]} turn(s) only: {reason}")
     for line in verdict(rows):
         say(line)
     if options.json:
-        content = {"environment": found, "rows": [{**row, "ratios": ratios(row)} for row in rows]}
+        content = {"environment": found, "rows": rows}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

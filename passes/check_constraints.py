@@ -77,6 +77,10 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
 
 
 def _blocking(node: Node, timing: Timing) -> str:
+    if not any(timing.inputs(node)):
+        return ""  # shape arithmetic on temporal values
+    if node.op in ("Shape", "Size") and not node.domain:
+        return ""
     if node.op == "MaxPool" and not node.domain:
         if len(node.outputs) > 1 and not node.outputs[1].is_empty():
             return "its indices are used"

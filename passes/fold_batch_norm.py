@@ -22,6 +22,7 @@ from snncompiler.graph import (
     Node,
     constant,
     constant_input,
+    input_at,
     label,
     producer,
     rank,
@@ -103,9 +104,14 @@ def foldable(node: Node) -> bool:
         return False
     if node.op == "Gemm" and node.attrs:
         return False
-    bias_live = len(node.inputs) > 2 and not node.inputs[2].is_empty()
-    return value(node.inputs[1]) is not None and (
-        not bias_live or value(node.inputs[2]) is not None
+    if value(node.inputs[1]) is None:
+        return False
+    if input_at(node, 2) is None:
+        return True
+    bias = constant_input(node, 2)
+    # A Gemm may also add a value per row, that is, per sample.
+    return (
+        bias is not None and bias.size in (1, channels_of(node)) and bias.shape[:-1] in ((), (1,))
     )
 
 
@@ -137,7 +143,8 @@ def scale_layer(node: Node, scale: NDArray[np.float64], taken: set[str]) -> None
     node.inputs[1] = _rounded(node.inputs[1].name, weights * factor, weights.dtype, taken)
     bias = constant_input(node, 2)
     if bias is not None:
-        node.inputs[2] = _rounded(node.inputs[2].name, bias * scale, bias.dtype, taken)
+        scaled = np.asarray(bias, np.float64).reshape(-1) * scale
+        node.inputs[2] = _rounded(node.inputs[2].name, scaled, bias.dtype, taken)
 
 
 def shift_layer(node: Node, shift: NDArray[np.float64], taken: set[str]) -> None:

@@ -35,18 +35,30 @@ from snncompiler.passes.base import Context, Pass
 MAX_ELEMENTS = 1 << 26
 
 #: Their outputs are not determined by their inputs.
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+_RANDOM = {
+    "Bernoulli",
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+}
 
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Fold constant subgraphs and set the shape of every tensor, for one sample."""
+    """Fold constant subgraphs and set the shape of every tensor.
+
+    `freeze_batch` takes one sample for every leading axis of unknown size.
+    """
+
+    freeze_batch: bool = True
 
     name: ClassVar[str] = "fold-constants"
     ensures: ClassVar[frozenset[str]] = frozenset({"constants-folded", "shapes"})
 
     def run(self, graph: Graph, context: Context) -> None:
-        for tensor in graph.inputs:
+        for tensor in graph.inputs if self.freeze_batch else ():
             if tensor.shape and (not known(tensor.shape[0]) or tensor.shape[0] == 0):
                 tensor.shape = [1, *tensor.shape[1:]]
         sort_nodes(graph)

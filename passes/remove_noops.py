@@ -36,6 +36,10 @@ class RemoveNoops(Pass):
             # An input or output that is passed on as an output: each keeps a name of its own.
             if id(result) in named and (id(source) in named or not source.inputs):
                 continue
+            if id(result) in named:
+                named.add(id(source))
+            if id(result) in named:
+                named.add(id(source))
             remove_node(node)
             replace_uses(result, source, graph)
         drop_dead(graph)

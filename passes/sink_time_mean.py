@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from snncompiler import dialect
+from snncompiler.errors import refuse
 from snncompiler.graph import Graph, tensor_names, unique_name
 from snncompiler.passes.base import Context, Pass
 from snncompiler.timing import analyze
@@ -48,6 +50,13 @@ class SinkTimeMean(Pass):
             places = [i for i, output in enumerate(graph.outputs) if output is tensor]
             if not late and not places:
                 continue
+            if tensor.dtype is not None and np.dtype(tensor.dtype).kind != "f":
+                raise refuse(
+                    "SNNC202",
+                    f"the shape '{tensor.name}' of a spiking value is read by spiking layers and by "
+                    "the read-out",
+                    hint="export the network with a fixed input size",
+                )
             mean = gs.Variable(
                 unique_name(f"{tensor.name}/mean", taken), tensor.dtype, tensor.shape
             )

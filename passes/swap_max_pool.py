@@ -31,7 +31,8 @@ class SwapMaxPool(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         taken = tensor_names(graph)
-        for pool in list(graph.nodes):
+        # Poolings in a row: the rectifier moves in front of the last one first.
+        for pool in reversed(list(graph.nodes)):
             if pool.op != "MaxPool" or len(pool.outputs) != 1:
                 continue
             pooled = pool.outputs[0]

@@ -37,7 +37,8 @@ class TelescopeAnalog(Pass):
         for node in list(graph.nodes):
             if timing.phase(node) != "temporal" or node.domain == dialect.DOMAIN:
                 continue
-            if not linear_reason(node, timing.inputs(node)):
+            varies = any(timing.inputs(node)) and node.op not in ("Shape", "Size")
+            if not varies or not linear_reason(node, timing.inputs(node)):
                 continue
             for index, tensor in enumerate(node.inputs):
                 if id(tensor) in timing.temporal:

@@ -280,7 +280,10 @@ def _gemm(node: Node, axes: dict[str, int]) -> list[int | None]:
 def _matmul(node: Node, axes: dict[str, int]) -> list[int | None]:
     left, right = node.inputs
     if left.name in axes and right.name in axes:
-        return _elementwise(node, axes)
+        (place,) = _elementwise(node, axes)
+        if place is None or place >= _rank(node.outputs[0]) - 2 or min(map(_rank, node.inputs)) < 3:
+            raise Lost("the batch is an axis of the matrices")
+        return [place]
     live, other = (left, right) if left.name in axes else (right, left)
     size, place = _rank(live), axes[live.name]
     summed = size - 1 if live is left else max(size - 2, 0)
@@ -327,8 +330,8 @@ def _resize(node: Node, axes: dict[str, int]) -> list[int | None]:
             for old, new, scale in zip(before, after, scales, strict=True)
         ):
             raise Lost("its sizes cannot be written as scales")
-        # The name derives from the tensor it replaces, which nothing else reads by name.
-        node.inputs[2] = gs.Constant(f"{node.inputs[3].name}_as_scales", scales)
+        # Node names are unique, and so is a name that is made of one.
+        node.inputs[2] = gs.Constant(f"{node.name}/sizes_as_scales", scales)
         node.inputs.pop(3)
     scales_given = constant_input(node, 2 if node.op == "Resize" else 1)
     if scales_given is None or scales_given.size <= axis or scales_given[axis] != 1:

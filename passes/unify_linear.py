@@ -87,13 +87,9 @@ def _take_bias(node: Node, graph: Graph, taken: set[str]) -> None:
     other: Tensor = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
     row = value(other)
     features = value(node.inputs[1]).shape[1]  # type: ignore[union-attr]
-    if (
-        row is None
-        or row.size not in (1, features)
-        or row.shape[-1:] not in ((1,), (features,), ())
-    ):
+    if row is None or row.ndim > 2 or row.size not in (1, features):
         return
-    if row.ndim > 2:
+    if row.ndim == 2 and row.shape[0] != 1:
         return
     total = add.outputs[0]
     remove_node(add)

@@ -8,6 +8,7 @@ functions, and its initializers are no inputs.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -39,6 +40,7 @@ _SUPPORTED = {
 def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]]:
     """The checked model at a supported opset, and the warnings.  Raises Refused with every error."""
     _refuse_compiled(model)
+    _unify_default_domain(model)
     findings = _versions(model)
     if errors_of(findings):
         raise Refused(*findings)
@@ -66,8 +68,23 @@ def _refuse_compiled(model: onnx.ModelProto) -> None:
             )
 
 
+def _unify_default_domain(model: onnx.ModelProto) -> None:
+    """`ai.onnx` is another spelling of the default domain."""
+    owners = [model, *model.functions]
+    for owner in owners:
+        imported = {entry.domain for entry in owner.opset_import}
+        for entry in list(owner.opset_import):
+            if entry.domain == "ai.onnx" and "" in imported:
+                owner.opset_import.remove(entry)
+            elif entry.domain == "ai.onnx":
+                entry.domain = ""
+    for node in (*model.graph.node, *(n for f in model.functions for n in f.node)):
+        if node.domain == "ai.onnx":
+            node.domain = ""
+
+
 def _opset(model: onnx.ModelProto) -> int | None:
-    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    versions = [o.version for o in model.opset_import if o.domain == ""]
     return versions[0] if versions else None
 
 
@@ -84,6 +101,10 @@ def _versions(model: onnx.ModelProto) -> list[Finding]:
                 hint="export it again with a supported opset",
             )
         )
+    for entry in model.opset_import:
+        if entry.domain and not 1 <= entry.version < 1 << 31:
+            text = f"version {entry.version} of domain '{entry.domain}' does not exist"
+            findings.append(Finding("SNNC102", text))
     if not 3 <= model.ir_version <= NEWEST_IR:
         findings.append(
             Finding(
@@ -106,13 +127,12 @@ def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
     stack = [(key, False) for key in bodies]
     while stack:
         key, leaving = stack.pop()
-        called = [
-            (n.domain, n.op_type) for n in bodies[key].node if (n.domain, n.op_type) in bodies
-        ]
+        inside = _all_nodes(bodies[key].node)
+        called = [(n.domain, n.op_type) for n in inside if (n.domain, n.op_type) in bodies]
         if leaving:
             open_now.discard(key)
             inner = sum(sizes[other] for other in called)
-            sizes[key] = min(len(bodies[key].node) + inner, MAX_EXPANDED + 1)
+            sizes[key] = min(len(inside) + inner, MAX_EXPANDED + 1)
             continue
         if key in sizes:
             continue
@@ -123,14 +143,35 @@ def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
                 raise refuse("SNNC112", f"function '{other[1]}' calls itself", node=other[1])
             if other not in sizes:
                 stack.append((other, False))
-    total = sum(sizes.get((n.domain, n.op_type), 1) for n in model.graph.node)
+    total = sum(sizes.get((n.domain, n.op_type), 1) for n in _all_nodes(model.graph.node))
     if total > MAX_EXPANDED:
         raise refuse(
             "SNNC112", f"its functions expand to more than {MAX_EXPANDED:,} nodes",
             hint="is the file what it claims to be?",
         )  # fmt: skip
-    inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    try:
+        inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    except (onnx.checker.ValidationError, RuntimeError) as error:
+        raise refuse("SNNC112", f"its functions cannot be expanded: {_one_line(error)}") from None
     return inlined
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes and those of all their subgraphs, without recursion."""
+    found: list[onnx.NodeProto] = []
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        found.append(node)
+        for attribute in node.attribute:
+            waiting += attribute.g.node
+            for graph in attribute.graphs:
+                waiting += graph.node
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def _structure(graph: onnx.GraphProto) -> list[Finding]:
@@ -214,10 +255,10 @@ def _sort(graph: onnx.GraphProto, given: set[str]) -> list[Finding]:
 
 def _operators(model: onnx.ModelProto) -> list[Finding]:
     findings = []
-    versions = {o.domain if o.domain != "ai.onnx" else "": o.version for o in model.opset_import}
+    versions = {o.domain: o.version for o in model.opset_import}
     for node in model.graph.node:
         where = describe(node.op_type, node.name)
-        domain = "" if node.domain == "ai.onnx" else node.domain
+        domain = node.domain
         if domain == "" and node.op_type in _CONTROL_FLOW:
             findings.append(
                 Finding(
@@ -227,7 +268,11 @@ def _operators(model: onnx.ModelProto) -> list[Finding]:
                     hint="export the network without data-dependent control flow",
                 )
             )
-        elif domain not in versions or not onnx.defs.has(node.op_type, versions[domain], domain):
+            continue
+        problem = _attribute_problem(node)
+        if problem:
+            findings.append(Finding("SNNC110", problem, node=where))
+        if domain not in versions or not onnx.defs.has(node.op_type, versions[domain], domain):
             spelled = f"{domain}.{node.op_type}" if domain else node.op_type
             findings.append(
                 Finding(
@@ -240,11 +285,58 @@ def _operators(model: onnx.ModelProto) -> list[Finding]:
     return findings
 
 
+_PADDINGS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
+
+
+def _attribute_problem(node: onnx.NodeProto) -> str:
+    """What is wrong with the attributes of a convolution or pooling; empty if nothing is."""
+    if node.op_type not in ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"):
+        return ""
+    for attribute in node.attribute:
+        sizes = list(attribute.ints)
+        if attribute.name == "auto_pad" and attribute.s not in _PADDINGS:
+            return f"auto_pad is '{attribute.s.decode(errors='replace')}'"
+        if attribute.name in ("strides", "dilations", "kernel_shape") and any(s < 1 for s in sizes):
+            return f"{attribute.name} is {sizes}, every value must be at least 1"
+        if attribute.name == "group" and attribute.i < 1:
+            return f"group is {attribute.i}, it must be at least 1"
+    return ""
+
+
+def _group_problem(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> str:
+    """Why a convolution's group, weights and channels do not fit; empty if they do."""
+    if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 2:
+        return ""
+    group = next((a.i for a in node.attribute if a.name == "group"), 1)
+    x, weights = shapes.get(node.input[0]), shapes.get(node.input[1])
+    if not weights or len(weights) < 2 or group < 1:
+        return ""
+    outer, inner = weights[:2]
+    if outer is not None and outer % group:
+        return f"group {group} does not divide the {outer} rows of its weights"
+    wanted = (None if inner is None else inner * group) if node.op_type == "Conv" else outer
+    channels = x[1] if x and len(x) > 1 else None
+    if wanted is not None and channels is not None and wanted != channels:
+        return f"it has {channels} input channels, its weights and group {group} need {wanted}"
+    return ""
+
+
 def _weights(graph: onnx.GraphProto) -> list[Finding]:
     findings = []
     for sparse in graph.sparse_initializer:
         findings.append(Finding("SNNC109", f"weight '{sparse.values.name}' is sparse"))
-    for tensor in graph.initializer:
+    constants = []
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "sparse_value":
+                where = describe(node.op_type, node.name)
+                findings.append(Finding("SNNC109", "its value is sparse", node=where))
+            elif attribute.name == "value":
+                named = onnx.TensorProto()
+                named.CopyFrom(attribute.t)
+                named.name = attribute.t.name or "".join(node.output[:1])
+                constants.append(named)
+    for tensor in (*graph.initializer, *constants):
         problem = _data_problem(tensor)
         if problem:
             findings.append(Finding("SNNC107", f"weight '{tensor.name}': {problem}"))
@@ -253,7 +345,7 @@ def _weights(graph: onnx.GraphProto) -> list[Finding]:
             findings.append(
                 Finding(
                     "SNNC109",
-                    f"weight '{tensor.name}' has type {TensorProto.DataType.Name(tensor.data_type)}",
+                    f"weight '{tensor.name}' has type {_type_name(tensor.data_type)}",
                     hint="export the network in float32",
                 )
             )
@@ -316,39 +408,87 @@ def _forget_initializer_inputs(graph: onnx.GraphProto) -> None:
     graph.input.extend(kept)
 
 
+def _type_name(kind: int) -> str:
+    known = TensorProto.DataType.values()
+    return TensorProto.DataType.Name(kind) if kind in known else f"number {kind}, which is unknown"
+
+
 def _checked(model: onnx.ModelProto) -> list[Finding]:
     """What the ONNX checker and the strict shape inference say, in one line each."""
     kinds = {tensor.name: tensor.type.tensor_type.elem_type for tensor in model.graph.input}
     findings = [
         Finding(
             "SNNC109",
-            f"input '{name}' has type {TensorProto.DataType.Name(kind)}",
+            f"input '{name}' has type {_type_name(kind)}",
             hint="export the network in float32",
         )
         for name, kind in kinds.items()
         if kind not in _SUPPORTED or kind == TensorProto.STRING
     ]
+    cut = [node for node in model.graph.node if node.op_type == "Pad" and _cuts(node, model.graph)]
+    if cut:
+        # onnx's shape inference ends the process where such a Pad leaves less than nothing.
+        hint = "use Slice to cut"
+        return findings + [
+            Finding(
+                "SNNC110",
+                "its pads are negative",
+                node=describe(node.op_type, node.name),
+                hint=hint,
+            )
+            for node in cut
+        ]
     try:
         # Old models without inputs for their weights pass only as a newer IR version.
         probe = onnx.ModelProto()
         probe.CopyFrom(model)
         probe.ir_version = max(model.ir_version, 4)
         onnx.checker.check_model(probe)
-        onnx.shape_inference.infer_shapes(probe, check_type=True, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(
+            probe, check_type=True, strict_mode=True, data_prop=True
+        )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        findings.append(Finding("SNNC110", " ".join(lines)[:500]))
+        findings.append(Finding("SNNC110", _one_line(error)))
+        return findings
+    shapes = _shapes(inferred.graph)
+    for node in model.graph.node:
+        problem = _group_problem(node, shapes)
+        if problem:
+            where = describe(node.op_type, node.name)
+            findings.append(Finding("SNNC110", problem, node=where))
     return findings
 
 
+def _cuts(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
+    """Whether a Pad has negative pads, as attribute or constant."""
+    for attribute in node.attribute:
+        if attribute.name in ("pads", "paddings") and any(pad < 0 for pad in attribute.ints):
+            return True
+    if len(node.input) < 2:
+        return False
+    for tensor in graph.initializer:
+        if tensor.name == node.input[1]:
+            return bool((numpy_helper.to_array(tensor) < 0).any())
+    for other in graph.node:
+        if other.op_type == "Constant" and node.input[1] in other.output:
+            return any((numpy_helper.to_array(a.t) < 0).any() for a in other.attribute if a.t.dims)
+    return False
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
+    """The shapes that are known, None for a dimension that is not."""
+    found: dict[str, list[int | None]] = {t.name: list(t.dims) for t in graph.initializer}
+    for entry in (*graph.input, *graph.value_info, *graph.output):
+        kind = entry.type.tensor_type
+        if kind.HasField("shape"):
+            found[entry.name] = [
+                dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim
+            ]
+    return found
+
+
 def _at_base_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert up to our base opset; IR version and domain spelling are unified."""
-    for entry in model.opset_import:
-        if entry.domain == "ai.onnx":
-            entry.domain = ""
-    for node in model.graph.node:
-        if node.domain == "ai.onnx":
-            node.domain = ""
+    """Convert up to our base opset, at one IR version."""
     model.ir_version = dialect.MAX_IR_VERSION
     opset = _opset(model)
     assert opset is not None

@@ -156,5 +156,5 @@ def _max_pool(
         if all(taps):
             window = x[np.ix_(range(x.shape[0]), range(x.shape[1]), *taps)]
             here: Any = (..., *place)
-            out[here] = window.reshape(*x.shape[:2], -1).max(axis=-1)
+            out[here] = window.max(axis=tuple(range(2, window.ndim)))
     return out

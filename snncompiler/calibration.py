@@ -61,14 +61,17 @@ class Histogram:
         top = rows.max(axis=1, initial=0.0)
         self.maximum = np.maximum(self.maximum, top)
         peak = float(top.max(initial=0.0))
+        if not np.isfinite(peak) or np.isnan(rows).any():
+            raise ValueError("an activation is infinite or not a number")
         if peak <= 0.0:
             return
         # peak < 2^exponent strictly.
         self._widen(int(np.frexp(peak)[1]))
         assert self.exponent is not None
         channel, place = np.nonzero(rows > 0)
-        scale = np.float32(BINS) / np.float32(2.0**self.exponent)
-        bins = (rows[channel, place] * scale).astype(np.int64)
+        # By powers of two, which is exact and does not overflow.
+        shift = BINS.bit_length() - 1 - self.exponent
+        bins = np.ldexp(rows[channel, place].astype(np.float64), shift).astype(np.int64)
         np.minimum(bins, BINS - 1, out=bins)
         flat = np.bincount(channel * BINS + bins, minlength=self.channels * BINS)
         self.counts += flat.reshape(self.channels, BINS)
@@ -187,26 +190,40 @@ def observe(
     graph: Graph,
     feeds: Feeds,
     *,
-    per_sample: bool = False,
+    batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Observation:
     """Run the normalized ANN on `feeds` (input name -> [n, ...]) and gather histograms.
 
-    Activations are never held for more than one batch.  `per_sample` runs sample by sample, for
-    networks without a batch axis.
+    Activations are never held for more than one batch.  `batch` is the fixed batch of a network that
+    takes no other; samples that do not fill it are left out.
     """
     nodes = rectifiers_of(graph)
     outputs = [node.outputs[0].name for node in nodes]
     session = create_session(with_outputs(model, outputs))
     histograms = {node.name: Histogram(channels_of(node)) for node in nodes}
     samples = len(next(iter(feeds.values())))
-    batch = 1 if per_sample else max(1, min(32, _BATCH_BYTES // _activation_bytes(nodes)))
-    for start in range(0, samples, batch):
-        part = {name: array[start : start + batch] for name, array in feeds.items()}
+    if batch is not None:
+        samples -= samples % batch
+        if not samples:
+            raise refuse(
+                "SNNC303", f"the network takes {batch} samples at once, the data has fewer"
+            )
+    size = batch or max(1, min(32, _BATCH_BYTES // _activation_bytes(nodes)))
+    for start in range(0, samples, size):
+        part = {name: array[start : start + size] for name, array in feeds.items()}
         for node, activations in zip(nodes, session.run(outputs, part), strict=True):
-            histograms[node.name].add(np.asarray(activations, np.float32))
+            try:
+                histograms[node.name].add(np.asarray(activations, np.float32))
+            except ValueError as error:
+                raise refuse(
+                    "SNNC303",
+                    f"on the calibration data {error}",
+                    node=label(node),
+                    hint="is the data scaled as the network expects it?",
+                ) from None
         if progress:
-            progress(min(start + batch, samples), samples)
+            progress(min(start + size, samples), samples)
     return Observation(histograms, samples)
 
 

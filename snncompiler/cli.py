@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from snncompiler import report
-from snncompiler.compiled import CompiledFile, batches, read_compiled
+from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Preprocess, load_data
 from snncompiler.diagnostics import Finding, printable
 from snncompiler.errors import EnvironmentMissing, InternalError, SnncError, UsageError
@@ -31,6 +31,7 @@ from snncompiler.io import check_writable, save, write_atomically
 from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
     DEFAULT_STEPS,
+    MAX_STEPS,
     Options,
     check_batch,
     compile_model,
@@ -67,9 +68,7 @@ def guarded(command: Command) -> Command:
         try:
             command(*args, **options)
         except SnncError as error:
-            if "--debug" in sys.argv:
-                raise
-            _fail(error, bool(options.get("as_json")))
+            _fail(error, options)
         except KeyboardInterrupt:
             _console(stderr=True).print("interrupted")
             raise typer.Exit(130) from None
@@ -78,19 +77,21 @@ def guarded(command: Command) -> Command:
         except typer.Exit:
             raise
         except Exception as error:
-            if "--debug" in sys.argv:
-                raise
+            if options.get("debug"):
+                traceback.print_exc()
             wrapped = InternalError(
                 f"{type(error).__name__}: {error}",
                 hint="please report it with the model; --debug shows where",
             )
-            _fail(wrapped, bool(options.get("as_json")))
+            _fail(wrapped, {**options, "debug": False})
 
     return run  # type: ignore[return-value]
 
 
-def _fail(error: SnncError, as_json: bool) -> None:
-    if as_json:
+def _fail(error: SnncError, options: dict[str, Any]) -> None:
+    if options.get("debug"):
+        traceback.print_exc()
+    if options.get("as_json"):
         _print_json(
             {
                 "exit_code": error.exit_code,
@@ -463,8 +464,8 @@ def run(
 ) -> None:
     """Run a compiled network on data and print or write its outputs."""
     compiled = read_compiled(snn)
-    if steps is not None and steps < 1:
-        raise UsageError(f"-T {steps} is out of range", hint="at least 1 time-step")
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise UsageError(f"-T {steps} is out of range", hint=f"1 to {MAX_STEPS:,} time-steps")
     asked = compiled.overrides(steps=steps)
     if output is not None:
         check_writable(output, (snn, data))
@@ -477,12 +478,14 @@ def run(
     collected: list[list[Any]] = []
     with _progress(quiet) as tell:
         for number, part in enumerate(parts):
-            feeds = {name: array[part] for name, array in dataset.feeds.items()}
-            collected.append(session.run(names, {**feeds, **asked}))
+            feeds = filled(dataset.feeds, part, compiled.fixed_batch)
+            count = part.stop - part.start
+            values = session.run(names, {**feeds, **asked})
+            collected.append([np.atleast_1d(value)[:count] for value in values])
             if tell:
                 tell("running", number + 1, len(parts))
     results = {
-        name: np.concatenate([np.atleast_1d(values[index]) for values in collected])
+        name: np.concatenate([values[index] for values in collected])
         for index, name in enumerate(names)
     }
     if output is not None:
@@ -521,8 +524,6 @@ def eval_command(
     debug: Debug = False,
 ) -> None:
     """Accuracy against time-steps beside the ANN's, and the activity of every layer."""
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} is out of range", hint="at least 1 sample")
     how = _preprocess(layout, scale, mean, std, size, resize, bgr)
     with _progress(quiet) as tell:
         result = evaluate(

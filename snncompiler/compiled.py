@@ -50,13 +50,13 @@ class CompiledFile:
         return [_spec(entry) for entry in self.model.graph.input if entry.name not in given]
 
     @property
-    def any_batch(self) -> bool:
-        return all(not spec.shape or spec.shape[0] is None for spec in self.inputs)
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the file takes, None where it takes any."""
+        return next((spec.shape[0] for spec in self.inputs if spec.shape and spec.shape[0]), None)
 
     def batch_size(self, wanted: int) -> int:
         """How many samples one run takes: the fixed batch where there is one."""
-        fixed = [spec.shape[0] for spec in self.inputs if spec.shape]
-        return wanted if self.any_batch else int(fixed[0] or 1)
+        return self.fixed_batch or wanted
 
     def overrides(self, steps: int | None = None, chunk: int | None = None) -> dict[str, Array]:
         """The feeds that ask for other steps or another chunk than the file's own.
@@ -146,3 +146,11 @@ def _spec(entry: onnx.ValueInfoProto) -> InputSpec:
 def batches(count: int, size: int) -> list[slice]:
     """Slices of `size` samples that cover `count`."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def filled(feeds: Mapping[str, Array], part: slice, fixed_batch: int | None) -> dict[str, Array]:
+    """The samples of `part`, repeated from the first on where a fixed batch wants more."""
+    rows = np.arange(part.start, part.stop)
+    if fixed_batch is not None and rows.size < fixed_batch:
+        rows = np.resize(rows, fixed_batch)
+    return {name: array[rows] for name, array in feeds.items()}

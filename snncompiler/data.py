@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -21,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snncompiler.diagnostics import Finding
-from snncompiler.errors import EnvironmentMissing, UsageError, refuse
+from snncompiler.errors import EnvironmentMissing, Refused, UsageError, refuse
 
 Array = NDArray[Any]
 Layout = Literal["NCHW", "NHWC"]
 
+#: What numpy raises on damaged files.
+_DAMAGE = (ValueError, OSError, EOFError, MemoryError, OverflowError)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
 _DATA_NAMES = ("x", "images")
 _LABEL_NAMES = ("y", "labels")
@@ -106,9 +109,9 @@ def load_data(
     by input name, or a Dataset, which comes back as it is.
     Raises Refused where shapes, types, names or values do not fit; UsageError for a wrong path.
     """
-    if isinstance(data, Dataset):
-        return data
     how = preprocess or Preprocess()
+    if isinstance(data, Dataset):
+        return _from_dataset(data, inputs)
     if isinstance(data, Mapping):
         return _from_arrays(dict(data), inputs, how, "the arrays")
     if isinstance(data, np.ndarray):
@@ -116,6 +119,8 @@ def load_data(
     path = Path(data)
     if not path.exists():
         raise UsageError(f"{path} does not exist", code="SNNC301")
+    if not path.is_dir() and not path.is_file():
+        raise UsageError(f"{path} is neither a file nor a folder", code="SNNC301")
     if path.is_dir() or path.suffix.lower() == ".zip":
         return _from_images(path, inputs, how)
     if path.suffix.lower() == ".npz":
@@ -129,19 +134,35 @@ def load_data(
     )
 
 
+def _from_dataset(data: Dataset, inputs: Sequence[InputSpec]) -> Dataset:
+    """A Dataset is taken as it is, if it fits."""
+    names = sorted(spec.name for spec in inputs)
+    if sorted(data.feeds) != names:
+        raise refuse("SNNC302", f"the dataset has {sorted(data.feeds)}, the network wants {names}")
+    for spec in inputs:
+        array = data.feeds[spec.name]
+        if not isinstance(array, np.ndarray) or array.dtype != spec.dtype:
+            kind = getattr(array, "dtype", type(array).__name__)
+            text = f"the dataset's '{spec.name}' is {kind}, the network wants {spec.dtype}"
+            raise refuse("SNNC302", text)
+        if not _fits(array, spec):
+            raise _wrong_shape(array, spec, f"the dataset's '{spec.name}'")
+    return _checked(dict(data.feeds), data.labels, list(data.findings), "the dataset")
+
+
 def _read_numpy(path: Path) -> Array:
     try:
         with path.open("rb") as file:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-    except (ValueError, OSError, EOFError) as error:
+    except _DAMAGE as error:
         raise refuse("SNNC301", f"{path} cannot be read: {_first_line(error)}") from None
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (*_DAMAGE, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError) as error:
         raise refuse(
             "SNNC301",
             f"{path} cannot be read: {_first_line(error)}",
@@ -206,25 +227,46 @@ def _fit(
     if stored_integers or asked or how.bgr:
         array = _prepare(array, spec, how, where, findings)
     array = np.ascontiguousarray(array.astype(spec.dtype, copy=False))
-    if array.ndim == len(spec.shape) and all(
-        want is None or want == have
-        for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
-    ):
+    if _fits(array, spec):
         return array
     sizes = [dim for dim in spec.shape[1:] if dim is not None]
-    if len(sizes) == len(spec.shape) - 1 and array.ndim and array[:1].size == prod(sizes):
-        # The same values a sample, shaped otherwise: [n, 784] for [n, 1, 28, 28].
+    flat = array.ndim == 2 or [d for d in array.shape[1:] if d != 1] == [d for d in sizes if d != 1]
+    if len(sizes) == len(spec.shape) - 1 and flat and array.ndim and array[:1].size == prod(sizes):
+        # The same values, flat or without axes of 1: [n, 784] or [n, 28, 28] for [n, 1, 28, 28].
         return array.reshape(len(array), *sizes)
+    raise _wrong_shape(array, spec, where)
+
+
+def _fits(array: Array, spec: InputSpec) -> bool:
+    return array.ndim == len(spec.shape) and all(
+        want is None or want == have
+        for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
+    )
+
+
+def _wrong_shape(array: Array, spec: InputSpec, where: str) -> Refused:
     want = ["N", *("any" if dim is None else dim for dim in spec.shape[1:])]
-    raise refuse(
+    return refuse(
         "SNNC302",
         f"{where} has shape {list(array.shape)}, the network's input '{spec.name}' wants {want}",
         hint="say --layout and --size if it holds images",
     )
 
 
-def _channels_last(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[-1] in (1, 3, 4) and shape[1] not in (1, 3, 4)
+def _stored_as_images(shape: tuple[int, ...], spec: InputSpec, how: Preprocess) -> bool:
+    """Whether an array is [n, H, W, C], from what the network wants where that is known."""
+    if len(shape) != 4 or len(spec.shape) != 4 or shape[-1] not in (1, 3, 4):
+        return False
+    layout = how.layout or _layout_of(spec)
+    channels, height, width = (
+        spec.shape[1:] if layout == "NCHW" else (spec.shape[3], *spec.shape[1:3])
+    )
+    if channels is not None and shape[-1] != channels:
+        return False
+    if how.size is None and (height not in (None, shape[1]) or width not in (None, shape[2])):
+        return False
+    # With a network of unknown size, channels first is told by its own place.
+    return channels is None or height is not None or shape[1] != channels or shape[-1] == shape[1]
 
 
 def _prepare(
@@ -244,7 +286,7 @@ def _prepare(
                 )
             )
     values: Array = array.astype(np.float32)
-    image = _channels_last(values.shape)
+    image = _stored_as_images(values.shape, spec, how)
     if image:
         if how.bgr:
             values = values[..., ::-1]
@@ -322,7 +364,9 @@ def _from_images(path: Path, inputs: Sequence[InputSpec], how: Preprocess) -> Da
 def _image_files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every image below a folder or in a zip, sorted by name."""
     if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+        for file in sorted(path.rglob("*")):
+            if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+                continue
             yield str(file.relative_to(path)), file.read_bytes()
         return
     try:
@@ -343,7 +387,7 @@ def _decode(name: str, raw: bytes, grey: bool, resize: tuple[int, int] | None) -
         ) from error
     try:
         image = Image.open(BytesIO(raw)).convert("L" if grey else "RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, SyntaxError, *_DAMAGE, Image.DecompressionBombError) as error:
         raise refuse("SNNC301", f"image {name} cannot be read: {_first_line(error)}") from None
     if resize:
         image = image.resize((resize[1], resize[0]), Image.Resampling.BILINEAR)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from snncompiler.compiled import CompiledFile, batches, read_compiled
+from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import UsageError, refuse
@@ -85,6 +85,8 @@ def evaluate(
     Raises Refused where the two do not belong together or the data does not fit, UsageError for
     steps that the file cannot run with.
     """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit} is out of range", hint="at least 1 sample")
     compiled = read_compiled(snn)
     source = load(model)
     if source.sha256 != compiled.metadata["snnc.source_sha256"]:
@@ -106,14 +108,22 @@ def evaluate(
     labels = dataset.labels
     if labels is not None and scores is None:
         raise refuse("SNNC302", "the data has labels, but no output of the network is class scores")
+    if labels is not None and scores is not None:
+        classes = ann[scores].shape[1]
+        if labels.min() < 0 or labels.max() >= classes:
+            raise refuse(
+                "SNNC302",
+                f"labels go from {labels.min()} to {labels.max()}, the network has {classes} classes",
+            )
     watched = watch(compiled.model)
     session = create_session(watched.model, threads=threads)
     results = []
     for index, count in enumerate(wanted):
         run = _Run(compiled, watched, count)
         for number, part in enumerate(parts):
-            feeds = {name: array[part] for name, array in dataset.feeds.items()}
+            feeds = filled(dataset.feeds, part, compiled.fixed_batch)
             values = session.run(None, {**feeds, **compiled.overrides(steps=count)})
+            values = [np.asarray(value)[: part.stop - part.start] for value in values]
             run.add(values, [output[part] for output in ann], scores)
             if progress:
                 progress(f"T = {count}", index * len(parts) + number + 1, len(wanted) * len(parts))
@@ -127,13 +137,13 @@ def evaluate(
 def _run_ann(model: onnx.ModelProto, dataset: Dataset, threads: int | None) -> list[Array]:
     """The source network's outputs; in batches where its own input allows that."""
     session = create_session(model, threads=threads)
-    fixed = [entry.shape[0] for entry in session.get_inputs() if entry.shape]
-    size = BATCH if not any(isinstance(dim, int) and dim > 0 for dim in fixed) else 1
+    dims = [entry.shape[0] for entry in session.get_inputs() if entry.shape]
+    fixed = next((dim for dim in dims if isinstance(dim, int) and dim > 0), None)
     collected: list[list[Array]] = []
-    for part in batches(len(dataset), size):
-        feeds = {name: array[part] for name, array in dataset.feeds.items()}
-        values = session.run(None, feeds)
-        collected.append([np.atleast_1d(np.asarray(value)) for value in values])
+    for part in batches(len(dataset), fixed or BATCH):
+        values = session.run(None, filled(dataset.feeds, part, fixed))
+        count = part.stop - part.start
+        collected.append([np.atleast_1d(np.asarray(value))[:count] for value in values])
     return [np.concatenate(parts) for parts in zip(*collected, strict=True)]
 
 

@@ -79,9 +79,38 @@ def _parse(raw: bytes, where: str) -> onnx.ModelProto:
             f"{size} and is not an ONNX model, or is cut off",
             hint="check that the file was written and copied whole",
         ) from None
+    _check_names(model, where)
     if not model.HasField("graph"):
         raise refuse("SNNC101", f"{size} and holds no graph", hint="is it really an ONNX model?")
     return model
+
+
+def _check_names(model: onnx.ModelProto, where: str) -> None:
+    """Refuse names that are no UTF-8 text: they could not be told to anyone."""
+    try:
+        graphs = [model.graph]
+        nodes = [node for function in model.functions for node in function.node]
+        while graphs or nodes:
+            if graphs:
+                graph = graphs.pop()
+                _ = graph.name, [entry.name for entry in (*graph.initializer, *graph.value_info)]
+                _ = [entry.name for entry in (*graph.input, *graph.output)]
+                nodes += graph.node
+            for node in nodes:
+                _ = node.name, node.op_type, node.domain, list(node.input), list(node.output)
+                for attribute in node.attribute:
+                    _ = attribute.name, attribute.ref_attr_name, attribute.t.name
+                    if attribute.HasField("g"):
+                        graphs.append(attribute.g)
+                    graphs += attribute.graphs
+            nodes = []
+        _ = [(entry.key, entry.value) for entry in model.metadata_props]
+        _ = [entry.domain for entry in model.opset_import]
+        _ = [(function.domain, function.name) for function in model.functions]
+    except UnicodeDecodeError:
+        raise refuse(
+            "SNNC101", f"{where} has names that are not UTF-8 text", hint="the file is damaged"
+        ) from None
 
 
 def _looks_like(raw: bytes) -> tuple[str, str] | None:
@@ -159,6 +188,13 @@ def _unsafe(tensor: onnx.TensorProto, folder: Path) -> str:
     if relative.is_absolute() or ".." in relative.parts:
         return f"'{location}' lies outside the model's folder"
     path = folder / relative
+    try:
+        return _unsafe_file(path, location, entries, folder)
+    except (ValueError, OSError) as error:
+        return f"'{printable(location)[:200]}' cannot be a file: {error}"
+
+
+def _unsafe_file(path: Path, location: str, entries: dict[str, str], folder: Path) -> str:
     if path.is_symlink() or folder.resolve() not in path.resolve().parents:
         return f"'{location}' is a link or leads out of the model's folder"
     if not path.exists():
@@ -193,6 +229,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder", code="SNNC502")
     target = path.resolve() if path.is_symlink() else path
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{path} is not a regular file", code="SNNC502")
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=target.parent)
     except OSError as error:
@@ -224,6 +262,8 @@ def check_writable(path: Path, sources: tuple[Path, ...] = ()) -> None:
         raise UsageError(f"the folder {path.parent} does not exist", code="SNNC502")
     if path.is_dir():
         raise UsageError(f"{path} is a folder", code="SNNC502")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a regular file", code="SNNC502")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"the folder {path.parent} cannot be written", code="SNNC502")
     for source in sources:

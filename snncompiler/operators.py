@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from snncompiler.graph import Node, Tensor, constant_input, input_at, producer, value
+from snncompiler.graph import Node, Tensor, constant_input, input_at, producer, rank, value
 
 #: Which inputs of an operator are temporal, by position.
 Temporal = list[bool]
@@ -46,10 +48,21 @@ def rectifier(node: Node) -> Rectifier | None:
         cap = float(high.reshape(()))
         return Rectifier(node, None if np.isinf(cap) or cap >= np.finfo(np.float32).max else cap)
     if node.op == "Max" and len(node.inputs) == 2:
-        constants = [value(tensor) for tensor in node.inputs]
-        if any(array is not None and array.size and not array.any() for array in constants):
-            return Rectifier(node, None)
+        for zero, other in (node.inputs, reversed(node.inputs)):
+            array = value(zero)
+            # A zero of a larger shape would also broadcast the other operand.
+            if array is not None and not array.any() and _spreads_over(array, other):
+                return Rectifier(node, None)
     return None
+
+
+def _spreads_over(array: NDArray[Any], tensor: Tensor) -> bool:
+    """Whether the array broadcasts to the tensor without changing the tensor's shape."""
+    size = rank(tensor)
+    if size is None or array.ndim > size or not array.size:
+        return False
+    shape = list(tensor.shape)[size - array.ndim :]
+    return all(own in (1, dim) for own, dim in zip(array.shape, shape, strict=True))
 
 
 def rectified_input(node: Node) -> int:

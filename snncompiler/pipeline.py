@@ -25,7 +25,7 @@ from snncompiler import dialect
 from snncompiler.calibration import Calibration, Method
 from snncompiler.data import Dataset, InputSpec, Preprocess, load_data
 from snncompiler.diagnostics import Finding
-from snncompiler.errors import UsageError, refuse
+from snncompiler.errors import Refused, UsageError, refuse
 from snncompiler.graph import (
     Graph,
     Tensor,
@@ -104,8 +104,20 @@ class Options:
     batch: int | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
 
+    def __post_init__(self) -> None:
+        """numpy's numbers become Python's, so that they can be written into the metadata."""
+        for name, number in vars(self).items():
+            if isinstance(number, np.generic):
+                object.__setattr__(self, name, number.item())
+
     def check(self) -> None:
-        """Raises UsageError for the first value that is out of range."""
+        """Raises UsageError for the first value that is of a wrong type or out of range."""
+        for option in ("steps", "seed", "chunk", "batch"):
+            _type(option, getattr(self, option), int, "a whole number", optional=True)
+        for option in ("percentile", "alpha", "initial"):
+            _type(option, getattr(self, option), (int, float), "a number")
+        for option in ("per_channel", "strict", "allow_analog"):
+            _type(option, getattr(self, option), bool, "True or False")
         _choice("--threshold", self.threshold, ("max", "percentile"))
         _choice("--unroll", self.unroll, ("fold", "loop", "steps"))
         _choice("--reset", self.reset, ("soft", "hard"))
@@ -127,6 +139,15 @@ class Options:
             _range("--batch", self.batch, 1 <= self.batch <= 1 << 20, "at least 1 sample")
         if (self.batch is None) == (self.emit == "cuda-graph"):
             raise UsageError("--emit cuda-graph and --batch N belong together")
+
+
+def _type(
+    option: str, given: object, kind: type | tuple[type, ...], text: str, optional: bool = False
+) -> None:
+    none = optional and given is None and option not in ("steps", "seed")
+    truth = isinstance(given, bool) and kind is not bool
+    if not none and (truth or not isinstance(given, kind)):
+        raise UsageError(f"{option} is {given!r}, it should be {text}")
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -153,18 +174,29 @@ class Prepared:
     checked_model: onnx.ModelProto = field(default_factory=onnx.ModelProto)
 
     @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the network takes, None where it takes any."""
+        if self.any_batch:
+            return None
+        return next((spec.shape[0] for spec in self.inputs if spec.shape and spec.shape[0]), 1)
+
+    @property
     def findings(self) -> list[Finding]:
         return self.context.findings
 
 
 def normalization_passes(
-    *, strict: bool = False, allow_analog: bool = False, maxpool: MaxPooling = "exact"
+    *,
+    strict: bool = False,
+    allow_analog: bool = False,
+    maxpool: MaxPooling = "exact",
+    freeze_batch: bool = True,
 ) -> list[Pass]:
     """The graph passes from the checked source to the normalized ANN, in order."""
     return [
         ToFloat32(),
         *([AverageMaxPool()] if maxpool == "average" else []),
-        FoldConstants(),
+        FoldConstants(freeze_batch),
         DropFakeQuant(),
         SpellRectifiers(),
         RemoveNoops(),
@@ -187,14 +219,20 @@ def prepare(
     """Load, verify and normalize a model.  Raises Refused with every finding."""
     source = load(model)
     checked, findings = verify_input(source.model)
-    context = Context(findings=findings)
-    graph = import_model(checked)
-    context.output_types = {
-        output.name: np.dtype(output.dtype) for output in graph.outputs if output.dtype is not None
-    }
-    passes = normalization_passes(strict=strict, allow_analog=allow_analog, maxpool=maxpool)
-    run_passes(passes, graph, context)
-    infer_shapes(graph)
+    options: dict[str, Any] = {"strict": strict, "allow_analog": allow_analog, "maxpool": maxpool}
+    graph, context = _normalized(checked, findings, options)
+    dynamic = any(
+        tensor.shape and not known(tensor.shape[0]) for tensor in import_model(checked).inputs
+    )
+    any_batch = not context.batch_lost
+    if not any_batch and dynamic:
+        # The source takes any batch by arithmetic on shapes at run time; that stays in the graph then,
+        # and the time-steps run one by one.
+        kept, kept_context = _normalized(checked, findings, {**options, "freeze_batch": False})
+        graph, context, any_batch = kept, kept_context, True
+        for where, reason in context.batch_lost.items():
+            context.note("SNNC205", f"the batch axis is not followed: {reason}", node=where)
+        context.batch_lost = {}
     for where, reason in context.batch_lost.items():
         context.warn(
             "SNNC205",
@@ -208,9 +246,22 @@ def prepare(
         ann=_as_model(graph),
         context=context,
         inputs=[_spec(tensor) for tensor in graph.inputs],
-        any_batch=not context.batch_lost,
+        any_batch=any_batch,
         checked_model=checked,
     )
+
+
+def _normalized(
+    checked: onnx.ModelProto, findings: list[Finding], options: dict[str, Any]
+) -> tuple[Graph, Context]:
+    context = Context(findings=list(findings))
+    graph = import_model(checked)
+    context.output_types = {
+        output.name: np.dtype(output.dtype) for output in graph.outputs if output.dtype is not None
+    }
+    run_passes(normalization_passes(**options), graph, context)
+    infer_shapes(graph)
+    return graph, context
 
 
 def _as_model(graph: Graph) -> onnx.ModelProto:
@@ -234,7 +285,7 @@ def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Ar
     for spec in prepared.inputs:
         shape = [32 if dim is None else dim for dim in spec.shape]
         if shape:
-            shape[0] = samples if prepared.any_batch else shape[0]
+            shape[0] = samples if prepared.any_batch else prepared.fixed_batch or 1
         if spec.dtype.kind == "f":
             feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         else:
@@ -254,7 +305,8 @@ def check_batch(prepared: Prepared, seed: int) -> None:
     together = session.run(None, feeds)
     alone = [session.run(None, {n: a[i : i + 1] for n, a in feeds.items()}) for i in range(3)]
     for index, output in enumerate(prepared.graph.outputs):
-        joined = np.concatenate([np.atleast_1d(run[index]) for run in alone])
+        axis = prepared.context.batch_axis.get(output.name, 0)
+        joined = np.concatenate([np.atleast_1d(run[index]) for run in alone], axis=axis)
         if joined.dtype.kind != "f":
             continue
         scale = float(np.abs(joined).max(initial=0.0))
@@ -327,7 +379,7 @@ def calibrated(
             prepared.ann,
             prepared.graph,
             feeds,
-            per_sample=not prepared.any_batch,
+            batch=prepared.fixed_batch,
             progress=(lambda done, of: progress("calibrating", done, of)) if progress else None,
         )
         found, findings = calib.calibrate(observation, missing, **how)
@@ -371,6 +423,7 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
             f"this one is {prepared.source.sha256[:12]}",
             hint="calibrate this model",
         )
+    _check_thresholds(prepared, calibration)
     graph = prepared.graph.copy()
     context = replace(prepared.context, findings=prepared.context.findings)
     run_passes(
@@ -396,6 +449,25 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
     onnx.helper.set_model_props(model, metadata)
     verify_output(model)
     return model
+
+
+def _check_thresholds(prepared: Prepared, calibration: Calibration) -> None:
+    """Raises Refused where a calibration does not fit the network's rectifiers."""
+    nodes = {node.name: node for node in calib.rectifiers_of(prepared.graph)}
+    findings = []
+    for name in sorted(set(nodes) ^ set(calibration.thresholds)):
+        text = "no threshold" if name in nodes else "a threshold, but no such rectifier"
+        findings.append(Finding("SNNC306", f"the calibration has {text} for it", node=name))
+    for name in [name for name in nodes if name in calibration.thresholds]:
+        theta = np.asarray(calibration.thresholds[name], np.float32)
+        sizes = (1, calib.channels_of(nodes[name]))
+        if theta.ndim != 1 or theta.size not in sizes:
+            text = f"its thresholds have shape {list(theta.shape)}, not [1] or [{sizes[1]}]"
+            findings.append(Finding("SNNC306", text, node=name))
+        elif not (np.isfinite(theta).all() and (theta > 0).all()):
+            findings.append(Finding("SNNC306", "a threshold is not finite and positive", node=name))
+    if findings:
+        raise Refused(*findings)
 
 
 def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
@@ -519,6 +591,11 @@ def compile_model(
 ) -> Compiled:
     """Compile and return everything; `snncompiler.compile` returns the model alone."""
     options.check()
+    if samples is not None:
+        _type("samples", samples, int, "a whole number, or None for all")
+        _range("samples", samples, samples >= 1, "at least 1, or all")
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise UsageError("preprocess is not a snncompiler.Preprocess")
     prepared = prepare(
         model, strict=options.strict, allow_analog=options.allow_analog, maxpool=options.maxpool
     )

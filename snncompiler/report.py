@@ -133,7 +133,13 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     """One line each; equal ones once."""
     style = {"error": "bold red", "warning": "yellow", "note": "dim"}
     for finding in dict.fromkeys(findings):
-        console.print(str(finding), style=style[finding.severity], markup=False, highlight=False)
+        console.print(
+            str(finding),
+            style=style[finding.severity],
+            markup=False,
+            highlight=False,
+            soft_wrap=not console.is_terminal,
+        )
 
 
 def print_constraints(console: Console, content: dict[str, Any]) -> None:

@@ -42,7 +42,10 @@ def analyze(graph: Graph, fires: Callable[[Node], bool], *, inputs_vary: bool = 
     """
     sort_nodes(graph)
     temporal = {id(tensor) for tensor in graph.inputs} if inputs_vary else set()
-    temporal |= reachable_from(graph, fires, temporal, lambda node: node.op not in _SHAPE_ONLY)
+    sources = set(temporal)
+    temporal |= reachable_from(graph, fires, sources, lambda node: node.op not in _SHAPE_ONLY)
+    # The shape of a temporal value does not change with time, but it is known only where that is.
+    placed = temporal | reachable_from(graph, fires, sources, lambda node: True)
     feeds_neuron: set[int] = set()
     phases: dict[int, Phase] = {}
     for node in reversed(graph.nodes):
@@ -54,7 +57,7 @@ def analyze(graph: Graph, fires: Callable[[Node], bool], *, inputs_vary: bool = 
             before_neuron = False
         if firing:
             phases[id(node)] = "temporal"
-        elif not any(id(tensor) in temporal for tensor in node.inputs):
+        elif not any(id(tensor) in placed for tensor in node.inputs):
             phases[id(node)] = "static"
         else:
             phases[id(node)] = "temporal" if before_neuron else "read-out"

@@ -298,9 +298,8 @@ def test_an_option_of_a_wrong_type_is_named(name: str) -> None:
 
 @BUG("Calibration.to_json cannot write a seed that is a numpy integer: TypeError out of json")
 def test_numpy_numbers_are_numbers() -> None:
-    made = snncompiler.compile(
-        CNN, calibration=IMAGES, steps=np.int64(16), alpha=np.float64(1.0), seed=np.int64(0)
-    )
+    numbers: dict[str, Any] = {"steps": np.int64(16), "alpha": np.float64(1), "seed": np.int64(0)}
+    made = snncompiler.compile(CNN, calibration=IMAGES, **numbers)
     plain = snncompiler.compile(CNN, calibration=IMAGES, steps=16, alpha=1.0, seed=0)
     assert made.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
 

@@ -6,6 +6,7 @@ the shell sees, SIGINT, a missing package, --debug, hash seeds) runs in a child.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -416,6 +417,24 @@ def test_a_failed_compile_leaves_an_old_output_and_a_good_one_replaces_it(tmp_pa
     good("compile", CNN, "-o", target)
     assert target.read_bytes() != b"old" and target.stat().st_mode & 0o777 == 0o640
     assert set(listing(tmp_path)) == {"out.onnx"}
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_output(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever step of the write fails, the last one included."""
+    target = tmp_path / "out.onnx"
+    target.write_bytes(b"old")
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, step, fail)
+    ran = snnc("compile", CNN, "-o", target)
+    (message,) = errors(ran)
+    assert ran.code == 2 and "SNNC502" in message and os.strerror(errno.ENOSPC) in message
+    assert target.read_bytes() == b"old" and set(listing(tmp_path)) == {"out.onnx"}
 
 
 def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:

@@ -130,6 +130,18 @@ SNNC_BODY const float* as_floats(const Half* values, std::int64_t count, float* 
   return buffer;
 }
 
+/// Where results are written as floats: their own place for float32, `buffer` for float16, which
+/// `write_back` then narrows.
+SNNC_BODY float* place_of(float* out, float*) { return out; }
+SNNC_BODY float* place_of(Half*, float* buffer) { return buffer; }
+
+template <typename Set>
+SNNC_BODY void write_back(const float*, std::int64_t, float*) {}
+template <typename Set>
+SNNC_BODY void write_back(const float* buffer, std::int64_t count, Half* out) {
+  Set::narrow(buffer, count, out);
+}
+
 /// What a neuron sends.
 template <typename T>
 constexpr T spike_or_silence(bool fires);
@@ -337,6 +349,81 @@ SNNC_BODY void sum_body(const SumTask<T>& task, std::int64_t first, std::int64_t
   }
 }
 
+// --- running mean and its undoing --------------------------------------------------------------
+
+/// One step of some values; `Value` is a float or a vector of floats.
+template <Analog kind, typename Value>
+SNNC_BODY void analog_step(const Value& x, float before, float now, Value& state, Value& out) {
+  if constexpr (kind == Analog::running_mean) {
+    state = state + x;
+    out = state / now;
+  } else {
+    out = now * x - before * state;
+    state = x;
+  }
+}
+
+template <Analog kind>
+SNNC_BODY void analog_row(const float* __restrict__ x, float before, float now,
+                          std::int64_t count, float* __restrict__ state, float* __restrict__ out) {
+  for (std::int64_t i = 0; i < count; ++i) analog_step<kind>(x[i], before, now, state[i], out[i]);
+}
+
+/// One tile, the states in registers.
+template <typename Set, Analog kind, typename T>
+SNNC_BODY void analog_tile(const AnalogTask<T>& task, float* states, std::int64_t first) {
+  constexpr std::int64_t width = Set::bytes / sizeof(float);
+  alignas(64) float wide[tile<Set>], results[tile<Set>];
+  Floats<Set> state[Set::registers];
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) std::memcpy(&state[r], states + r * width, Set::bytes);
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    const float* x = as_floats<Set>(task.values + t * task.neurons + first, tile<Set>, wide);
+    T* out = task.out + t * task.neurons + first;
+    float* place = place_of(out, results);
+    const float before = task.done(t), now = task.done(t + 1);
+#pragma GCC unroll 16
+    for (int r = 0; r < Set::registers; ++r) {
+      Floats<Set> value, result;
+      std::memcpy(&value, x + r * width, Set::bytes);
+      analog_step<kind>(value, before, now, state[r], result);
+      std::memcpy(place + r * width, &result, Set::bytes);
+    }
+    write_back<Set>(results, tile<Set>, out);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) std::memcpy(states + r * width, &state[r], Set::bytes);
+}
+
+template <typename Set, Analog kind, typename T>
+SNNC_BODY void analog_block(const AnalogTask<T>& task, std::int64_t first, std::int64_t count) {
+  alignas(64) float wide[block], results[block];
+  float* states = task.state_out + first;
+  start_state(task.state, task.state_over, first, count, states);
+  std::int64_t done = 0;
+  for (; done + tile<Set> <= count; done += tile<Set>) {
+    analog_tile<Set, kind>(task, states + done, first + done);
+  }
+  const std::int64_t left = count - done;
+  for (std::int64_t t = 0; t < task.steps && left; ++t) {
+    const std::int64_t place = t * task.neurons + first + done;
+    const float* x = as_floats<Set>(task.values + place, left, wide);
+    T* out = task.out + place;
+    analog_row<kind>(x, task.done(t), task.done(t + 1), left, states + done,
+                     place_of(out, results));
+    write_back<Set>(results, left, out);
+  }
+}
+
+template <typename Set, typename T>
+SNNC_BODY void analog_body(const AnalogTask<T>& task, std::int64_t first, std::int64_t count) {
+  if (task.kind == Analog::running_mean) {
+    analog_block<Set, Analog::running_mean>(task, first, count);
+  } else {
+    analog_block<Set, Analog::telescope>(task, first, count);
+  }
+}
+
 // --- max pooling ------------------------------------------------------------------------------
 
 /// The value of a window that sees nothing but padding, as in onnxruntime.
@@ -455,6 +542,14 @@ SNNC_AVX512 void sum_avx512(const SumTask<T>& task, std::int64_t first, std::int
   sum_body<Avx512>(task, first, count);
 }
 template <typename T>
+SNNC_AVX2 void analog_avx2(const AnalogTask<T>& task, std::int64_t first, std::int64_t count) {
+  analog_body<Avx2>(task, first, count);
+}
+template <typename T>
+SNNC_AVX512 void analog_avx512(const AnalogTask<T>& task, std::int64_t first, std::int64_t count) {
+  analog_body<Avx512>(task, first, count);
+}
+template <typename T>
 SNNC_AVX2 void pool_avx2(const PoolTask<T>& task, std::int64_t plane, float* scratch) {
   pool_body<Avx2>(task, plane, scratch);
 }
@@ -504,6 +599,16 @@ void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count, Is
   sum_body<Generic>(task, first, count);
 }
 
+template <typename T>
+void analog(const AnalogTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+#ifdef SNNC_X86
+  if (isa == Isa::avx512) return analog_avx512(task, first, count);
+  if (isa == Isa::avx2) return analog_avx2(task, first, count);
+#endif
+  (void)isa;
+  analog_body<Generic>(task, first, count);
+}
+
 std::int64_t pool_scratch(const Window& window) {
   return window.outputs() + window.in[2] + window.out[2] + window.inputs();
 }
@@ -522,6 +627,8 @@ template void neuron(const NeuronTask<float>&, std::int64_t, std::int64_t, Isa);
 template void neuron(const NeuronTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void time_sum(const SumTask<float>&, std::int64_t, std::int64_t, Isa);
 template void time_sum(const SumTask<Half>&, std::int64_t, std::int64_t, Isa);
+template void analog(const AnalogTask<float>&, std::int64_t, std::int64_t, Isa);
+template void analog(const AnalogTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void pool(const PoolTask<float>&, std::int64_t, float*, Isa);
 template void pool(const PoolTask<Half>&, std::int64_t, float*, Isa);
 

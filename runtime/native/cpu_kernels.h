@@ -26,6 +26,11 @@ template <typename T>
 void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count,
               Isa isa = best_isa());
 
+/// The neurons [first, first + count) of a running mean or its undoing; count is at most `block`.
+template <typename T>
+void analog(const AnalogTask<T>& task, std::int64_t first, std::int64_t count,
+            Isa isa = best_isa());
+
 /// Floats of scratch memory that one plane of max pooling needs.
 std::int64_t pool_scratch(const Window& window);
 

@@ -182,6 +182,45 @@ __global__ void __launch_bounds__(threads) sum_kernel(const SumTask<T> task) {
   store_floats(task.total_out + first, y);
 }
 
+// --- running mean and its undoing --------------------------------------------------------------
+
+template <typename T, int width, Analog kind>
+__global__ void __launch_bounds__(threads) analog_kernel(const AnalogTask<T> task) {
+  const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+  const std::int64_t first = thread * width;
+  if (first >= task.neurons) return;
+  const T* __restrict__ values = task.values + first;
+  T* __restrict__ out = task.out + first;
+  float state[width];
+  spread(task.state, task.state_over, first, state);
+  Pack<T, width> x[ahead];
+  for (std::int64_t t = 0; t < task.steps; t += ahead) {
+#pragma unroll
+    for (int a = 0; a < ahead; ++a) {
+      if (t + a < task.steps) x[a] = load<width>(values + (t + a) * task.neurons);
+    }
+#pragma unroll
+    for (int a = 0; a < ahead; ++a) {
+      if (t + a >= task.steps) break;
+      const float before = task.done(t + a), now = task.done(t + a + 1);
+      Pack<T, width> result;
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        const float value = widened(x[a].value[i]);
+        if (kind == Analog::running_mean) {
+          state[i] = state[i] + value;
+          result.value[i] = narrowed<T>(state[i] / now);
+        } else {
+          result.value[i] = narrowed<T>(now * value - before * state[i]);
+          state[i] = value;
+        }
+      }
+      store<width>(out + (t + a) * task.neurons, result);
+    }
+  }
+  store_floats(task.state_out + first, state);
+}
+
 // --- max pooling -------------------------------------------------------------------------------
 
 /// The value of a window that sees nothing but padding, as in onnxruntime.
@@ -321,6 +360,16 @@ void launch_neuron(const NeuronTask<T>& task, cudaStream_t stream) {
   }
 }
 
+template <typename T, int width>
+void launch_analog(const AnalogTask<T>& task, cudaStream_t stream) {
+  const unsigned blocks = blocks_for((task.neurons + width - 1) / width);
+  if (task.kind == Analog::running_mean) {
+    analog_kernel<T, width, Analog::running_mean><<<blocks, threads, 0, stream>>>(task);
+  } else {
+    analog_kernel<T, width, Analog::telescope><<<blocks, threads, 0, stream>>>(task);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -343,6 +392,18 @@ const char* time_sum(const SumTask<T>& task, void* raw) {
     sum_kernel<T, width><<<blocks_for(task.neurons / width), threads, 0, stream>>>(task);
   } else {
     sum_kernel<T, 1><<<blocks_for(task.neurons), threads, 0, stream>>>(task);
+  }
+  return launched();
+}
+
+template <typename T>
+const char* analog(const AnalogTask<T>& task, void* raw) {
+  const auto stream = static_cast<cudaStream_t>(raw);
+  if (task.neurons % full_width<T> == 0 &&
+      aligned(task.values, task.out, task.state, task.state_out)) {
+    launch_analog<T, full_width<T>>(task, stream);
+  } else {
+    launch_analog<T, 1>(task, stream);
   }
   return launched();
 }
@@ -393,6 +454,8 @@ template const char* neuron(const NeuronTask<float>&, void*);
 template const char* neuron(const NeuronTask<Half>&, void*);
 template const char* time_sum(const SumTask<float>&, void*);
 template const char* time_sum(const SumTask<Half>&, void*);
+template const char* analog(const AnalogTask<float>&, void*);
+template const char* analog(const AnalogTask<Half>&, void*);
 template const char* pool(const PoolTask<float>&, void*);
 template const char* pool(const PoolTask<Half>&, void*);
 

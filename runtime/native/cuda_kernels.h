@@ -13,6 +13,9 @@ template <typename T>
 const char* time_sum(const SumTask<T>& task, void* stream);
 
 template <typename T>
+const char* analog(const AnalogTask<T>& task, void* stream);
+
+template <typename T>
 const char* pool(const PoolTask<T>& task, void* stream);
 
 }  // namespace snnc::cuda

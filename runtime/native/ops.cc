@@ -196,16 +196,18 @@ class Context {
 
 // --- shapes ------------------------------------------------------------------------------------
 
-/// The number of time-steps of this call.
-std::int64_t steps_of(const Input& input) {
+/// The number of time-steps of this call, or before it.
+std::int64_t number_of(const char* name, const Input& input, std::int64_t least) {
+  const std::string quoted = "`" + std::string(name) + "`";
   if (product(input.shape.begin(), input.shape.end()) != 1) {
-    throw std::invalid_argument("`steps` must be one number, not of shape " + text(input.shape));
+    throw std::invalid_argument(quoted + " must be one number, not of shape " + text(input.shape));
   }
-  const std::int64_t steps = *input.as<std::int64_t>();
-  if (steps < 1) {
-    throw std::invalid_argument("`steps` must be at least 1, not " + std::to_string(steps));
+  const std::int64_t number = *input.as<std::int64_t>();
+  if (number < least) {
+    throw std::invalid_argument(quoted + " must be at least " + std::to_string(least) + ", not " +
+                                std::to_string(number));
   }
-  return steps;
+  return number;
 }
 
 /// The shape `[N, ...]` of the samples whose `held` time-steps are folded into `folded`.
@@ -321,6 +323,13 @@ struct Cpu {
   }
 
   template <typename T>
+  static void run(const Context& context, const AnalogTask<T>& task) {
+    in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
+      cpu::analog(task, first, count);
+    });
+  }
+
+  template <typename T>
   static void run(const Context& context, const PoolTask<T>& task) {
     const std::int64_t each = cpu::pool_scratch(task.window);
     // Allocated here because nothing may throw on onnxruntime's threads.
@@ -350,6 +359,10 @@ struct Cuda {
   template <typename T>
   static void run(const Context& context, const SumTask<T>& task) {
     check(cuda::time_sum(task, context.stream()));
+  }
+  template <typename T>
+  static void run(const Context& context, const AnalogTask<T>& task) {
+    check(cuda::analog(task, context.stream()));
   }
   template <typename T>
   static void run(const Context& context, const PoolTask<T>& task) {
@@ -389,7 +402,7 @@ class Neuron {
   void run(const Context& context) const {
     const Input current = context.input(0), threshold = context.input(1);
     const Input membrane = context.input(2);
-    const std::int64_t steps = steps_of(context.input(3));
+    const std::int64_t steps = number_of("steps", context.input(3), 1);
     const Shape sample = samples_of("current", current.shape, static_current_ ? 1 : steps);
     for_type(current.type, [&](auto zero) {
       using T = decltype(zero);
@@ -425,7 +438,7 @@ class TimeSum {
   template <typename Device>
   void run(const Context& context) const {
     const Input values = context.input(0), total = context.input(1);
-    const std::int64_t steps = steps_of(context.input(2));
+    const std::int64_t steps = number_of("steps", context.input(2), 1);
     const Shape sample = samples_of("values", values.shape, steps);
     for_type(values.type, [&](auto zero) {
       using T = decltype(zero);
@@ -436,6 +449,42 @@ class TimeSum {
       task.total_out = context.output<float>(0, sample);
       task.steps = steps;
       task.neurons = elements(sample);
+      if (task.neurons) Device::run(context, task);
+    });
+  }
+};
+
+template <Analog kind>
+class AnalogOperator {
+  static constexpr bool mean = kind == Analog::running_mean;
+
+ public:
+  static constexpr const char* name = mean ? "RunningMean" : "Telescope";
+  static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::int64,
+                                                ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::undefined, ort::float32};
+  static constexpr int state_in = 1, state_out = 1;
+
+  explicit AnalogOperator(const Attributes&) {}
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input values = context.input(0), state = context.input(1);
+    const std::int64_t start = number_of("start", context.input(2), 0);
+    const std::int64_t steps = number_of("steps", context.input(3), 1);
+    const Shape sample = samples_of("values", values.shape, steps);
+    for_type(values.type, [&](auto zero) {
+      using T = decltype(zero);
+      AnalogTask<T> task{};
+      task.values = values.as<T>();
+      task.state = state.as<float>();
+      task.state_over = broadcast(mean ? "total" : "previous", state.shape, sample);
+      task.out = context.output<T>(0, values.shape);
+      task.state_out = context.output<float>(1, sample);
+      task.start = start;
+      task.steps = steps;
+      task.neurons = elements(sample);
+      task.kind = kind;
       if (task.neurons) Device::run(context, task);
     });
   }
@@ -479,7 +528,7 @@ class SpikeMaxPool {
   template <typename Device>
   void run(const Context& context) const {
     const Input spikes = context.input(0), counts = context.input(1);
-    const std::int64_t steps = steps_of(context.input(2));
+    const std::int64_t steps = number_of("steps", context.input(2), 1);
     const Shape sample = samples_of("spikes", spikes.shape, steps);
     if (sample.size() != kernel_.size() + 2) {
       throw std::invalid_argument("`spikes` of shape " + text(spikes.shape) + " do not fit a window of " +
@@ -580,9 +629,9 @@ struct Registration : ort::CustomOp {
     GetOutputTypeCount = [](const CustomOp*) { return output_count; };
     GetInputCharacteristic = [](const CustomOp*, std::size_t) { return ort::required; };
     GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return ort::required; };
-    // The number of steps, always the last input, is read by the host.
+    // Numbers of steps are read by the host.
     GetInputMemoryType = [](const CustomOp*, std::size_t index) {
-      return index + 1 == input_count ? ort::cpu_input : ort::device_default;
+      return Operator::inputs[index] == ort::int64 ? ort::cpu_input : ort::device_default;
     };
     GetStartVersion = [](const CustomOp*) { return 1; };
     GetEndVersion = [](const CustomOp*) { return 0x7fffffff; };
@@ -626,6 +675,8 @@ void add_all(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<Neuron<Reset::hard>, Device>(api, domain);
   add<TimeSum, Device>(api, domain);
   add<SpikeMaxPool, Device>(api, domain);
+  add<AnalogOperator<Analog::running_mean>, Device>(api, domain);
+  add<AnalogOperator<Analog::telescope>, Device>(api, domain);
 }
 
 /// The domain, made once and shared by all sessions.  It lives as long as the library is loaded.

@@ -60,6 +60,28 @@ struct SumTask {
   std::int64_t neurons;
 };
 
+enum class Analog { running_mean, telescope };
+
+/// What stands around an operator that is kept analog: a mean over the steps so far, or its undoing.
+template <typename T>
+struct AnalogTask {
+  const T* values;
+  const float* state;
+  T* out;
+  float* state_out;
+  Broadcast state_over;
+  std::int64_t start;  // steps before this call
+  std::int64_t steps;
+  std::int64_t neurons;
+  Analog kind;
+
+  /// The number of steps done after step `t` of this call (from 1), rounded to float32; unsigned,
+  /// so that no `start` overflows.
+  SNNC_DEVICE float done(std::int64_t t) const {
+    return static_cast<float>(static_cast<std::uint64_t>(start) + static_cast<std::uint64_t>(t));
+  }
+};
+
 /// A pooling window over up to three axes; axes that are not there come first and have extent 1.
 struct Window {
   std::int64_t in[3] = {1, 1, 1};

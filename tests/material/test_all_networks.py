@@ -129,7 +129,8 @@ def classes(material: Material, name: str, data: NDArray[Any]) -> NDArray[Any]:
     parts = [
         session.run(None, {first.name: data[i : i + size]})[0] for i in range(0, len(data), size)
     ]
-    return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).argmax(axis=1)
+    scores = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+    return np.asarray(scores.argmax(axis=1))
 
 
 def converge(material: Material, name: str, samples: int) -> None:

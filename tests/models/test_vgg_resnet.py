@@ -84,8 +84,9 @@ def test_shapes_and_signal(name: str, size: int, constrained: bool) -> None:
         logits = network(x)
         assert logits.shape == (3, 7)
         torch.testing.assert_close(traced(x), logits)
-    # 33 rectifiers on, a signal is neither gone nor beyond measure.
-    assert min(seen) > 1e-3 and max(seen) < 1e3
+    # 33 rectifiers on, a signal is neither gone nor beyond measure; inside a branch of the
+    # constrained ResNet-34 it is meant to be 1/16 of that around it.
+    assert min(seen) > 1e-4 and max(seen) < 1e3
     assert 1e-2 < float(logits.abs().max()) < 1e2
 
 

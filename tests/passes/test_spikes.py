@@ -190,10 +190,7 @@ def test_max_pooling_becomes_its_spiking_form() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(
-            "d = DepthToSpace <blocksize = 2> (s)  p = MaxPool <kernel_shape = [2, 2]> (d)",
-            marks=BUG("_pool_spikes looks for a Mul directly before the pooling only"),
-        ),
+        "d = DepthToSpace <blocksize = 2> (s)  p = MaxPool <kernel_shape = [2, 2]> (d)",
         "d = Concat <axis = 2> (s, s2)  p = MaxPool <kernel_shape = [2, 2]> (d)",
     ],
 )

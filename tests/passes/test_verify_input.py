@@ -362,7 +362,7 @@ def test_other_weight_types_are_refused_and_never_crash(kind: str) -> None:
     assert len(UNSUPPORTED) >= 15
 
 
-@pytest.mark.parametrize("name", ["FLOAT8E4M3FN", "FLOAT8E5M2", "BFLOAT16", "FLOAT16", "DOUBLE"])
+@pytest.mark.parametrize("name", ["FLOAT8E4M3FN", "FLOAT8E5M2", "BFLOAT16"])
 def test_unsupported_float_types_are_named(name: str) -> None:
     kind = TensorProto.DataType.Value(name)
     size = helper.tensor_dtype_to_np_dtype(kind).itemsize
@@ -392,9 +392,9 @@ def test_sparse_values_of_constant_nodes() -> None:
     assert finding.code == "SNNC109"
 
 
-@pytest.mark.parametrize("kind", ["double", "float16", "string"])
+@pytest.mark.parametrize("kind", ["bfloat16", "float8e5m2", "string", "complex64"])
 def test_inputs_of_other_types(kind: str) -> None:
-    (finding,) = refused(parse(f"g ({kind}[N,2] x) => ({kind}[N,2] y) {{ y = Identity(x) }}"))
+    finding = refused(parse(f"g ({kind}[N,2] x) => ({kind}[N,2] y) {{ y = Identity(x) }}"))[0]
     assert finding.code == "SNNC109" and "input 'x'" in finding.message
 
 

@@ -2,6 +2,7 @@
 // exactly the right size, and prints how many cases agreed.  Also run under the sanitizers.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -28,6 +29,10 @@ void run(const SumTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::time_sum(task, nullptr)) std::puts(error);
 }
 template <typename T>
+void run(const AnalogTask<T>& task, cpu::Isa) {
+  if (const char* error = cuda::analog(task, nullptr)) std::puts(error);
+}
+template <typename T>
 void run(const PoolTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::pool(task, nullptr)) std::puts(error);
 }
@@ -44,6 +49,12 @@ template <typename T>
 void run(const SumTask<T>& task, cpu::Isa isa) {
   for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
     cpu::time_sum(task, first, std::min(cpu::block, task.neurons - first), isa);
+  }
+}
+template <typename T>
+void run(const AnalogTask<T>& task, cpu::Isa isa) {
+  for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
+    cpu::analog(task, first, std::min(cpu::block, task.neurons - first), isa);
   }
 }
 template <typename T>
@@ -89,6 +100,20 @@ float random_value<float>() {
 template <>
 Half random_value<Half>() {
   return static_cast<Half>(0x3400 + (random_bits() >> 16) % 0x0800 + ((random_bits() >> 31) << 15));
+}
+/// Rounded to the type, ties to even; no result here is too large for a half.
+template <typename T>
+T rounded(float value);
+template <>
+float rounded<float>(float value) {
+  return value;
+}
+template <>
+Half rounded<Half>(float value) {
+  const int exponent = value == 0 ? -14 : std::max(std::ilogb(value), -14);
+  const long digits = std::lrint(std::ldexp(std::fabs(value), 10 - exponent));
+  const long sign = std::signbit(value) ? 0x8000 : 0;
+  return static_cast<Half>(sign + (long{exponent + 14} << 10) + digits);
 }
 template <typename T>
 T spike(bool fires);
@@ -171,6 +196,41 @@ void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, st
   expect(same(after, wanted), "sum", neurons, steps);
 }
 
+/// A running mean or its undoing: from one number for all neurons, then on in place.
+template <typename T>
+void analog(cpu::Isa isa, std::int64_t neurons, std::int64_t steps, Analog kind) {
+  std::vector<T> values(neurons * steps), out(neurons * steps), wanted(neurons * steps);
+  std::vector<float> first(1, 0.25f), state(neurons), wanted_state(neurons, first[0]);
+  for (T& x : values) x = random_value<T>();
+  AnalogTask<T> task{};
+  task.values = values.data();
+  task.out = out.data();
+  task.state_out = state.data();
+  task.steps = steps;
+  task.neurons = neurons;
+  task.kind = kind;
+  task.state_over.extent[0] = neurons;
+  for (const bool in_place : {false, true}) {
+    task.start = in_place ? steps : 0;
+    task.state = in_place ? state.data() : first.data();
+    task.state_over.stride[0] = in_place ? 1 : 0;
+    run(task, isa);
+    for (std::int64_t i = 0; i < neurons * steps; ++i) {
+      const auto now = static_cast<float>(task.start + i / neurons + 1);
+      float& held = wanted_state[i % neurons];
+      const float x = value_of(values[i]);
+      if (kind == Analog::running_mean) {
+        held = held + x;
+        wanted[i] = rounded<T>(held / now);
+      } else {
+        wanted[i] = rounded<T>(now * x - (now - 1.0f) * held);
+        held = x;
+      }
+    }
+    expect(same(out, wanted) && same(state, wanted_state), "analog", neurons, steps);
+  }
+}
+
 template <typename T>
 void pooling(cpu::Isa isa, std::int64_t extent, std::int64_t kernel, std::int64_t stride,
              std::int64_t pad, std::int64_t dilation, std::int64_t steps) {
@@ -238,6 +298,11 @@ void all(cpu::Isa isa) {
           neurons_and_sums<T>(isa, 3, each, steps, reset, is_static);
         }
       }
+    }
+  }
+  for (const Analog kind : {Analog::running_mean, Analog::telescope}) {
+    for (const std::int64_t neurons : {1, 5, 16, 24, 64, 257, 1000, 2048, 3001}) {
+      for (const std::int64_t steps : {1, 4, 7}) analog<T>(isa, neurons, steps, kind);
     }
   }
   for (const std::int64_t extent : {1, 4, 9, 33}) {

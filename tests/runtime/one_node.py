@@ -33,7 +33,9 @@ def one_node(
 
     inputs, outputs = values(operator.inputs), values(operator.outputs)
     if shape is not None:
-        inputs[-1] = helper.make_tensor_value_info("steps", TensorProto.INT64, [])
+        for index, port in enumerate(operator.inputs):
+            if port.type == "int64":
+                inputs[index] = helper.make_tensor_value_info(port.name, TensorProto.INT64, [])
     node = helper.make_node(
         name,
         [p.name for p in operator.inputs],

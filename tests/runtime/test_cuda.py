@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from one_node import Array, assert_same_bits, one_node, run
 
+from snncompiler import dialect
 from snncompiler.errors import EnvironmentMissing
 from snncompiler.runtime import build, create_session, reference
 from snncompiler.runtime.library import LIBRARY_VARIABLE, inspect_library
@@ -85,6 +86,55 @@ def test_time_sum(dtype: str) -> None:
                 assert_same_bits(got, [reference.time_sum(values, total, steps)], sample)
                 cases += 1
     assert cases > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["RunningMean", "Telescope"])
+def test_analog(name: str, dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    numpy = reference.running_mean if name == "RunningMean" else reference.telescope
+    state_name = "total" if name == "RunningMean" else "previous"
+    cases = 0
+    for sample in SAMPLES:
+        for start, steps in ((0, 1), (0, 4), (5, 7), (2**24 - 10, 3)):
+            for full in (False, True):
+                values = rng.normal(0, 1, (steps * sample[0], *sample[1:])).astype(dtype)
+                state = rng.normal(0, 1, sample if full else ()).astype(np.float32)
+                feeds = {"values": values, state_name: state, "start": start, "steps": steps}
+                with np.errstate(over="ignore"):
+                    wanted = list(numpy(values, state, start, steps))
+                assert_same_bits(on_gpu(name, feeds), wanted, (sample, start, steps))
+                cases += 1
+    assert cases == len(SAMPLES) * 4 * 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["RMPNeuron", "TimeSum", "RunningMean", "Telescope"])
+def test_chunks_give_what_the_whole_gives(name: str, dtype: str) -> None:
+    """The state that comes out of one call goes into the next, on the GPU as on the CPU."""
+    operator = dialect.OPERATORS[name]
+    values_name = operator.inputs[0].name
+    state_name = operator.inputs[operator.state[0]].name
+    values = np.random.default_rng(4).normal(0.2, 1, (9, 2, 3, 7)).astype(dtype)
+
+    def call(first: int, last: int, state: Array) -> list[Array]:
+        feeds: dict[str, Any] = {
+            values_name: values[first:last].reshape(-1, 3, 7),
+            "threshold": np.float32(0.6),
+            state_name: state,
+            "start": first,
+            "steps": last - first,
+        }
+        known = {port.name for port in operator.inputs}
+        return list(on_gpu(name, {key: feeds[key] for key in feeds if key in known}))
+
+    whole = call(0, 9, np.zeros((), np.float32))
+    state, trains = np.zeros((), np.float32), []
+    for first, last in ((0, 1), (1, 5), (5, 9)):
+        *train, state = call(first, last, state)
+        trains.append(train)
+    joined = [np.concatenate(parts) for parts in zip(*trains, strict=True)]
+    assert_same_bits([*joined, state], whole)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

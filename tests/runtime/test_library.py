@@ -98,6 +98,25 @@ def test_concurrent_runs_of_one_session() -> None:
     assert cases == 100
 
 
+@pytest.mark.usefixtures("library")
+def test_two_sessions_at_once() -> None:
+    """Two models with one set of registered operators, each on its own thread and reset."""
+    neurons = {"RMPNeuron": reference.rmp_neuron, "HardResetNeuron": reference.hard_reset_neuron}
+    current = np.random.default_rng(1).normal(0.2, 1, (8, 50, 61)).astype(np.float32)
+    feeds = {**FEEDS, "current": current}
+
+    def work(name: str) -> int:
+        attributes = (("static_current", 0),)
+        one = create_session(one_node(name, attributes=attributes), threads=2, native=True)
+        wanted = list(neurons[name](current, feeds["threshold"], feeds["membrane"], 4))
+        for _ in range(25):
+            assert_same_bits(one.run(None, feeds), wanted, name)
+        return 25
+
+    with ThreadPoolExecutor(2) as threads:
+        assert sum(threads.map(work, neurons)) == 50
+
+
 def resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * 4096
@@ -105,14 +124,14 @@ def resident_bytes() -> int:
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_sessions_leave_nothing_behind() -> None:
+def test_a_thousand_sessions_leave_nothing_behind() -> None:
     def cycle(times: int) -> None:
         for _ in range(times):
             create_session(NEURON, threads=1, native=True).run(None, FEEDS)
 
     cycle(50)
     before = resident_bytes()
-    cycle(200)
+    cycle(1000)
     assert resident_bytes() - before < 8 * 2**20
 
 
@@ -183,7 +202,31 @@ def test_wrong_windows_are_refused_by_name(changed: dict[str, Any], message: str
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("name", ["RMPNeuron", "HardResetNeuron", "TimeSum", "SpikeMaxPool"])
+@pytest.mark.parametrize("name", ["RunningMean", "Telescope"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"start": np.array(-1)}, "`start` must be at least 0, not -1"),
+        ({"start": np.array([0, 0])}, "`start` must be one number, not of shape [2]"),
+        ({"steps": np.array(0)}, "`steps` must be at least 1, not 0"),
+        ({"steps": np.array(3)}, "`values`, of shape [8, 3, 5], does not divide into 3 time-steps"),
+        ({"values": np.array(1, np.float32)}, "`values` has no leading axis"),
+        ({"state": np.ones(4, np.float32)}, " of shape [4] does not broadcast to"),
+    ],
+)
+def test_wrong_starts_are_refused_by_name(
+    name: str, changed: dict[str, Any], message: str
+) -> None:
+    state = dialect.OPERATORS[name].inputs[1].name
+    feeds = {"values": CURRENT, state: np.float32(0), "start": 0, "steps": 4}
+    feeds |= {state if key == "state" else key: value for key, value in changed.items()}
+    with pytest.raises(Exception, match=f"{name} 'my_{name}': ") as raised:
+        run(name, feeds)
+    assert message in str(raised.value)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("name", dialect.OPERATORS)
 def test_other_types_are_refused(name: str) -> None:
     """float64 is no type of the domain; integers neither."""
     model = one_node(name, attributes=tuple(POOL.items()) if name == "SpikeMaxPool" else ())
@@ -192,7 +235,8 @@ def test_other_types_are_refused(name: str) -> None:
         one = create_session(model, native=True)
         feeds = {p.name: np.zeros((1, 1, 1), np.float32) for p in dialect.OPERATORS[name].inputs}
         feeds[next(iter(feeds))] = np.zeros((1, 1, 2), np.float64)
-        one.run(None, {**feeds, "steps": np.array(1)})
+        feeds |= {p.name: np.array(1) for p in dialect.OPERATORS[name].inputs if p.type == "int64"}
+        one.run(None, feeds)
 
 
 # --- finding the library, and what is said where it is broken ----------------------------------
