@@ -425,6 +425,8 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
         for name, kind in kinds.items()
         if kind not in _SUPPORTED or kind == TensorProto.STRING
     ]
+    if findings:
+        return findings
     cut = [node for node in model.graph.node if node.op_type == "Pad" and _cuts(node, model.graph)]
     if cut:
         # onnx's shape inference ends the process where such a Pad leaves less than nothing.

@@ -147,7 +147,8 @@ def _from_dataset(data: Dataset, inputs: Sequence[InputSpec]) -> Dataset:
             raise refuse("SNNC302", text)
         if not _fits(array, spec):
             raise _wrong_shape(array, spec, f"the dataset's '{spec.name}'")
-    return _checked(dict(data.feeds), data.labels, list(data.findings), "the dataset")
+    _checked(dict(data.feeds), data.labels, list(data.findings), "the dataset")
+    return data
 
 
 def _read_numpy(path: Path) -> Array:
@@ -230,7 +231,8 @@ def _fit(
     if _fits(array, spec):
         return array
     sizes = [dim for dim in spec.shape[1:] if dim is not None]
-    flat = array.ndim == 2 or [d for d in array.shape[1:] if d != 1] == [d for d in sizes if d != 1]
+    held = [dim for dim in array.shape[1:] if dim != 1]
+    flat = len(held) <= 1 or held == [dim for dim in sizes if dim != 1]
     if len(sizes) == len(spec.shape) - 1 and flat and array.ndim and array[:1].size == prod(sizes):
         # The same values, flat or without axes of 1: [n, 784] or [n, 28, 28] for [n, 1, 28, 28].
         return array.reshape(len(array), *sizes)

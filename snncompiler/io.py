@@ -41,6 +41,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         raw = copy.SerializeToString(deterministic=True)
+        _check_names(copy, "the model")
         return Source(copy, hashlib.sha256(raw).hexdigest(), copy.graph.name or "model")
     if isinstance(model, bytes):
         return Source(_parse(model, "the bytes"), hashlib.sha256(model).hexdigest(), "model")
@@ -88,29 +89,39 @@ def _parse(raw: bytes, where: str) -> onnx.ModelProto:
 def _check_names(model: onnx.ModelProto, where: str) -> None:
     """Refuse names that are no UTF-8 text: they could not be told to anyone."""
     try:
-        graphs = [model.graph]
-        nodes = [node for function in model.functions for node in function.node]
-        while graphs or nodes:
-            if graphs:
-                graph = graphs.pop()
-                _ = graph.name, [entry.name for entry in (*graph.initializer, *graph.value_info)]
-                _ = [entry.name for entry in (*graph.input, *graph.output)]
-                nodes += graph.node
-            for node in nodes:
-                _ = node.name, node.op_type, node.domain, list(node.input), list(node.output)
-                for attribute in node.attribute:
-                    _ = attribute.name, attribute.ref_attr_name, attribute.t.name
-                    if attribute.HasField("g"):
-                        graphs.append(attribute.g)
-                    graphs += attribute.graphs
-            nodes = []
-        _ = [(entry.key, entry.value) for entry in model.metadata_props]
-        _ = [entry.domain for entry in model.opset_import]
-        _ = [(function.domain, function.name) for function in model.functions]
+        good = all(isinstance(name, str) for name in _names(model))
     except UnicodeDecodeError:
+        good = False
+    if not good:
         raise refuse(
             "SNNC101", f"{where} has names that are not UTF-8 text", hint="the file is damaged"
-        ) from None
+        )
+
+
+def _names(model: onnx.ModelProto) -> Iterator[str]:
+    """Every name in the model, its subgraphs and functions, without recursion."""
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    yield from (entry.domain for entry in model.opset_import)
+    for function in model.functions:
+        yield from (function.domain, function.name, *function.input, *function.output)
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield graph.name
+            yield from (entry.name for entry in (*graph.initializer, *graph.value_info))
+            yield from (entry.name for entry in (*graph.input, *graph.output))
+            nodes += graph.node
+        for node in nodes:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+            for attribute in node.attribute:
+                yield from (attribute.name, attribute.ref_attr_name, attribute.t.name)
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                graphs += attribute.graphs
+        nodes = []
 
 
 def _looks_like(raw: bytes) -> tuple[str, str] | None:

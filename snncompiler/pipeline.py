@@ -25,7 +25,7 @@ from snncompiler import dialect
 from snncompiler.calibration import Calibration, Method
 from snncompiler.data import Dataset, InputSpec, Preprocess, load_data
 from snncompiler.diagnostics import Finding
-from snncompiler.errors import Refused, UsageError, refuse
+from snncompiler.errors import EnvironmentMissing, Refused, UsageError, refuse
 from snncompiler.graph import (
     Graph,
     Tensor,
@@ -221,18 +221,20 @@ def prepare(
     checked, findings = verify_input(source.model)
     options: dict[str, Any] = {"strict": strict, "allow_analog": allow_analog, "maxpool": maxpool}
     graph, context = _normalized(checked, findings, options)
-    dynamic = any(
-        tensor.shape and not known(tensor.shape[0]) for tensor in import_model(checked).inputs
-    )
-    any_batch = not context.batch_lost
-    if not any_batch and dynamic:
-        # The source takes any batch by arithmetic on shapes at run time; that stays in the graph then,
-        # and the time-steps run one by one.
-        kept, kept_context = _normalized(checked, findings, {**options, "freeze_batch": False})
-        graph, context, any_batch = kept, kept_context, True
-        for where, reason in context.batch_lost.items():
-            context.note("SNNC205", f"the batch axis is not followed: {reason}", node=where)
-        context.batch_lost = {}
+    prepared = _prepared(source, checked, graph, context, any_batch=not context.batch_lost)
+    if prepared.any_batch:
+        return prepared
+    leading = [tensor.shape[0] for tensor in import_model(checked).inputs if tensor.shape]
+    if not all(known(dim) for dim in leading):
+        # The source takes any batch by arithmetic on shapes at run time.  That stays in the graph
+        # then, and the time-steps run one by one, if three samples at once are right.
+        graph, kept = _normalized(checked, findings, {**options, "freeze_batch": False})
+        lost, kept.batch_lost = kept.batch_lost, {}
+        whole = _prepared(source, checked, graph, kept, any_batch=True)
+        if _same_for_three(whole):
+            for where, reason in lost.items():
+                kept.note("SNNC205", f"the batch axis is not followed: {reason}", node=where)
+            return whole
     for where, reason in context.batch_lost.items():
         context.warn(
             "SNNC205",
@@ -240,6 +242,21 @@ def prepare(
             node=where,
             hint="export it with a dynamic batch axis",
         )
+    return prepared
+
+
+def _same_for_three(prepared: Prepared) -> bool:
+    """Whether any batch size can be shown to work, which needs onnxruntime."""
+    try:
+        check_batch(prepared, 0)
+    except (Refused, EnvironmentMissing):
+        return False
+    return True
+
+
+def _prepared(
+    source: Source, checked: onnx.ModelProto, graph: Graph, context: Context, any_batch: bool
+) -> Prepared:
     return Prepared(
         source=source,
         graph=graph,
@@ -302,8 +319,15 @@ def check_batch(prepared: Prepared, seed: int) -> None:
         return
     feeds = synthetic_feeds(prepared, 3, seed)
     session = create_session(prepared.ann, threads=1)
-    together = session.run(None, feeds)
-    alone = [session.run(None, {n: a[i : i + 1] for n, a in feeds.items()}) for i in range(3)]
+    try:
+        together = session.run(None, feeds)
+        alone = [session.run(None, {n: a[i : i + 1] for n, a in feeds.items()}) for i in range(3)]
+    except Exception as error:  # onnxruntime's own classes have no common base
+        raise refuse(
+            "SNNC205",
+            f"the network does not run with three samples: {str(error).splitlines()[0][:300]}",
+            hint="export the model with a dynamic batch axis",
+        ) from None
     for index, output in enumerate(prepared.graph.outputs):
         axis = prepared.context.batch_axis.get(output.name, 0)
         joined = np.concatenate([np.atleast_1d(run[index]) for run in alone], axis=axis)

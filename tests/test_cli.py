@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import BUG, parse
+from helpers import parse
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -445,7 +445,6 @@ def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
     assert link.is_symlink() and good("info", behind).code == 0
 
 
-@BUG("io.write_atomically renames over a device or FIFO and so destroys it (-o /dev/null as root)")
 def test_an_output_that_is_no_regular_file_survives(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.onnx"
     os.mkfifo(pipe)
@@ -485,7 +484,6 @@ def test_steps_at_run_time_are_those_of_a_compile(tmp_path: Path) -> None:
     assert own == asked != other
 
 
-@BUG("cli.run checks -T >= 1 only: above MAX_STEPS it runs for hours, above 2^63 it is error 4")
 def test_run_refuses_absurd_steps(built: dict[str, Path]) -> None:
     ran = snnc("run", built["cnn"], "--input", TEST, "-T", 10**20)
     assert ran.code == 2 and "SNNC501" in ran.err
@@ -606,7 +604,6 @@ def test_verify_fails_on_a_tampered_file(name: str, built: dict[str, Path], tmp_
     assert found.get("passed", False) is False
 
 
-@BUG("verify calls a file's own threshold <= 0 an internal error (4), it is the file's fault (1)")
 def test_verify_refuses_a_threshold_that_is_not_positive(
     built: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -614,7 +611,6 @@ def test_verify_refuses_a_threshold_that_is_not_positive(
     assert ran.code == 1 and "positive" in ran.out + ran.err
 
 
-@BUG("verify compares no output of a file of another version: only what it emits itself is run")
 def test_verify_fails_on_a_tampered_file_of_another_version(
     built: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -820,7 +816,6 @@ def test_every_offender_is_named_at_once(tmp_path: Path) -> None:
     assert set(listing(tmp_path)) == {"sigmoids.onnx"}
 
 
-@BUG("report.print_findings lets rich fold messages at 160 columns where there is no terminal")
 def test_a_message_is_one_line_where_there_is_no_terminal(tmp_path: Path) -> None:
     ran = snnc("check", tmp_path / ("long" * 50 + ".onnx"))
     assert len(ran.err.splitlines()) == 1
@@ -889,7 +884,6 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback (most recent call last)" in ran.err and "UsageError" in ran.err
 
 
-@BUG("cli.guarded re-raises with --debug, so the exit code is 1 whatever the error's own is")
 def test_debug_keeps_the_exit_code() -> None:
     assert child("compile", CNN, "-T", 0, "--debug").code == 2
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import BUG, Array, assert_close, compile_text, op_counts, parse, random, run_model
+from helpers import Array, assert_close, compile_text, op_counts, parse, random, run_model
 from onnx import helper
 
 from snncompiler import models, pipeline
@@ -230,7 +230,6 @@ def test_time_cannot_be_folded_where_the_batch_is_elsewhere() -> None:
         compile_text(parse(text), x, chunk=4)
 
 
-@BUG("Shape is taken for a nonlinear operator; its consumers would count as static")
 @pytest.mark.parametrize("way", ["fold", "loop", "steps"])
 def test_shapes_of_temporal_values_are_no_temporal_values(way: str) -> None:
     # Height and width are unknown, so the exporter computes the sizes when running.

@@ -62,7 +62,8 @@ struct SumTask {
 
 enum class Analog { running_mean, telescope };
 
-/// What stands around an operator that is kept analog: a mean over the steps so far, or its undoing.
+/// What stands around an operator that is kept analog: the mean over the steps so far before it,
+/// and behind it the undoing.
 template <typename T>
 struct AnalogTask {
   const T* values;

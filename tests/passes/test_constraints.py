@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import BUG, after, codes, ops, parse, random, refused, rewritten, run_model
+from helpers import after, codes, ops, parse, random, refused, rewritten, run_model
 
 from snncompiler import pipeline
 
@@ -179,7 +179,6 @@ def test_padding_of_a_pooling_is_not_above_the_rectifier() -> None:
     assert np.array_equal(run_model(rewritten(model), x=x)[0], run_model(model, x=x)[0])
 
 
-@BUG("one walk in the graph's order: the first pooling is passed before the second has swapped")
 def test_two_poolings_in_a_row_swap_both() -> None:
     text = """g (float[N,2,8,8] x) => (float[N,2,6,6] y)
     { a = Relu (x)  c = Conv (a, w)  p = MaxPool <kernel_shape = [2, 2]> (c)

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pytest
 from helpers import (
-    BUG,
     Array,
     after,
     assert_close,
@@ -114,7 +113,6 @@ def test_a_whole_static_network() -> None:
     tracked(text, 2, 4, 4, weights=weights)
 
 
-@BUG("_resize: the scales of both get one name")
 def test_two_resizes_may_share_their_sizes() -> None:
     text = """g (float[1,2,4,4] x) => (float[1,2,8,8] y) <int64[4] sizes = {1, 2, 8, 8}>
     {
@@ -223,7 +221,6 @@ def test_dynamic_models_that_mix_samples_never_give_wrong_numbers(body: str) -> 
             run_model(prepared.ann, x=x)
 
 
-@BUG("observe feeds one sample where the network takes three")
 def test_a_static_batch_of_three_that_is_lost_is_calibrated_as_it_is() -> None:
     text = """g (float[3,4] x) => (float[3,4] y)
     { h = Softmax <axis = 0> (x)  y = Relu (h) }"""
@@ -234,7 +231,6 @@ def test_a_static_batch_of_three_that_is_lost_is_calibrated_as_it_is() -> None:
     assert_close(decoded, run_model(model, x=x)[0], relative=1 / 512 * 1.01)
 
 
-@BUG("_matmul of two live inputs lets the batch be one of the two matrix axes")
 def test_a_product_of_two_single_features_is_no_batch() -> None:
     # [1, 1] x [1, 1]: for three samples there is no such product.
     text = """g (float[1,1] x) => (float[1,1] y) { m = MatMul (x, x)  y = Relu (m) }"""
@@ -254,7 +250,6 @@ def test_a_wrong_proof_is_found_by_running() -> None:
         pipeline.check_batch(prepared, 0)
 
 
-@BUG("check_batch joins the outputs of single samples on axis 0, wherever their batch is")
 def test_outputs_may_have_the_batch_on_another_axis() -> None:
     text = """g (float[1,2,4] x) => (float[2,1,4] y)
     { h = Relu (x)  y = Transpose <perm = [1, 0, 2]> (h) }"""

@@ -214,9 +214,7 @@ def test_wrong_windows_are_refused_by_name(changed: dict[str, Any], message: str
         ({"state": np.ones(4, np.float32)}, " of shape [4] does not broadcast to"),
     ],
 )
-def test_wrong_starts_are_refused_by_name(
-    name: str, changed: dict[str, Any], message: str
-) -> None:
+def test_wrong_starts_are_refused_by_name(name: str, changed: dict[str, Any], message: str) -> None:
     state = dialect.OPERATORS[name].inputs[1].name
     feeds = {"values": CURRENT, state: np.float32(0), "start": 0, "steps": 4}
     feeds |= {state if key == "state" else key: value for key, value in changed.items()}

@@ -337,6 +337,26 @@ def fits(window: dict[str, Any], extents: list[int]) -> bool:
     return True
 
 
+@pytest.mark.parametrize("sample", [(0, 3, 6, 6), (2, 0, 6, 6)], ids=["samples", "channels"])
+def test_spike_max_pool_of_nothing(sample: tuple[int, ...]) -> None:
+    window: dict[str, Any] = {
+        "ceil_mode": 0,
+        "dilations": [1, 1],
+        "kernel_shape": [3, 3],
+        "pads": [1, 1, 1, 1],
+        "strides": [2, 2],
+    }
+    spikes, zero = np.empty((sample[0] * 4, *sample[1:]), np.float32), np.zeros((), np.float32)
+    wanted = list(reference.spike_max_pool(spikes, zero, 4, **window))
+    assert wanted[0].shape == (*spikes.shape[:2], 3, 3)
+    got = run(
+        "SpikeMaxPool",
+        {"spikes": spikes, "counts": zero, "steps": 4},
+        attributes={"auto_pad": "NOTSET", **window},
+    )
+    assert_same_bits(got, wanted)
+
+
 def test_spike_max_pool_of_common_networks() -> None:
     """The windows of VGG and ResNet at their sizes, on several threads."""
     cases = 0
