@@ -48,6 +48,8 @@ def create_session(
     """
     if device not in ("cpu", "cuda", "auto") or native not in (True, False, "auto"):
         raise UsageError(f"unknown device {device!r} or choice of native kernels {native!r}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads} is out of range", hint="at least 1")
     ort = import_onnxruntime()
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(source, os.PathLike):

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import onnx
 import pytest
-from helpers import BUG, parse
+from helpers import parse
 from numpy.typing import NDArray
 
 import snncompiler
@@ -246,9 +246,6 @@ BAD_DATASETS: dict[str, dict[str, NDArray[Any]]] = {
 }
 
 
-@BUG(
-    "data.load_data gives a Dataset back unchecked: errors of onnxruntime or of ours (4) come later"
-)
 @pytest.mark.parametrize("name", BAD_DATASETS)
 def test_a_dataset_that_does_not_fit(name: str) -> None:
     with pytest.raises(snncompiler.Refused, match="SNNC30"):
@@ -287,7 +284,6 @@ WRONG_TYPES: dict[str, dict[str, Any]] = {
 }
 
 
-@BUG("Options.check looks at ranges only: 2.5 steps compile to a file that is then called damaged")
 @pytest.mark.parametrize("name", WRONG_TYPES)
 def test_an_option_of_a_wrong_type_is_named(name: str) -> None:
     with pytest.raises((TypeError, snncompiler.UsageError)) as caught:
@@ -296,7 +292,6 @@ def test_an_option_of_a_wrong_type_is_named(name: str) -> None:
     assert name.split()[0] in message or "-T" in message
 
 
-@BUG("Calibration.to_json cannot write a seed that is a numpy integer: TypeError out of json")
 def test_numpy_numbers_are_numbers() -> None:
     numbers: dict[str, Any] = {"steps": np.int64(16), "alpha": np.float64(1), "seed": np.int64(0)}
     made = snncompiler.compile(CNN, calibration=IMAGES, **numbers)
@@ -304,14 +299,12 @@ def test_numpy_numbers_are_numbers() -> None:
     assert made.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
 
 
-@BUG("evaluate checks neither limit (0 divides by zero, -1 drops the last sample)")
 @pytest.mark.parametrize("limit", [0, -1])
 def test_evaluate_refuses_an_absurd_limit(snn: onnx.ModelProto, limit: int) -> None:
     with pytest.raises(snncompiler.UsageError, match="limit"):
         snncompiler.evaluate(CNN, snn, TEST, limit=limit)
 
 
-@BUG("evaluate takes labels that no class has, and prints an accuracy of 0")
 def test_evaluate_refuses_labels_that_no_class_has(snn: onnx.ModelProto) -> None:
     with pytest.raises(snncompiler.Refused, match="label"):
         snncompiler.evaluate(CNN, snn, {"x": TEST, "y": LABELS + 100})

@@ -188,20 +188,25 @@ def test_broken_weights_are_refused(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_34_layers_learn_without_batch_norm() -> None:
-    """The digits, enlarged to 32x32 and three channels; chance is a loss of 2.3 and 10 %."""
+    """The digits, enlarged to 32x32 and three channels, of which chance gets 10 % right."""
+
+    def enlarged(images: Any) -> Any:
+        x = torch.from_numpy(images).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        return x.expand(-1, 3, -1, -1)
+
     torch.manual_seed(0)
-    images, labels = (torch.from_numpy(part) for part in data.load("digits-train"))
+    images, labels = data.load("digits-train")
     network = vgg_resnet.build("resnet34", constrained=True, width=NARROW)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    right = []
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     for _ in range(150):
         chosen = torch.randint(len(images), (64,))
-        enlarged = images[chosen].repeat_interleave(4, 2).repeat_interleave(4, 3)
-        logits = network(enlarged.expand(-1, 3, -1, -1))
-        loss = torch.nn.functional.cross_entropy(logits, labels[chosen])
+        logits = network(enlarged(images[chosen]))
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)[chosen])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        right.append(float((logits.argmax(1) == labels[chosen]).float().mean()))
-    assert np.mean(right[-20:]) > 0.85
+    images, labels = data.load("digits-test")
+    with torch.no_grad():
+        found = network.eval()(enlarged(images)).argmax(1).numpy()
+    assert (found == labels).mean() > 0.7
