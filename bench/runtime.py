@@ -535,6 +535,8 @@ def main() -> None:
                 rows += measure(options, Path(folder), name, say)
             except Skip as skip:
                 say(f"{name}: skipped: {skip}")
+    if not rows:
+        raise SystemExit("nothing was measured")
     say("")
     title = (
         "SNN: fold, native kernels.  Columns from `body` on: time over the SNN's, with standard "
