@@ -76,7 +76,7 @@ SYNTHETIC_SAMPLES = 32
 #: Bytes of spikes and currents that one chunk may hold for one sample.
 CHUNK_BYTES = 16 << 20
 #: More steps than this in a chunk gain nothing (docs/performance.md).
-MAX_CHUNK = 32
+MAX_CHUNK = 16
 #: Relative tolerance of the batch check.  Convolutions and matrix products of other batch sizes may
 #: sum in another order: a few hundred float32 roundings of 2^-24 each, with room to spare.
 BATCH_TOLERANCE = 1e-4

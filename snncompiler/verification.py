@@ -210,9 +210,9 @@ def _same_in_every_way(
     """`fold` with several K, `loop` and `steps` against each other, at the same T."""
     steps = min(compiled.steps, UNROLL_STEPS)
     ways: list[tuple[Unroll, int | None]] = [("loop", None), ("steps", None)]
-    ways += (
-        [("fold", chunk) for chunk in sorted({min(4, steps), steps})] if prepared.any_batch else []
-    )
+    fold = replace(compiled.options, emit="window", batch=None, unroll="fold", chunk=None)
+    if read_compiled(emit(prepared, compiled.calibration, fold)).options.unroll == "fold":
+        ways += [("fold", chunk) for chunk in sorted({min(4, steps), steps})]
     checks = []
     reference: list[Array] | None = None
     for unroll, chunk in ways:

@@ -1,0 +1,506 @@
+"""Convert every real network at hand, and the structural ones inside the `onnx` package; one table.
+
+    python bench/zoo.py [--material DIR] [--steps 32,128,512] [--limit N] [--only NAME] [--write PAGE]
+
+Real networks are those that `material.json` lists in the folder `SNNC_MATERIAL`.  The structural ones
+are `light_*.onnx` of the `onnx` package; their constant weights, which give one output for every
+input, are replaced by seeded random ones.  Each is checked, compiled with thresholds at the maxima of
+up to 64 calibration samples, and run on up to 16 other samples, in a child process of its own.
+
+A network that would run for longer than `--seconds` gets fewer samples and then fewer time-steps; the
+table says how many it got.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Array = NDArray[Any]
+Row = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parent.parent
+CALIBRATION, TEST = 64, 16
+#: A structural network holds these and is no ReLU network then.
+NONLINEAR = {"LRN"}
+
+
+# --- the structural networks ---
+
+
+def light_folder() -> Path:
+    return Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+
+
+def light_names() -> list[str]:
+    return sorted(path.stem for path in light_folder().glob("light_*.onnx"))
+
+
+def light(name: str, *, width: int = 1, size: int = 0, seed: int = 0) -> onnx.ModelProto:
+    """A structural network with seeded weights: He-scaled, batch-norm variances 0.5 to 1.5.
+
+    `width` divides the number of channels of every layer; `size` is the height and width of the input
+    where the network takes any.
+    """
+    model = onnx.load(light_folder() / f"{name}.onnx")
+    graph = model.graph
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    fills = [node for node in graph.node if node.op_type == "ConstantOfShape"]
+    for node in fills:
+        values[node.output[0]] = np.zeros(values.pop(node.input[0]), np.float32)
+        graph.node.remove(node)
+    unsqueezed = {node.output[0]: node for node in graph.node if node.op_type == "Unsqueeze"}
+    for node in graph.node:
+        for index, given in enumerate(node.input):
+            source = unsqueezed[given].input[0] if given in unsqueezed else given
+            if source in values:
+                role = (node.op_type, index)
+                values[source] = _weights(rng, role, values[source], node, width)
+    given_size = {"data_0": size} if size else {}
+    inputs = [
+        _resized(entry, given_size) for entry in graph.input if _is_data(entry, values, fills)
+    ]
+    del graph.input[:], graph.initializer[:], graph.value_info[:]
+    graph.input.extend(inputs)
+    for key, array in values.items():
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array), key)
+        graph.initializer.append(tensor)
+        graph.input.append(helper.make_tensor_value_info(key, tensor.data_type, array.shape))
+    for output in graph.output:
+        dim = output.type.tensor_type.shape.dim[1]
+        dim.dim_value //= width
+    return model
+
+
+def _is_data(
+    entry: onnx.ValueInfoProto, values: Mapping[str, Array], fills: list[onnx.NodeProto]
+) -> bool:
+    return entry.name not in values and entry.name not in {node.input[0] for node in fills}
+
+
+def _resized(entry: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> onnx.ValueInfoProto:
+    for axis in (2, 3):
+        if entry.name in sizes:
+            entry.type.tensor_type.shape.dim[axis].dim_value = sizes[entry.name]
+    return entry
+
+
+def _weights(
+    rng: np.random.Generator, role: tuple[str, int], old: Array, node: onnx.NodeProto, width: int
+) -> Array:
+    """New values for a constant, by the operator that reads it and the place where it does."""
+    shape = list(old.shape)
+    if role == ("Reshape", 1):
+        # [1, features] after the convolutions.
+        return old if old.size != 2 or old[1] <= 0 else np.array([old[0], old[1] // width])
+    if role in (("Conv", 1), ("Gemm", 1)):
+        shape[0] //= width
+        shape[1] //= width if shape[1] > 3 else 1
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        fan_in = shape[0] if role[0] == "Gemm" and not transposed else int(np.prod(shape[1:]))
+        scale = np.sqrt((2.0 if role[0] == "Conv" else 1.0) / fan_in)
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+    if old.ndim != 1 or role[0] not in ("Conv", "Gemm", "BatchNormalization", "Mul", "Add"):
+        return old
+    shape[0] //= width
+    if role in (("BatchNormalization", 1), ("BatchNormalization", 4)) or role[0] == "Mul":
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    return (0.1 * rng.standard_normal(shape)).astype(np.float32)
+
+
+# --- the material ---
+
+
+def material_root(given: str | None = None) -> Path:
+    """The folder with `material.json`: the one given, else SNNC_MATERIAL, or `material` in it."""
+    folder = ROOT / (given or os.environ.get("SNNC_MATERIAL", "../shared"))
+    return folder if (folder / "material.json").is_file() else folder / "material"
+
+
+def entries(root: Path) -> dict[str, Row]:
+    """What `material.json` lists, by model name; empty where it is absent."""
+    path = root / "material.json"
+    if not path.is_file():
+        return {}
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    return {Path(entry["model"]).stem: entry for entry in listed}
+
+
+def preprocess_of(how: Mapping[str, Any]) -> Any:
+    """The steps of `material.json` as one `snncompiler.Preprocess`, None where nothing is to be done.
+
+    ((x + shift)·multiply / divide / scale + shift_after - mean) / std = (x / s - m) / std.
+    """
+    from snncompiler import Preprocess
+
+    steps = {"shift", "multiply", "divide", "scale", "shift_after", "mean", "std"}
+    if not steps & set(how) and not how.get("layout"):
+        return None
+    scale = float(how.get("divide", 1)) * float(how.get("scale", 1)) / float(how.get("multiply", 1))
+    mean = np.asarray(how.get("mean", [0.0]), np.float64)
+    mean = mean - float(how.get("shift", 0)) / scale - float(how.get("shift_after", 0))
+    size = how.get("size")
+    return Preprocess(
+        layout=how.get("layout"),
+        scale=scale,
+        mean=tuple(mean.tolist()) if mean.any() else None,
+        std=tuple(how["std"]) if "std" in how else None,
+        size=(size, size) if isinstance(size, int) else None,
+        resize=(size[0], size[1]) if isinstance(size, list) else None,
+        bgr=bool(how.get("bgr", False)),
+    )
+
+
+def stored(path: Path, how: Mapping[str, Any], wanted: tuple[int | None, ...]) -> Any:
+    """What to give to `load_data`: the path, or arrays where the samples have to be cut from it."""
+    if path.suffix in (".jpg", ".png"):
+        from PIL import Image
+
+        # A single picture, of which a network with one channel takes the luminance over 255.
+        pixels = np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("YCbCr"), np.float32)
+        return pixels[None, None, ..., 0] / np.float32(255)
+    if path.suffix != ".npz":
+        return path
+    with np.load(path, allow_pickle=False) as archive:
+        values = archive["x"]
+    sizes = [dim for dim in wanted[1:] if dim is not None]
+    last = values.shape[-1]
+    if len(sizes) == 1 and values.ndim == 3 and sizes[0] != values[0].size:
+        # Recordings of frames; a sample is a window of some frames: 20 windows of each recording.
+        frames = sizes[0] // last
+        cut = np.concatenate([values[:, i : i + 20] for i in range(frames)], axis=2)
+        values = cut.reshape(-1, sizes[0])
+    if "shape" in how:
+        values = values.reshape(len(values), *how["shape"])
+    return values.astype(how["dtype"]) if "dtype" in how else values
+
+
+def calibration_set(path: Path) -> Path:
+    """The training set that belongs to a test set, or the set itself."""
+    for other in ("train*", "calib*"):
+        found = sorted(path.parent.glob(path.name.replace("test", other)))
+        if "test" in path.name and found:
+            return found[0]
+    return path
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Feeds to calibrate with and others to run, and a word on where they come from."""
+
+    calibration: Any
+    test: Any
+    note: str
+
+
+def samples_of(entry: Row | None, root: Path, prepared: Any) -> Samples:
+    """The data of a network: its own set, or seeded random input."""
+    from snncompiler.data import Dataset, load_data
+    from snncompiler.pipeline import synthetic_feeds
+
+    inputs = prepared.inputs
+    if entry is None or entry["data"] is None:
+        count = CALIBRATION + TEST if entry is not None else 16 + TEST
+        feeds = synthetic_feeds(prepared, count, 0)
+        whole = Dataset(feeds)
+        return Samples(_part(whole, 0, count - TEST), _part(whole, count - TEST, count), "random")
+    path, how = root / entry["data"], entry["preprocess"]
+    step = preprocess_of(how)
+    whole = load_data(stored(path, how, inputs[0].shape), inputs, step)
+    other = calibration_set(path)
+    if other != path:
+        train = load_data(stored(other, how, inputs[0].shape), inputs, step)
+        return Samples(_part(train, 0, CALIBRATION), _part(whole, 0, TEST), "own")
+    if len(whole) == 1:
+        return Samples(whole, whole, "own, the same")
+    cut = min(CALIBRATION, len(whole) // 2)
+    return Samples(_part(whole, 0, cut), _part(whole, cut, cut + TEST), "own")
+
+
+def _part(data: Any, start: int, stop: int) -> Any:
+    from snncompiler.data import Dataset
+
+    return Dataset({name: array[start:stop] for name, array in data.feeds.items()})
+
+
+# --- one network, in a process of its own ---
+
+
+def measure(name: str, root: Path, steps: list[int], limit: int, seconds: float) -> Row:
+    """Check, compile and run one network."""
+    from snncompiler import Refused
+    from snncompiler.compiled import read_compiled
+    from snncompiler.pipeline import Options, compile_model, prepare
+
+    entry = entries(root).get(name)
+    model = onnx.load(root / entry["model"]) if entry else light(name)
+    row = describe(model, entry)
+    try:
+        prepared = prepare(model)
+        data = samples_of(entry, root, prepared)
+        started = time.perf_counter()
+        compiled = compile_model(model, Options(threshold="max", steps=steps[0]), data.calibration)
+        row["compile"] = time.perf_counter() - started
+    except Refused as error:
+        errors = [f for f in error.findings if f.severity == "error"]
+        texts = [f"{f.code} {f.message}" for f in errors]
+        row |= {"result": "refused", "codes": sorted({f.code for f in errors}), "reasons": texts}
+        row["nodes"] = [f.node for f in errors]
+        return row
+    row |= {"result": "converted", "data": data.note, "calibration": len(data.calibration)}
+    row["loop"] = compiled.model.metadata_props and any(
+        p.key == "snnc.unroll" and p.value == "loop" for p in compiled.model.metadata_props
+    )
+    row |= run(model, read_compiled(compiled.model), data.test.head(limit), steps, seconds)
+    return row
+
+
+def describe(model: onnx.ModelProto, entry: Row | None) -> Row:
+    counts = Counter(node.op_type for node in model.graph.node)
+    producer = f"{model.producer_name} {model.producer_version}".strip()
+    return {
+        "exporter": entry["exporter"] if entry else f"{producer} (onnx package)",
+        "opset": max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        "operators": dict(counts.most_common()),
+        "relu": not (entry or {}).get("must_refuse") and not NONLINEAR & set(counts),
+        "must_refuse": (entry or {}).get("must_refuse", ", ".join(sorted(NONLINEAR & set(counts)))),
+    }
+
+
+def run(model: onnx.ModelProto, compiled: Any, data: Any, steps: list[int], seconds: float) -> Row:
+    """Agreement and relative error at every T that the time allows, on as many samples."""
+    from snncompiler.compiled import batches, filled
+    from snncompiler.runtime.session import create_session
+
+    snn = create_session(compiled.model, threads=2)
+    probe, size = 4, compiled.batch_size(1)
+    one = filled(data.feeds, slice(0, 1), size)
+    snn.run(None, {**one, **compiled.overrides(steps=1)})
+    started = time.perf_counter()
+    snn.run(None, {**one, **compiled.overrides(steps=probe)})
+    per_step = (time.perf_counter() - started) / probe
+    # Fewer samples first, down to 4; then fewer steps, then a single sample.
+    count, chosen = len(data), sorted(steps)
+    while count > 4 and per_step * count * sum(chosen) > seconds:
+        count -= 1
+    while len(chosen) > 1 and per_step * min(count, 2) * sum(chosen) > seconds:
+        chosen.pop()
+    while count > 1 and per_step * count * sum(chosen) > seconds:
+        count -= 1
+    data = data.head(count)
+    ann = run_ann(model, data)
+    row: Row = {"samples": count, "results": {}}
+    inputs = int(np.prod(next(iter(data.feeds.values())).shape[1:]))
+    for total in chosen:
+        parts = []
+        for part in batches(count, compiled.batch_size(4)):
+            feeds = filled(data.feeds, part, compiled.fixed_batch)
+            values = snn.run(None, {**feeds, **compiled.overrides(steps=total)})
+            parts.append([np.atleast_1d(v)[: part.stop - part.start] for v in values])
+        outputs = [np.concatenate(found) for found in zip(*parts, strict=True)]
+        error, agreement = compare(ann, outputs, inputs)
+        row["results"][str(total)] = {"error": error, "agreement": agreement}
+    return row
+
+
+def run_ann(model: onnx.ModelProto, data: Any) -> list[Array]:
+    """The source's outputs, one sample at a time: any network takes that."""
+    from snncompiler.runtime.session import create_session
+
+    session = create_session(model, threads=2)
+    runs = [
+        session.run(None, {name: array[i : i + 1] for name, array in data.feeds.items()})
+        for i in range(len(data))
+    ]
+    return [
+        np.concatenate([np.atleast_1d(v) for v in values]) for values in zip(*runs, strict=True)
+    ]
+
+
+def compare(
+    ann: list[Array], snn: list[Array], input_size: int
+) -> tuple[float | None, float | None]:
+    """Relative error of all float outputs; agreement of the arg-max where they are class scores."""
+    error = norm = 0.0
+    agreement = None
+    for wanted, found in zip(ann, snn, strict=True):
+        if wanted.dtype.kind != "f":
+            continue
+        found = found.reshape(wanted.shape)
+        error += float(np.square(found - wanted.astype(np.float64)).sum())
+        norm += float(np.square(wanted.astype(np.float64)).sum())
+        scores = wanted.reshape(len(wanted), -1)
+        vector = scores.shape[1] == max(wanted.shape[1:], default=1)
+        if agreement is None and vector and scores.shape[1] not in (1, input_size):
+            same = scores.argmax(axis=1) == found.reshape(scores.shape).argmax(axis=1)
+            agreement = float(same.mean())
+    return (float(np.sqrt(error / norm)) if norm else None), agreement
+
+
+# --- the table ---
+
+
+def child(name: str, options: argparse.Namespace) -> Row:
+    """`measure` in a process of its own; what went wrong where it did not end well."""
+    command = [sys.executable, __file__, "--child", name, "--steps", options.steps]
+    command += ["--limit", str(options.limit), "--seconds", str(options.seconds)]
+    if options.material:
+        command += ["--material", options.material]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=options.timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"result": "failed", "reasons": [f"no end after {options.timeout} s"]}
+    if done.returncode:
+        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        return {"result": "failed", "reasons": [said[:200]]}
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def cells(name: str, row: Row, steps: list[str]) -> list[str]:
+    counts = row.get("operators", {})
+    shown = " ".join(f"{op} {count}" for op, count in list(counts.items())[:6])
+    if len(counts) > 6:
+        shown += f" and {len(counts) - 6} more"
+    head = [name, row.get("exporter", ""), str(row.get("opset", "")), shown]
+    if row["result"] != "converted":
+        reasons = row.get("reasons", [])
+        text = f"{row['result']}: {reasons[0]}" if reasons else row["result"]
+        if len(reasons) > 1:
+            text += f" (and {len(reasons) - 1} more)"
+        return [*head, text, *[""] * (2 + 2 * len(steps))]
+    data = f"{row['samples']} {row['data']}, {row['calibration']} for θ"
+    found = [row["results"].get(total) for total in steps]
+    agree = [
+        "not run" if one is None else "" if one["agreement"] is None else f"{one['agreement']:.0%}"
+        for one in found
+    ]
+    errors = [
+        "not run" if one is None else "" if one["error"] is None else f"{one['error']:.2g}"
+        for one in found
+    ]
+    result = "converted (loop)" if row["loop"] else "converted"
+    return [*head, result, f"{row['compile']:.1f}", data, *agree, *errors]
+
+
+INTRO = """# Networks that were converted
+
+Generated by `{command}`, with snnc {snnc}, onnx {onnx}, onnxruntime {onnxruntime}, Python {python},
+{machine}.
+
+The real networks are not part of this repository; `SNNC_MATERIAL` names the folder with them. The
+`light_*` networks are inside the `onnx` package; their weights are seeded random ones (He-scaled).
+Thresholds are the maxima per channel over the calibration samples; the samples that were run are
+others, unless it says "the same". "Agree" is the share of samples on which SNN and ANN have the same
+arg-max, "error" is |SNN - ANN| / |ANN| over all float outputs. Random networks have nearly equal class
+scores, so there the agreement says less than the error. "Not run": it would have taken more than
+{seconds:g} seconds on this machine; such networks also got fewer samples.
+
+"""
+
+
+def summary(rows: Mapping[str, Row]) -> list[str]:
+    """The counts below the table."""
+    relu = {name: row for name, row in rows.items() if row.get("relu", True)}
+    done = [name for name, row in relu.items() if row["result"] == "converted"]
+    others = {name: row for name, row in rows.items() if name not in relu}
+    refused = [name for name, row in others.items() if row["result"] == "refused"]
+    lines = [
+        f"ReLU networks converted: {len(done)} of {len(relu)} "
+        f"({len(done) / max(len(relu), 1):.0%}; the goal is 95 %).",
+        f"Not ReLU networks, refused for a true reason: {len(refused)} of {len(others)}.",
+    ]
+    for name in refused:
+        row = others[name]
+        codes = ", ".join(row["codes"])
+        lines.append(f"`{name}` holds {row['must_refuse']}; refused with {codes}.")
+    for name, row in relu.items():
+        if row["result"] != "converted":
+            lines.append(f"`{name}` is a ReLU network and was not converted: {row['reasons'][0]}")
+    return lines
+
+
+def page(rows: Mapping[str, Row], steps: list[str], command: str, seconds: float) -> str:
+    import onnxruntime
+
+    from snncompiler.version import __version__
+
+    columns = ["network", "exporter", "opset", "operators", "result", "compile s", "samples"]
+    columns += [f"agree T={total}" for total in steps] + [f"error T={total}" for total in steps]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for name, row in rows.items():
+        shown = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells(name, row, steps)]
+        lines.append("| " + " | ".join(shown) + " |")
+    intro = INTRO.format(
+        command=command,
+        snnc=__version__,
+        onnx=onnx.__version__,
+        onnxruntime=onnxruntime.__version__,
+        python=platform.python_version(),
+        machine=f"{os.cpu_count()} cores, {platform.machine()}",
+        seconds=seconds,
+    )
+    return intro + "\n".join(lines) + "\n\n" + "\n\n".join(summary(rows)) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--material", help="folder with material.json; default SNNC_MATERIAL")
+    parser.add_argument("--steps", default="32,128,512")
+    parser.add_argument("--limit", type=int, default=TEST, help="samples that are run")
+    parser.add_argument("--seconds", type=float, default=60, help="for the runs of one network")
+    parser.add_argument("--timeout", type=float, default=900, help="for one network, in seconds")
+    parser.add_argument("--only", help="networks whose name contains this")
+    parser.add_argument("--write", help="write the page here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    root = material_root(options.material)
+    steps = [int(text) for text in options.steps.split(",")]
+    if options.child:
+        row = measure(options.child, root, steps, options.limit, options.seconds)
+        print(json.dumps(row))
+        return
+    if not entries(root):
+        print("there is no material.json: structural networks only", file=sys.stderr)
+    rows: dict[str, Row] = {}
+    for name in [*entries(root), *light_names()]:
+        if options.only and options.only not in name:
+            continue
+        rows[name] = child(name, options)
+        texts = cells(name, rows[name], [str(total) for total in steps])
+        print(" | ".join([texts[0], *texts[4:]]), flush=True)
+    given = [argument for argument in sys.argv[1:] if argument]
+    if options.material:
+        at = given.index("--material") if "--material" in given else -1
+        given = given[:at] + given[at + 2 :] if at >= 0 else given
+    command = " ".join(["python bench/zoo.py", *given])
+    text = page(rows, [str(total) for total in steps], command, options.seconds)
+    if options.write:
+        Path(options.write).write_text(text, encoding="utf-8")
+    print("\n".join(summary(rows)))
+
+
+if __name__ == "__main__":
+    main()
