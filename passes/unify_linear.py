@@ -53,13 +53,24 @@ class UnifyLinear(Pass):
                     name=node.name,
                     op=node.op,
                     output=node.outputs[0].name,
-                    bias=bias is not None and bool(np.any(bias)),
+                    bias=(bias is not None and bool(np.any(bias))) or _adds_constant(node),
                 )
 
 
 def _is_layer(node: Node) -> bool:
     weights = value(node.inputs[1])
     return weights is not None and weights.ndim == 2 and rank(node.inputs[0]) == 2
+
+
+def _adds_constant(node: Node) -> bool:
+    """Whether a MatMul that stays one is followed by the Add of a constant, its bias."""
+    if node.op != "MatMul":
+        return False
+    return any(
+        reader.op == "Add"
+        and any(np.any(value(other)) for other in reader.inputs if value(other) is not None)
+        for reader in node.outputs[0].outputs
+    )
 
 
 def _plain_gemm(node: Node, taken: set[str]) -> None:

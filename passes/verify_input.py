@@ -445,6 +445,7 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
         probe = onnx.ModelProto()
         probe.CopyFrom(model)
         probe.ir_version = max(model.ir_version, 4)
+        _complete_outputs(probe)
         onnx.checker.check_model(probe)
         inferred = onnx.shape_inference.infer_shapes(
             probe, check_type=True, strict_mode=True, data_prop=True
@@ -459,6 +460,17 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
             where = describe(node.op_type, node.name)
             findings.append(Finding("SNNC110", problem, node=where))
     return findings
+
+
+def _complete_outputs(model: onnx.ModelProto) -> None:
+    """Infer the shapes of outputs that the exporter left without one, which the checker wants."""
+    kinds = [output.type.tensor_type for output in model.graph.output]
+    if all(kind.HasField("shape") for kind in kinds):
+        return
+    inferred = onnx.shape_inference.infer_shapes(model)
+    for mine, found in zip(model.graph.output, inferred.graph.output, strict=True):
+        if not mine.type.tensor_type.HasField("shape"):
+            mine.type.CopyFrom(found.type)
 
 
 def _cuts(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:

@@ -12,9 +12,13 @@ import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from snncompiler.diagnostics import describe
 from snncompiler.errors import refuse
+
+# It prints warnings to standard output, which belongs to results; what matters we say ourselves.
+G_LOGGER.severity = G_LOGGER.ERROR
 
 Graph: TypeAlias = gs.Graph
 Node: TypeAlias = gs.Node

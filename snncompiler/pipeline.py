@@ -625,6 +625,7 @@ def compile_model(
     )
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
+    check_batch(prepared, options.seed)
     dataset = None
     if isinstance(calibration, Calibration):
         thresholds = calibration
@@ -634,7 +635,6 @@ def compile_model(
             prepared.context.findings += loaded.findings
             dataset = loaded.sample(samples, options.seed)
             _warn_constant(prepared, dataset)
-        check_batch(prepared, options.seed)
         feeds = dataset.feeds if dataset else synthetic_feeds(prepared, 1, options.seed)
         measure_folds(prepared, feeds)
         thresholds = calibrated(prepared, options, dataset, progress)

@@ -44,8 +44,9 @@ class Case:
     writes: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
-    #: CPU seconds beyond those of an empty run; the wall-clock limit is 20 s for every case.
+    #: CPU seconds beyond those of an empty run.
     seconds: float = 20.0
+    timeout: float = 30.0
     bug: str = ""
 
     @property
@@ -198,19 +199,30 @@ def chain(count: int) -> Make:
 
 
 def nested(depth: int) -> Make:
-    """If within If within If."""
+    """If within If within If, spelled in bytes: protobuf itself writes no more than 100 levels."""
+
+    def part(number: int, content: bytes) -> bytes:
+        size, encoded = len(content), b""
+        while size > 127:
+            size, encoded = size >> 7, encoded + bytes([size & 127 | 128])
+        return bytes([number << 3 | 2]) + encoded + bytes([size]) + content
 
     def make(folder: Path) -> None:
-        output = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "leaf", [], output)
+        leaf = helper.make_node("Relu", ["x"], ["y"]).SerializeToString()
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
+        output_part = part(12, output.SerializeToString())
+        graph = part(1, leaf) + part(2, b"leaf") + output_part
+        names = part(1, b"c") + part(2, b"y") + part(4, b"If")
         for _ in range(depth):
-            node = helper.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph)
-            del node.attribute[1]
-            graph = helper.make_graph([node], "level", [], output)
-        model = parse("g (float[N,2] x, bool c) => (float[N,2] y) { y = Relu (x) }")
-        del model.graph.node[:]
-        model.graph.node.extend(graph.node)
-        save(folder, model)
+            # AttributeProto: name = 1, g = 6, type = 20 (GRAPH is 5).
+            branch = part(6, graph) + b"\xa0\x01\x05"
+            graph = part(1, names + part(5, part(1, b"then_branch") + branch))
+            graph += part(2, b"level") + output_part
+        inputs = parse("g (float[N,2] x, bool c) => (float[N,2] y) { y = Relu (x) }")
+        for entry in inputs.graph.input:
+            graph += part(11, entry.SerializeToString())
+        inputs.ClearField("graph")
+        (folder / "net.onnx").write_bytes(inputs.SerializeToString() + part(7, graph))
 
     return make
 
@@ -242,6 +254,19 @@ def of_type(kind: int) -> Make:
     size = 16 if kind == TensorProto.COMPLEX128 else 8 if kind == TensorProto.COMPLEX64 else 1
     size = 2 if kind == TensorProto.BFLOAT16 else size
     return weight(data_type=kind, raw_data=bytes(4 * size))
+
+
+def nan_in_constant(folder: Path) -> None:
+    model = linear()
+    nan = numpy_helper.from_array(np.array([np.nan], np.float32))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["unused"], value=nan))
+    save(folder, model)
+
+
+def empty_bias(folder: Path) -> None:
+    model = parse(CONV % "", {"w": random(0, 4, 4, 3, 3)})
+    model.graph.node[0].input.append("")
+    save(folder, model)
 
 
 def with_sparse(folder: Path) -> None:
@@ -351,9 +376,7 @@ def _name_cases() -> list[Case]:
             def make(folder: Path, place: str = place) -> None:
                 save(folder, _named(place))
 
-            warned = codes or "SNNC104"
-            code = 1 if codes else 0
-            cases.append(Case(19, f"{place}{how}", make, code, warned, CHECK + how))
+            cases.append(Case(19, place + how, make, 1 if codes else 0, codes, CHECK + how))
     return cases
 
 
@@ -528,13 +551,11 @@ CASES: list[Case] = [
          codes="SNNC108", said="[1, 0]"),
     Case(9, "Inf", network(LINEAR, {"w": np.where(W == 1, np.inf, W).astype(np.float32)}),
          codes="SNNC108", said="[0, 1]"),
-    Case(9, "NaN in a Constant", relu("c = Constant <value = float {nan}> ()  h = Add (x, c)"
-         " y = Relu (h)") if False else edited(
-        lambda m: m.graph.node.insert(0, helper.make_node("Constant", [], ["unused"],
-            value=numpy_helper.from_array(np.array([np.nan], np.float32))))), codes="SNNC108"),
+    Case(9, "NaN in a Constant", nan_in_constant, codes="SNNC108", said="[0]"),
     Case(9, "double too large for float", network(
         "g (double[N,2] x) => (double[N,2] y) { h = MatMul (x, w)  y = Relu (h) }",
-        {"w": np.full((2, 2), 1e300)}), codes="SNNC108"),
+        {"w": np.full((2, 2), 1e300)}), codes="SNNC109",
+        said="does not fit float32", bug="to_float32.py:46: numpy's RuntimeWarning is printed"),
     # 10: types
     Case(10, "float16 is converted", network(
         LINEAR.replace("float[", "float16["), {"w": W.astype(np.float16)}), 0),
@@ -550,7 +571,7 @@ CASES: list[Case] = [
     Case(10, "sparse", with_sparse, codes="SNNC109", said="sparse"),
     Case(10, "strings", strings, codes="SNNC110"),
     # 11: batch normalization
-    Case(11, "training mode", batch_norm("<training_mode = 1>"), codes="SNNC207"),
+    Case(11, "training mode", batch_norm("<training_mode = 1>"), codes="SNNC110"),
     Case(11, "variance below -eps", batch_norm(variance=-1.0), codes="SNNC207"),
     Case(11, "three outputs", batch_norm("<training_mode = 1>", outputs="b, m, v"),
          codes="SNNC207"),
@@ -562,10 +583,7 @@ CASES: list[Case] = [
         "g (float[N,4] x, float[4] s) => (float[N,4] y)"
         " { b = BatchNormalization (x, s, o, o, o)  y = Relu (b) }",
         {"o": np.ones(4, np.float32)}), codes="SNNC207"),
-    Case(11, "Conv with an empty bias", network(
-        (CONV % "").replace("w)", "w, )"), {"w": random(0, 4, 4, 3, 3)}) if False else edited(
-        lambda m: (m.graph.node[0].input.append(""), m.graph.initializer.append(
-            numpy_helper.from_array(random(0, 4, 4, 3, 3), "w"))), CONV % ""), 0),
+    Case(11, "Conv with an empty bias", empty_bias, 0),
     # 12: convolutions
     Case(12, "group does not divide", conv("<group = 3>", 4, 1, 3, 3), codes="SNNC110"),
     Case(12, "group 0", conv("<group = 0>"), codes="SNNC110", said="group is 0"),
@@ -592,7 +610,7 @@ CASES: list[Case] = [
     Case(15, "function without its body", functions("f1 (a) => (b) { b = Relu (a) }"),
          codes="SNNC106"),
     # 16: size
-    Case(16, "chain of 20 000 nodes", chain(20_000), 0),
+    Case(16, "chain of 20 000 nodes", chain(20_000), 0, seconds=40, timeout=120),
     Case(16, "functions 90 deep", chain_of_functions(90), 0),
     Case(16, "functions 5 000 deep", chain_of_functions(5000), codes="SNNC112"),
     Case(16, "If 25 deep", nested(25), codes="SNNC111"),
@@ -623,7 +641,7 @@ CASES: list[Case] = [
          f"{COMPILE} --unroll steps -T 10000000", seconds=2),
     Case(18, "a result over 2 GiB", relu(
         "s = Constant <value_ints = [2, 400000000]> ()  k = ConstantOfShape (s)"
-        " h = MatMul (x, k)  r = Relu (h)  y = ReduceMean <axes = [1]> (r)"), 1, "SNNC209", COMPILE,
+        " h = MatMul (x, k)  r = Relu (h)  m = ReduceMean <axes = [1]> (r)  y = Add (m, x)"), 1, "SNNC209", COMPILE,
         seconds=2),
     # 19: names
     *_name_cases(),
@@ -639,7 +657,7 @@ CASES: list[Case] = [
     Case(20, "no inputs", network("g () => (float[2] y) { c = Constant <value_floats = [1.0, 2.0]> ()"
          " y = Relu (c) }"), codes="SNNC201"),
     Case(20, "zero-size dimension", network(
-        "g (float[N,0] x) => (float[N,0] y) { y = Relu (x) }"), codes="SNNC201"),
+        "g (float[N,0] x) => (float[N,0] y) { y = Relu (x) }"), 0),
     Case(20, "two inputs, two outputs", network(
         "g (float[N,2] x, float[N,2] z) => (float[N,2] y, float[N,2] v)"
         " { a = Add (x, z)  y = Relu (a)  s = Sub (x, z)  v = Relu (s) }"), 0),

@@ -75,7 +75,7 @@ class Server:
         self.process.stdin.write(json.dumps({"timeout": TIMEOUT, **request}) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
-        assert not answer["late"], f"it hangs: more than {TIMEOUT} s"
+        assert not answer["late"], f"it hangs: more than {answer['wall']:.0f} s"
         return Ran(answer["code"], read(out), read(err), answer["seconds"])
 
     def stop(self) -> None:
@@ -103,7 +103,7 @@ def fresh(folder: Path, args: list[str], request: dict[str, Any]) -> Ran:
         cwd=folder,
         env={**ENVIRONMENT, **request.get("environment", {})},
         capture_output=True,
-        timeout=TIMEOUT,
+        timeout=request.get("timeout", TIMEOUT),
         preexec_fn=limit,
         check=False,
     )
@@ -185,7 +185,11 @@ def arguments(case: Case) -> list[str]:
 
 
 def request_of(case: Case) -> dict[str, Any]:
-    return {"environment": dict(case.environment), "limits": dict(case.limits)}
+    return {
+        "environment": dict(case.environment),
+        "limits": dict(case.limits),
+        "timeout": case.timeout,
+    }
 
 
 MARKED = [

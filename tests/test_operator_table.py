@@ -1,0 +1,471 @@
+"""Every operator that may stand between spiking layers, with its attributes, against onnxruntime.
+
+Each case stands between two spiking layers and is tried on spikes (a rectifier's output, whose
+amplitude moves behind or into the operator) and on currents (a convolution of it, of both signs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from helpers import Array, assert_close, compile_text, op_counts, parse, random, run_model
+
+from snncompiler import pipeline
+from snncompiler.operators import LINEAR
+from snncompiler.passes import spell_rectifiers
+
+#: Folding reorders sums of at most a hundred float32 products: a hundred roundings of 2^-24.
+ROUNDING = 100 * 2.0**-24
+#: |SNN - ANN| <= UNITS/T of the largest output.  A neuron is off by at most θ/T, and each of the two
+#: or three layers here sums a few dozen of these with weights whose absolute sum is a few units.
+UNITS = 30.0
+
+#: The shape of the temporal value `s` of each kind of network, without the batch.
+SHAPES = {"image": (4, 6, 6), "vector": (8,), "line": (4, 9), "volume": (4, 4, 4, 4)}
+FIRST = {
+    "image": "Conv <pads = [1, 1, 1, 1]> (x, first)",
+    "vector": "MatMul (x, first)",
+    "line": "Conv <pads = [1, 1]> (x, first)",
+    "volume": "Conv <pads = [1, 1, 1, 1, 1, 1]> (x, first)",
+}
+SECOND = {"image": "Conv", "vector": "MatMul", "line": "Conv", "volume": "Conv"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Statements that make `p` of `s`, and of `r`, a second temporal value of the same shape."""
+
+    text: str
+    kind: str = "image"
+    opset: int = 17
+    weights: Mapping[str, Array] = field(default_factory=dict)
+
+
+def w(seed: int, *shape: int) -> Array:
+    """Weights, scaled so that a sum over the inputs stays near one."""
+    return random(seed, *shape) / np.float32(max(np.sqrt(np.prod(shape[1:])), 1.0))
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+def floats(*values: float) -> Array:
+    return np.array(values, np.float32)
+
+
+CHANNELS = random(11, 4, 1, 1)
+CONV = {"k": w(1, 4, 4, 3, 3)}
+BIAS = {**CONV, "b": random(2, 4)}
+
+CASES: dict[str, list[Case]] = {
+    "Conv": [
+        Case("p = Conv (s, k)", weights=CONV),
+        Case("p = Conv (s, k, b)", weights=BIAS),
+        Case("p = Conv <pads = [0, 1, 2, 1]> (s, k, b)", weights=BIAS),
+        Case("p = Conv <strides = [2, 1]> (s, k, b)", weights=BIAS),
+        Case("p = Conv <dilations = [2, 1], pads = [2, 1, 2, 1]> (s, k)", weights=CONV),
+        *[
+            Case(f'p = Conv <auto_pad = "{pad}", strides = [2, 2]> (s, k)', weights=CONV)
+            for pad in ("SAME_UPPER", "SAME_LOWER", "VALID")
+        ],
+        Case("p = Conv <group = 2> (s, k)", weights={"k": w(1, 6, 2, 3, 3)}),
+        Case("p = Conv <group = 4> (s, k, b)", weights={"k": w(1, 4, 1, 3, 3), "b": random(2, 4)}),
+        Case("p = Conv <group = 4> (s, k)", weights={"k": w(1, 8, 1, 3, 3)}),
+        Case("p = Conv <kernel_shape = [3, 3]> (s, k)", weights=CONV),
+        Case("p = Conv <pads = [1, 2]> (s, k)", "line", weights={"k": w(1, 5, 4, 3)}),
+        Case("p = Conv <strides = [1, 1, 2]> (s, k)", "volume", weights={"k": w(1, 5, 4, 2, 2, 2)}),
+    ],
+    "ConvTranspose": [
+        Case("p = ConvTranspose (s, k)", weights={"k": w(1, 4, 3, 3, 3)}),
+        Case(
+            "p = ConvTranspose <strides = [2, 2], output_padding = [1, 0]> (s, k, b)",
+            weights={"k": w(1, 4, 3, 3, 3), "b": random(2, 3)},
+        ),
+        Case(
+            "p = ConvTranspose <group = 2, pads = [1, 0, 1, 2]> (s, k)",
+            weights={"k": w(1, 4, 3, 3, 3)},
+        ),
+        Case("p = ConvTranspose <group = 4> (s, k)", weights={"k": w(1, 4, 1, 2, 2)}),
+        Case("p = ConvTranspose <dilations = [2, 2]> (s, k)", weights={"k": w(1, 4, 3, 2, 2)}),
+        Case(
+            'p = ConvTranspose <auto_pad = "SAME_UPPER", strides = [2, 2]> (s, k)',
+            weights={"k": w(1, 4, 3, 3, 3)},
+        ),
+        Case(
+            "p = ConvTranspose <output_shape = [12, 13], strides = [2, 2]> (s, k)",
+            weights={"k": w(1, 4, 3, 3, 3)},
+        ),
+        Case("p = ConvTranspose <strides = [3]> (s, k)", "line", weights={"k": w(1, 4, 3, 3)}),
+        Case("p = ConvTranspose (s, k)", "volume", weights={"k": w(1, 4, 3, 2, 2, 2)}),
+    ],
+    "Gemm": [
+        Case("p = Gemm (s, k)", "vector", weights={"k": w(1, 8, 5)}),
+        Case("p = Gemm (s, k, b)", "vector", weights={"k": w(1, 8, 5), "b": random(2, 5)}),
+        Case("p = Gemm (s, k, b)", "vector", weights={"k": w(1, 8, 5), "b": random(2, 1)}),
+        Case(
+            "p = Gemm <alpha = 0.5, beta = 2.0, transB = 1> (s, k, b)",
+            "vector",
+            weights={"k": w(1, 5, 8), "b": random(2, 1, 5)},
+        ),
+        Case(
+            "t = Transpose (s)  p = Gemm <transA = 1> (t, k)", "vector", weights={"k": w(1, 8, 5)}
+        ),
+    ],
+    "MatMul": [
+        Case("p = MatMul (s, k)", "vector", weights={"k": w(1, 8, 5)}),
+        Case("p = MatMul (s, k)", weights={"k": w(1, 6, 5)}),
+        Case("p = MatMul (k, s)", weights={"k": w(1, 5, 6)}),
+        Case("p = MatMul (s, k)", weights={"k": w(1, 4, 6, 5)}),
+        Case("p = MatMul (k, s)", weights={"k": w(1, 1, 4, 5, 6)[0]}),
+        Case("p = MatMul (s, k)", weights={"k": w(1, 6)}),
+        Case("t = Transpose (s)  p = MatMul (k, t)", "vector", weights={"k": w(1, 5, 8)}),
+    ],
+    "Add": [
+        Case("p = Add (s, k)", weights={"k": CHANNELS}),
+        Case("p = Add (k, s)", weights={"k": floats(-0.5)}),
+        Case("p = Add (s, k)", weights={"k": random(1, 1, 4, 6, 6)}),
+        Case("p = Add (s, k)", weights={"k": random(1, 6)}),
+        Case("p = Add (s, r)"),
+        Case("p = Add (s, s)"),
+        Case("p = Add (s, k)", "vector", weights={"k": random(1, 8)}),
+    ],
+    "Sub": [
+        Case("p = Sub (s, k)", weights={"k": CHANNELS}),
+        Case("p = Sub (k, s)", weights={"k": floats(1.5)}),
+        Case("p = Sub (s, r)"),
+    ],
+    "Sum": [
+        Case("p = Sum (s)"),
+        Case("p = Sum (s, r)"),
+        Case("p = Sum (s, k, r, s)", weights={"k": CHANNELS}),
+    ],
+    "Mean": [
+        Case("p = Mean (s)"),
+        Case("p = Mean (s, r)"),
+        Case("p = Mean (s, r, k)", weights={"k": CHANNELS}),
+    ],
+    "Concat": [
+        Case("p = Concat <axis = 1> (s, r)"),
+        Case("p = Concat <axis = -1> (s, r)"),
+        Case("p = Concat <axis = 2> (s, s, r)"),
+        Case(
+            "a = Relu (x)  c = Conv (a, k)  p = Concat <axis = 1> (s, c)",
+            weights={"k": w(1, 2, 3, 1, 1)},
+        ),
+        Case("p = Concat <axis = 1> (s)"),
+    ],
+    "Neg": [Case("p = Neg (s)")],
+    "Mul": [
+        Case("p = Mul (s, k)", weights={"k": CHANNELS}),
+        Case("p = Mul (k, s)", weights={"k": floats(-1.5)}),
+        Case("p = Mul (s, k)", weights={"k": random(1, 1, 4, 6, 6)}),
+        Case("g = GlobalAveragePool (x)  m = ReduceMean <axes = [1]> (g)  p = Mul (s, m)"),
+    ],
+    "Div": [
+        Case("p = Div (s, k)", weights={"k": np.abs(CHANNELS) + 1}),
+        Case("p = Div (s, k)", weights={"k": floats(-3.0)}),
+    ],
+    "AveragePool": [
+        Case("p = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (s)"),
+        Case("p = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (s)"),
+        Case("p = AveragePool <kernel_shape = [3, 3], pads = [1, 0, 1, 2], count_include_pad = 1> (s)"),
+        Case("p = AveragePool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1> (s)"),
+        *[
+            Case(f'p = AveragePool <kernel_shape = [3, 3], auto_pad = "{pad}", strides = [2, 2]> (s)')
+            for pad in ("SAME_UPPER", "SAME_LOWER", "VALID")
+        ],
+        Case("p = AveragePool <kernel_shape = [2, 2], dilations = [2, 2]> (s)", opset=19),
+        Case("p = AveragePool <kernel_shape = [3]> (s)", "line"),
+        Case("p = AveragePool <kernel_shape = [2, 2, 2]> (s)", "volume"),
+    ],
+    "GlobalAveragePool": [Case("p = GlobalAveragePool (s)"), Case("p = GlobalAveragePool (s)", "line")],
+    "ReduceMean": [
+        Case("p = ReduceMean <axes = [2, 3]> (s)"),
+        Case("p = ReduceMean <axes = [-1], keepdims = 0> (s)"),
+        Case("p = ReduceMean <axes = [1]> (s)"),
+        Case("p = ReduceMean (s, k)", opset=18, weights={"k": ints(2, 3)}),
+        Case("p = ReduceMean <noop_with_empty_axes = 1> (s)", opset=18),
+    ],
+    "ReduceSum": [
+        Case("p = ReduceSum (s, k)", weights={"k": ints(3)}),
+        Case("p = ReduceSum <keepdims = 0> (s, k)", weights={"k": ints(-1, 1)}),
+        Case("p = ReduceSum <noop_with_empty_axes = 1> (s)"),
+        Case("p = ReduceSum <axes = [2]> (s)", opset=11),
+    ],
+    "Pad": [
+        Case("p = Pad (s, k)", weights={"k": ints(0, 0, 1, 2, 0, 0, 3, 0)}),
+        Case("p = Pad (s, k)", weights={"k": ints(0, 1, 0, 0, 0, 3, 0, 0)}),
+        Case("p = Pad (s, k, v)", weights={"k": ints(0, 1, 1, 0, 0, 0, 0, 1), "v": np.float32(1.5)}),
+        Case("p = Pad (s, k)", weights={"k": ints(0, 0, -1, 0, 0, 0, 0, -2)}),
+        Case("p = Pad (s, k)", weights={"k": ints(0, -1, 0, 0, 0, 0, 0, 0)}),
+        *[
+            Case(
+                f'p = Pad <mode = "{mode}"> (s, k)',
+                opset=19,
+                weights={"k": ints(0, 1, 1, 2, 0, 0, 1, 0)},
+            )
+            for mode in ("edge", "reflect", "wrap")
+        ],
+        Case("p = Pad (s, k, , a)", opset=18, weights={"k": ints(1, 2), "a": ints(-1)}),
+        Case('p = Pad <mode = "constant", pads = [0, 0, 1, 1, 0, 0, 1, 1]> (s)', opset=9),
+    ],
+    "Slice": [
+        Case("p = Slice (s, a, b)", weights={"a": ints(0, 1), "b": ints(1 << 40, 3)}),
+        Case("p = Slice (s, a, b, c)", weights={"a": ints(1, 2), "b": ints(3, 6), "c": ints(1, -1)}),
+        Case(
+            "p = Slice (s, a, b, c, d)",
+            weights={"a": ints(0, 0), "b": ints(4, 6), "c": ints(1, 2), "d": ints(2, 3)},
+        ),
+        Case(
+            "p = Slice (s, a, b, c, d)",
+            weights={"a": ints(-1), "b": ints(-100), "c": ints(1), "d": ints(-1)},
+        ),
+        Case("p = Slice <axes = [1], starts = [-3], ends = [1000]> (s)", opset=9),
+    ],
+    "Split": [
+        Case("a, b = Split <axis = 1> (s)  p = Sub (a, b)"),
+        Case("a, p = Split <axis = -3> (s, k)", weights={"k": ints(1, 3)}),
+        Case("a, p = Split <axis = 3, num_outputs = 2> (s)", opset=18),
+        Case("p, a = Split <axis = 2, split = [4, 2]> (s)", opset=11),
+    ],
+    "Gather": [
+        Case("p = Gather <axis = 1> (s, k)", weights={"k": ints(3, 0, 0)}),
+        Case("p = Gather <axis = -1> (s, k)", weights={"k": ints(-1, 2)}),
+        Case("p = Gather <axis = 2> (s, k)", weights={"k": np.int64(1)}),
+        Case("p = Gather <axis = 3> (s, k)", weights={"k": ints(0, 1, 2, 3).reshape(2, 2)}),
+    ],
+    "Transpose": [
+        Case("p = Transpose <perm = [0, 2, 3, 1]> (s)"),
+        Case("p = Transpose <perm = [0, 3, 1, 2]> (s)"),
+        Case("p = Transpose <perm = [1, 0, 2, 3]> (s)"),
+        Case("p = Transpose (s)"),
+    ],
+    "Reshape": [
+        Case("p = Reshape (s, k)", weights={"k": ints(0, -1)}),
+        Case("p = Reshape (s, k)", weights={"k": ints(0, 2, 2, 36)}),
+        Case("p = Reshape (s, k)", weights={"k": ints(-1, 4, 36)}),
+        Case("p = Reshape <allowzero = 1> (s, k)", weights={"k": ints(-1, 144)}),
+    ],
+    "Flatten": [Case("p = Flatten (s)"), Case("p = Flatten <axis = -3> (s)")],
+    "Squeeze": [
+        Case("u = Unsqueeze (s, k)  p = Squeeze (u, k)", weights={"k": ints(2)}),
+        Case("g = GlobalAveragePool (s)  p = Squeeze (g, k)", weights={"k": ints(-1, 2)}),
+        Case("g = GlobalAveragePool (s)  p = Squeeze <axes = [2, 3]> (g)", opset=11),
+    ],
+    "Unsqueeze": [
+        Case("p = Unsqueeze (s, k)", weights={"k": ints(1)}),
+        Case("p = Unsqueeze (s, k)", weights={"k": ints(-1, 2)}),
+        Case("p = Unsqueeze <axes = [2]> (s)", opset=11),
+    ],
+    "Expand": [
+        Case("g = GlobalAveragePool (s)  p = Expand (g, k)", weights={"k": ints(1, 4, 3, 2)}),
+        Case("g = GlobalAveragePool (s)  p = Expand (g, k)", weights={"k": ints(5, 1)}),
+    ],
+    "Tile": [Case("p = Tile (s, k)", weights={"k": ints(1, 2, 1, 3)})],
+    "Identity": [Case("p = Identity (s)")],
+    "Cast": [
+        Case("p = Cast <to = 1> (s)"),
+        Case("d = Cast <to = 11> (s)  p = Cast <to = 1> (d)"),
+        Case("d = Cast <to = 10> (s)  p = Cast <to = 1> (d)"),
+    ],
+    "Resize": [
+        *[
+            Case(
+                f'p = Resize <mode = "{mode}", coordinate_transformation_mode = "{place}"> (s, , k)',
+                weights={"k": floats(1, 1, 2, 2)},
+            )
+            for mode in ("nearest", "linear", "cubic")
+            for place in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        ],
+        *[
+            Case(
+                f'p = Resize <mode = "nearest", nearest_mode = "{mode}"> (s, , k)',
+                weights={"k": floats(1, 1, 1.5, 0.5)},
+            )
+            for mode in ("floor", "ceil", "round_prefer_ceil", "round_prefer_floor")
+        ],
+        Case("p = Resize (s, , , k)", weights={"k": ints(1, 4, 12, 9)}),
+        Case('p = Resize <mode = "linear"> (s, , , k)', weights={"k": ints(1, 4, 9, 5)}),
+        Case("p = Resize <axes = [2, 3]> (s, , k)", opset=18, weights={"k": floats(2, 2)}),
+        Case("p = Resize <axes = [2, 3]> (s, , , k)", opset=18, weights={"k": ints(12, 18)}),
+        Case(
+            'p = Resize <mode = "linear", antialias = 1> (s, , k)',
+            opset=18,
+            weights={"k": floats(1, 1, 0.5, 0.5)},
+        ),
+        Case(
+            'p = Resize <mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1> (s, , k)',
+            weights={"k": floats(1, 1, 2, 2)},
+        ),
+    ],
+    "Upsample": [
+        Case(f'p = Upsample <mode = "{mode}"> (s, k)', opset=9, weights={"k": floats(1, 1, 2, 3)})
+        for mode in ("nearest", "linear")
+    ],
+    "DepthToSpace": [
+        Case("p = DepthToSpace <blocksize = 2> (s)"),
+        Case('p = DepthToSpace <blocksize = 2, mode = "CRD"> (s)'),
+    ],
+    "SpaceToDepth": [Case("p = SpaceToDepth <blocksize = 2> (s)")],
+}  # fmt: skip
+
+#: Max pooling: on spikes only.
+POOLINGS = [
+    Case("p = MaxPool <kernel_shape = [2, 2]> (s)"),
+    Case("p = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 0, 1]> (s)"),
+    Case("p = MaxPool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1> (s)"),
+    Case("p = MaxPool <kernel_shape = [2, 2], dilations = [2, 3]> (s)"),
+    *[
+        Case(f'p = MaxPool <kernel_shape = [3, 3], strides = [2, 2], auto_pad = "{pad}"> (s)')
+        for pad in ("SAME_UPPER", "SAME_LOWER", "VALID")
+    ],
+    Case("p = MaxPool <kernel_shape = [3], strides = [2]> (s)", "line"),
+    Case("p = MaxPool <kernel_shape = [2, 2, 2]> (s)", "volume"),
+    Case("p = GlobalMaxPool (s)"),
+    Case("m = MaxPool <kernel_shape = [2, 2]> (s)  p = MaxPool <kernel_shape = [2, 2]> (m)"),
+    Case("c = Concat <axis = 1> (s, s)  p = MaxPool <kernel_shape = [2, 2]> (c)"),
+]
+
+#: Spellings of rectifiers, and of what is a sum of rectifiers; with the neurons that each becomes.
+SPELLINGS: dict[str, list[tuple[str, int]]] = {
+    "Relu": [("p = Relu (s)", 1), ("c = Clip (s, low, high)  p = Relu (c)", 1)],
+    "Clip": [
+        ("p = Clip (s, zero, high)", 1),
+        ("p = Clip (s, zero)", 1),
+        ("p = Clip (s, zero, huge)", 1),
+        ("p = Clip (s, low, high)", 1),
+        ("p = Clip (s, low)", 1),
+        ("p = Clip (s, , high)", 1),
+        ("p = Clip (s)", 0),
+    ],
+    "Max": [
+        ("p = Max (s, zero)", 1),
+        ("p = Max (zero, s)", 1),
+        ("p = Max (s, r)", 1),
+        ("p = Max (s, r, low)", 2),
+        ("p = Max (s)", 0),
+    ],
+    "Min": [
+        ("a = Relu (s)  p = Min (a, high)", 1),
+        ("a = Relu (s)  p = Min (high, a)", 1),
+        ("p = Min (s, r)", 1),
+        ("p = Min (s, high)", 1),
+    ],
+    "LeakyRelu": [
+        ("p = LeakyRelu (s)", 2),
+        ("p = LeakyRelu <alpha = 0.3> (s)", 2),
+        ("p = LeakyRelu <alpha = 0.0> (s)", 1),
+        ("p = LeakyRelu <alpha = -0.5> (s)", 2),
+    ],
+    "PRelu": [("p = PRelu (s, slopes)", 2), ("p = PRelu (s, high)", 2), ("p = PRelu (s, zero)", 1)],
+    "ThresholdedRelu": [("p = ThresholdedRelu <alpha = 0.0> (s)", 1)],
+    "Where": [
+        ("t = Greater (s, zero)  p = Where (t, s, zero)", 1),
+        ("t = GreaterOrEqual (s, zero)  p = Where (t, s, zero)", 1),
+        ("t = Less (s, zero)  p = Where (t, zero, s)", 1),
+        ("t = LessOrEqual (s, zero)  p = Where (t, zero, s)", 1),
+        ("t = Less (zero, s)  p = Where (t, s, zero)", 1),
+        ("t = Greater (zero, s)  p = Where (t, zero, s)", 1),
+    ],
+    "HardSigmoid": [("p = HardSigmoid (s)", 1), ("p = HardSigmoid <alpha = 0.5, beta = 0.1> (s)", 1)],
+    "Abs": [("p = Abs (s)", 2)],
+    "GlobalMaxPool": [("f2 = Relu (s)  p = GlobalMaxPool (f2)", 1)],
+}  # fmt: skip
+
+
+def network(case: Case, source: str) -> tuple[str, dict[str, Array]]:
+    """Relu, `s` and `r` from it, the case, Relu; and the constants."""
+    sizes = SHAPES[case.kind]
+    dims = ",".join(map(str, (3, *sizes[1:]) if len(sizes) > 1 else (5,)))
+    space = len(sizes) - 1
+    channels = sizes[0]
+    inputs = 3 if space else 5
+    taps = (3,) * space
+    constants = {
+        "first": w(21, channels, inputs, *taps) if space else w(21, inputs, channels),
+        "second": w(22, channels, channels, *[1] * space),
+        "third": w(23, channels, channels, *[1] * space),
+        **case.weights,
+    }
+    step = SECOND[case.kind]
+    made_of = {"spikes": "s = Identity (fired)", "currents": f"s = {step} (fired, second)"}[source]
+    text = f"""g (float[N,{dims}] x) => (float[M] y)
+    {{ current = {FIRST[case.kind]}  fired = Relu (current)
+       {made_of}  other = {step} (fired, third)  r = Relu (other)
+       {case.text}
+       y = Relu (p) }}"""
+    return text, constants
+
+
+def check(text: str, case: Case, constants: dict[str, Array], neurons: int | None) -> None:
+    """The folds keep the outputs, the SNN converges to them; `neurons` is counted in the file."""
+    used = {name: array for name, array in constants.items() if name in text}
+    # ONNX text wants a shape on outputs; onnxruntime wants none that is wrong.
+    model = parse(text, used, opset=case.opset, ir=8)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    sizes = SHAPES[case.kind]
+    x = random(31, 4, *((3, *sizes[1:]) if len(sizes) > 1 else (5,)))
+    (wanted,) = run_model(model, x=x)
+    assert np.ptp(wanted) > 0
+    (folded,) = run_model(pipeline.prepare(model).ann, x=x)
+    assert_close(folded, wanted, relative=ROUNDING)
+    snn = compile_text(model, x)
+    if neurons is not None:
+        assert op_counts(snn)["RMPNeuron"] == neurons
+    for steps in (64, 1024):
+        (decoded,) = run_model(snn, x=x, snnc_steps=np.array(steps))
+        assert_close(decoded, wanted, relative=UNITS / steps)
+
+
+def cases(table: Mapping[str, list[Case]]) -> list[object]:
+    return [
+        pytest.param(case, source, id=f"{op}-{index}-{source}")
+        for op, listed in table.items()
+        for index, case in enumerate(listed)
+        for source in ("spikes", "currents")
+    ]
+
+
+@pytest.mark.parametrize(("case", "source"), cases(CASES))
+def test_linear_operators_between_spiking_layers(case: Case, source: str) -> None:
+    text, constants = network(case, source)
+    check(text, case, constants, None)
+
+
+@pytest.mark.parametrize("case", POOLINGS, ids=range(len(POOLINGS)))
+def test_max_pooling_of_spikes(case: Case) -> None:
+    text, constants = network(case, "spikes")
+    check(text, case, constants, None)
+
+
+@pytest.mark.parametrize(
+    ("step", "neurons"), [pair for listed in SPELLINGS.values() for pair in listed]
+)
+def test_rectifiers_in_every_spelling(step: str, neurons: int) -> None:
+    case = Case(
+        step,
+        weights={
+            "low": np.float32(-0.5),
+            "high": np.float32(0.75),
+            "zero": np.float32(0),
+            "huge": np.finfo(np.float32).max,
+            "slopes": np.array([0.1, 0, 2, -0.5], np.float32).reshape(4, 1, 1),
+        },
+    )
+    text, constants = network(case, "currents")
+    last = text.index("y = Relu")
+    text = f"{text[:last]}q = Conv (p, second)  y = Relu (q) }}"
+    others = 3 if "r)" in step or "r," in step else 2
+    check(text, case, constants, others + neurons)
+
+
+def test_every_operator_of_the_tables_was_tested() -> None:
+    assert set(CASES) == set(LINEAR)
+    spelled = {"Relu", "Clip", "Max", *spell_rectifiers._ALWAYS, *spell_rectifiers._BETWEEN}
+    assert set(SPELLINGS) == spelled
+    assert sum(map(len, CASES.values())) == 127
+    assert (len(POOLINGS), sum(map(len, SPELLINGS.values()))) == (12, 35)
