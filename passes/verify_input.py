@@ -52,6 +52,9 @@ def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]
     if errors_of(findings):
         raise Refused(*findings)
     _forget_initializer_inputs(model.graph)
+    findings += _cut_by_slicing(model.graph)
+    if errors_of(findings):
+        raise Refused(*findings)
     findings += _checked(model)
     if errors_of(findings):
         raise Refused(*findings)
@@ -303,6 +306,61 @@ def _attribute_problem(node: onnx.NodeProto) -> str:
     return ""
 
 
+def _cut_by_slicing(graph: onnx.GraphProto) -> list[Finding]:
+    """Write a Pad with negative pads as a Pad and a Slice; findings where that cannot be done.
+
+    onnx's shape inference ends the process where such a Pad leaves less than nothing; a Slice leaves
+    nothing then.
+    """
+    findings = []
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                constants[node.output[0]] = attribute.t
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        given = [
+            a for a in node.attribute if node.op_type == "Pad" and a.name in ("pads", "paddings")
+        ]
+        if any(pad < 0 for attribute in given for pad in attribute.ints):
+            findings.append(
+                Finding(
+                    "SNNC110",
+                    "its pads are negative",
+                    node=describe(node.op_type, node.name),
+                    hint="use Slice to cut, or export with opset 11 or later",
+                )
+            )
+        if node.op_type != "Pad" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        pads = numpy_helper.to_array(constants[node.input[1]]).reshape(-1)
+        if not (pads < 0).any():
+            continue
+        axes = node.input[3] if len(node.input) > 3 else ""
+        begins, ends = np.split(pads.astype(np.int64), 2)
+        base = f"{node.output[0]}/cut"
+        limits = {
+            "pads": np.maximum(pads, 0).astype(np.int64),
+            "starts": np.maximum(-begins, 0),
+            "ends": np.where(ends < 0, ends, np.iinfo(np.int64).max),
+            "axes": np.arange(begins.size),
+        }
+        if axes:
+            del limits["axes"]
+        for name, values in limits.items():
+            graph.initializer.append(numpy_helper.from_array(values, f"{base}/{name}"))
+        result = node.output[0]
+        node.input[1], node.output[0] = f"{base}/pads", base
+        names = [base, f"{base}/starts", f"{base}/ends", axes or f"{base}/axes"]
+        nodes.append(helper.make_node("Slice", names, [result], name=f"{node.name or base}/slice"))
+    if len(nodes) > len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return findings
+
+
 def _group_problem(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> str:
     """Why a convolution's group, weights and channels do not fit; empty if they do."""
     if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 2:
@@ -427,19 +485,6 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
     ]
     if findings:
         return findings
-    cut = [node for node in model.graph.node if node.op_type == "Pad" and _cuts(node, model.graph)]
-    if cut:
-        # onnx's shape inference ends the process where such a Pad leaves less than nothing.
-        hint = "use Slice to cut"
-        return findings + [
-            Finding(
-                "SNNC110",
-                "its pads are negative",
-                node=describe(node.op_type, node.name),
-                hint=hint,
-            )
-            for node in cut
-        ]
     try:
         # Old models without inputs for their weights pass only as a newer IR version.
         probe = onnx.ModelProto()
@@ -473,22 +518,6 @@ def _complete_outputs(model: onnx.ModelProto) -> None:
             mine.type.CopyFrom(found.type)
 
 
-def _cuts(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
-    """Whether a Pad has negative pads, as attribute or constant."""
-    for attribute in node.attribute:
-        if attribute.name in ("pads", "paddings") and any(pad < 0 for pad in attribute.ints):
-            return True
-    if len(node.input) < 2:
-        return False
-    for tensor in graph.initializer:
-        if tensor.name == node.input[1]:
-            return bool((numpy_helper.to_array(tensor) < 0).any())
-    for other in graph.node:
-        if other.op_type == "Constant" and node.input[1] in other.output:
-            return any((numpy_helper.to_array(a.t) < 0).any() for a in other.attribute if a.t.dims)
-    return False
-
-
 def _shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
     """The shapes that are known, None for a dimension that is not."""
     found: dict[str, list[int | None]] = {t.name: list(t.dims) for t in graph.initializer}
@@ -520,4 +549,51 @@ def _at_base_opset(model: onnx.ModelProto) -> onnx.ModelProto:
             hint=f"export it again with opset {dialect.BASE_OPSET}",
         ) from None
     converted.ir_version = dialect.MAX_IR_VERSION
+    if opset < 11:
+        _old_resize(converted.graph)
     return converted
+
+
+def _old_resize(graph: onnx.GraphProto) -> None:
+    """Before opset 11, Upsample and Resize meant what is now `asymmetric`; the converter leaves the new
+    default, half_pixel.  Nearest rounded down on axes that grow, and up on axes that shrink."""
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                scales[node.output[0]] = numpy_helper.to_array(attribute.t)
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type != "Resize":
+            continue
+        factors = scales.get(node.input[2]) if len(node.input) > 2 else None
+        shrinks = factors is not None and bool((factors < 1).any())
+        if factors is not None and shrinks and (factors > 1).any():
+            # Both roundings in one node: first the axes that grow, then those that shrink.
+            result, base = node.output[0], f"{node.output[0]}/grown"
+            for name, part in (("up", np.maximum(factors, 1)), ("down", np.minimum(factors, 1))):
+                graph.initializer.append(numpy_helper.from_array(part, f"{base}/{name}"))
+            second = onnx.NodeProto()
+            second.CopyFrom(node)
+            node.input[2], node.output[0] = f"{base}/up", base
+            second.input[0], second.input[2] = base, f"{base}/down"
+            second.output[0], second.name = result, f"{node.name or base}/shrink"
+            _asymmetric(second, "ceil")
+            nodes.append(second)
+            shrinks = False
+        _asymmetric(node, "ceil" if shrinks else "floor")
+    if len(nodes) > len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _asymmetric(node: onnx.NodeProto, nearest: str) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name not in _RESIZE_MODES]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    modes = dict(zip(_RESIZE_MODES, ("asymmetric", nearest), strict=True))
+    node.attribute.extend(helper.make_attribute(name, mode) for name, mode in modes.items())
+
+
+_RESIZE_MODES = ("coordinate_transformation_mode", "nearest_mode")

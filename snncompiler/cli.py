@@ -34,6 +34,7 @@ from snncompiler.pipeline import (
     MAX_STEPS,
     Options,
     check_batch,
+    check_source,
     compile_model,
     measure_folds,
     prepare,
@@ -292,8 +293,10 @@ def check(
     """Say whether a network can be converted, layer by layer, and what was folded."""
     prepared = prepare(model, strict=strict, allow_analog=allow_analog)
     try:
+        feeds = synthetic_feeds(prepared, 1, 0)
         check_batch(prepared, 0)
-        measure_folds(prepared, synthetic_feeds(prepared, 1, 0))
+        check_source(prepared, feeds)
+        measure_folds(prepared, feeds)
     except EnvironmentMissing as missing:
         text = "the batch axis and the folding were not checked numerically"
         prepared.context.note("SNNC503", f"{text}: {missing.findings[0].message}")

@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "SNNC205": "the leading axis is not proved to be a batch axis",
     "SNNC206": "kept as it is",
     "SNNC207": "batch-norm that cannot be folded exactly",
+    "SNNC208": "the normalized network differs from the source",
     "SNNC209": "predicted size over the limit",
     # 3xx: data and calibration
     "SNNC301": "data file missing, unreadable or of an unknown kind",

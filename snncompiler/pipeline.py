@@ -82,6 +82,11 @@ MAX_CHUNK = 16
 BATCH_TOLERANCE = 1e-4
 
 
+#: Relative tolerance against the source: folding rounds every weight once, and the roundings of tens of
+#: layers add up; float16 sources are computed in float32 on purpose, and keep 11 bits.
+SOURCE_TOLERANCE = 1e-2
+
+
 @dataclass(frozen=True)
 class Options:
     """How to compile.  The fields are the options of `snnc compile`."""
@@ -341,6 +346,39 @@ def check_batch(prepared: Prepared, seed: int) -> None:
                 "SNNC205",
                 f"three samples at once give another '{output.name}' than one by one",
                 hint="export the model with a dynamic batch axis",
+            )
+
+
+def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
+    """Compare the normalized ANN with the source file itself, on one sample, in onnxruntime.
+
+    Where they differ, a pass or the opset conversion was wrong for this network: Refused, naming the
+    output, rather than converting another network than the one given.
+    """
+    count = prepared.fixed_batch or 1
+    one = {name: array[:count] for name, array in feeds.items()}
+    try:
+        expected = create_session(prepared.source.model, threads=1).run(None, one)
+    except Exception as error:  # onnxruntime's own classes have no common base
+        prepared.context.note(
+            "SNNC208",
+            "the source was not compared with the normalized network, because onnxruntime does not "
+            f"run it: {str(error).splitlines()[0][:200]}",
+        )
+        return
+    found = create_session(prepared.ann, threads=1).run(None, one)
+    for output, first, second in zip(prepared.graph.outputs, expected, found, strict=True):
+        wide = np.asarray(first, np.float64)
+        if np.asarray(first).dtype.kind != "f" or not np.isfinite(wide).all():
+            continue
+        scale = float(np.abs(wide).max(initial=0))
+        change = float(np.abs(wide - second).max(initial=0)) if wide.size else 0.0
+        if wide.shape != np.shape(second) or change > SOURCE_TOLERANCE * scale:
+            raise refuse(
+                "SNNC208",
+                f"the normalized network gives another '{output.name}' than the source: "
+                f"{change:.3g} of {scale:.3g}",
+                hint="please report it with the model",
             )
 
 
@@ -636,6 +674,8 @@ def compile_model(
             dataset = loaded.sample(samples, options.seed)
             _warn_constant(prepared, dataset)
         feeds = dataset.feeds if dataset else synthetic_feeds(prepared, 1, options.seed)
+        if options.maxpool == "exact":
+            check_source(prepared, feeds)
         measure_folds(prepared, feeds)
         thresholds = calibrated(prepared, options, dataset, progress)
     return Compiled(emit(prepared, thresholds, options), prepared, thresholds)

@@ -47,6 +47,7 @@ class Case:
     #: CPU seconds beyond those of an empty run.
     seconds: float = 20.0
     timeout: float = 30.0
+    slow: bool = False
     bug: str = ""
 
     @property
@@ -154,9 +155,7 @@ def pipe_instead(folder: Path) -> None:
 def functions(*bodies: str, call: str = "f0") -> Make:
     header = f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
     g (float[N,2] x) => (float[N,2] y) {{ y = local.{call} (x) }}"""
-    spelled = [
-        f'<domain: "local", opset_import: ["" : 17, "local" : 1]> {body}' for body in bodies
-    ]
+    spelled = [f'<domain: "local", opset_import: ["" : 17, "local" : 1]> {body}' for body in bodies]
     return lambda folder: save(folder, onnx.parser.parse_model("\n".join([header, *spelled])))
 
 
@@ -327,9 +326,7 @@ def _named(place: str) -> onnx.ModelProto:
     elif place == "function":
         caller = helper.make_node(NASTY, ["a"], ["b"], domain="local")
         opsets = [helper.make_opsetid("local", 1)]
-        model.functions.append(
-            helper.make_function("local", NASTY, ["a"], ["b"], [caller], opsets)
-        )
+        model.functions.append(helper.make_function("local", NASTY, ["a"], ["b"], [caller], opsets))
         model.opset_import.add(domain="local", version=1)
         graph.node.append(helper.make_node(NASTY, ["y"], ["z"], domain="local"))
     elif place == "location":
@@ -479,6 +476,8 @@ RUN = "run net.snn.onnx --input data.npz"
 
 _HUGE = f"s = Constant <value_ints = [{1 << 20}, {1 << 20}]> ()"
 
+TOO_LARGE = "pipeline.py check_batch: the size of values is not predicted, allocation fails"
+
 CASES: list[Case] = [
     # 1: not a model
     Case(1, "empty file", raw(b""), codes="SNNC101", said="0 bytes"),
@@ -533,10 +532,10 @@ CASES: list[Case] = [
     Case(8, "2^40 elements", weight(dims=[1 << 20, 1 << 20]), codes="SNNC107", seconds=1),
     Case(8, "2^40 elements in the input",
          network(f"g (float[N,{1 << 40}] x) => (float[N,{1 << 40}] y) {{ y = Relu (x) }}"),
-         codes="SNNC209", seconds=2),
+         codes="SNNC209", seconds=2, bug=TOO_LARGE),
     Case(8, "2^40 elements in a result", network(
         f"g (float[N,1] x) => (float[N,{1 << 40}] y) {{ s = Constant <value_ints = [1,{1 << 40}]> ()"
-        " r = Relu (x)  y = Expand (r, s) }"), codes="SNNC209", seconds=2),
+        " r = Relu (x)  y = Expand (r, s) }"), codes="SNNC209", seconds=2, bug=TOO_LARGE),
     Case(8, "2^40 elements in a constant", relu(
         _HUGE + " k = ConstantOfShape (s)  m = ReduceMax <keepdims = 0> (k)"
         " h = Add (x, m)  y = Relu (h)"), codes="SNNC209", seconds=2),
@@ -544,8 +543,10 @@ CASES: list[Case] = [
         f"a = Constant <value_int = 0> ()  b = Constant <value_int = {1 << 40}> ()"
         " d = Constant <value_int = 1> ()  k = Range (a, b, d)  c = Cast <to = 1> (k)"
         " m = ReduceMax <keepdims = 0> (c)  h = Add (x, m)  y = Relu (h)"),
-        codes="SNNC209", seconds=2),
-    Case(8, "pads of 2^40", conv(f"<pads = [{1 << 20}, {1 << 20}, 0, 0]>"), codes="SNNC209"),
+        codes="SNNC209", seconds=2,
+        bug="verify_input.py _checked: infer_shapes with data_prop fills the range"),
+    Case(8, "pads of 2^40", conv(f"<pads = [{1 << 20}, {1 << 20}, 0, 0]>"), codes="SNNC209",
+         bug=TOO_LARGE),
     # 9: not finite
     Case(9, "NaN", network(LINEAR, {"w": np.where(W == 2, np.nan, W).astype(np.float32)}),
          codes="SNNC108", said="[1, 0]"),
@@ -590,7 +591,8 @@ CASES: list[Case] = [
     Case(12, "stride 0", conv("<strides = [0, 1]>"), codes="SNNC110", said="strides"),
     Case(12, "wrong rank", conv("", 4, 4, 3), codes="SNNC110"),
     Case(12, "wrong attribute type", conv("<strides = 1.5>"), codes="SNNC110"),
-    Case(12, "kernel larger than the image", conv("", 4, 4, 99, 99), codes="SNNC110"),
+    Case(12, "kernel larger than the image", conv("", 4, 4, 99, 99), codes="SNNC110",
+         bug="verify_input.py: a negative size is found by onnxruntime, which logs in colours"),
     Case(12, "dilation of 2^62", conv(f"<dilations = [{1 << 62}, {1 << 62}]>"), codes="SNNC110"),
     # 13: declared outputs
     Case(13, "declared shape", network(LINEAR.replace("2] y", "3] y"), {"w": W}), codes="SNNC110"),
@@ -610,7 +612,9 @@ CASES: list[Case] = [
     Case(15, "function without its body", functions("f1 (a) => (b) { b = Relu (a) }"),
          codes="SNNC106"),
     # 16: size
-    Case(16, "chain of 20 000 nodes", chain(20_000), 0, seconds=40, timeout=120),
+    Case(16, "chain of 4 000 nodes", chain(4000), 0),
+    Case(16, "chain of 20 000 nodes", chain(20_000), 0, "SNNC304", COMPILE, writes=("out.onnx",),
+         seconds=90, timeout=240, slow=True),
     Case(16, "functions 90 deep", chain_of_functions(90), 0),
     Case(16, "functions 5 000 deep", chain_of_functions(5000), codes="SNNC112"),
     Case(16, "If 25 deep", nested(25), codes="SNNC111"),
@@ -641,8 +645,8 @@ CASES: list[Case] = [
          f"{COMPILE} --unroll steps -T 10000000", seconds=2),
     Case(18, "a result over 2 GiB", relu(
         "s = Constant <value_ints = [2, 400000000]> ()  k = ConstantOfShape (s)"
-        " h = MatMul (x, k)  r = Relu (h)  m = ReduceMean <axes = [1]> (r)  y = Add (m, x)"), 1, "SNNC209", COMPILE,
-        seconds=2),
+        " h = MatMul (x, k)  r = Relu (h)  m = ReduceMean <axes = [1]> (r)"
+        " y = Add (m, x)"), 1, "SNNC209", COMPILE, seconds=2),
     # 19: names
     *_name_cases(),
     Case(19, "file name", beside(lambda f: None), 2, "SNNC501", f"check {NASTY.replace(' ', '')}"),
@@ -684,7 +688,7 @@ CASES: list[Case] = [
     Case(22, "wrong name", data(pictures=X), 1, "SNNC302", CALIBRATED, said="pictures"),
     Case(22, "no samples", data(x=X[:0]), 1, "SNNC303", CALIBRATED),
     Case(22, "no arrays", data(), 1, "SNNC302", CALIBRATED),
-    Case(22, "NaN", data(x=np.where(X == X[1, 1], np.nan, X)), 1, "SNNC303", CALIBRATED,
+    Case(22, "NaN", data(x=np.where(X[1, 1] == X, np.nan, X)), 1, "SNNC303", CALIBRATED,
          said="[1, 1]"),
     Case(22, "pickled objects", data(x=np.array([Payload()], object)), 1, "SNNC301", CALIBRATED),
     Case(22, "a pickle", beside(
@@ -722,13 +726,20 @@ CASES: list[Case] = [
     Case(24, "output is a device", beside(lambda f: None), 2, "SNNC502",
          "compile net.onnx -o /dev/full"),
     Case(24, "output is a link to itself", beside(
-        lambda f: (f / "out.onnx").symlink_to("out.onnx")), 2, "SNNC502", COMPILE),
+        lambda f: (f / "out.onnx").symlink_to("out.onnx")), 2, "SNNC502", COMPILE,
+         bug="io.py write_atomically: path.resolve() raises RuntimeError, code 4"),
+    Case(24, "input is a link to itself", lambda f: (f / "net.onnx").symlink_to("net.onnx"), 2,
+         "SNNC501"),
     Case(24, "output folder is missing", beside(lambda f: None), 2, "SNNC502",
          "compile net.onnx -o nowhere/out.onnx"),
     Case(24, "output folder cannot be written", beside(lambda f: None), 2, "SNNC502",
          "compile net.onnx -o /proc/out.onnx"),
     Case(24, "output name too long", beside(lambda f: None), 2, "SNNC502",
-         f"compile net.onnx -o {'o' * 300}.onnx"),
+         f"compile net.onnx -o {'o' * 300}.onnx", bug="io.py check_writable: OSError is code 4"),
+    Case(24, "input name too long", beside(lambda f: None), 2, "SNNC501",
+         f"check {'i' * 300}.onnx", bug="io.py read_file: OSError is code 4"),
+    Case(24, "data name too long", beside(lambda f: None), 2, "SNNC301",
+         f"{COMPILE} --calibration {'i' * 300}.npz", bug="data.py load_data: OSError is code 4"),
     Case(24, "output is the data", data(x=X), 2, "SNNC502",
          "compile net.onnx -o data.npz --calibration data.npz"),
     Case(24, "the disk is full", beside(old_output), 2, "SNNC502", COMPILE,

@@ -26,7 +26,7 @@ import onnx
 import pytest
 from fork_server import MEMORY
 from helpers import BUG
-from hostile_cases import CASES, COMPILE, LIBRARY, W, Case, X, linear, save
+from hostile_cases import CASES, COMPILE, LIBRARY, Case, W, X, linear, save
 
 from snncompiler import pipeline
 from snncompiler.compiled import read_compiled
@@ -166,6 +166,8 @@ def holds(case: Case, ran: Ran, folder: Path, before: dict[str, object], empty: 
         assert not findings_of(ran, "error")
         assert wanted <= findings_of(ran, "warning") | findings_of(ran, "note"), text
     assert "SNNC504" not in text
+    # Nothing but findings, one a line: no warnings of numpy, no log of onnxruntime.
+    assert all(re.match(r"(error|warning|note) SNNC\d{3} ", line) for line in ran.err.splitlines())
     assert text.replace("\n", "").isprintable(), [c for c in text if not c.isprintable()]
     assert case.said in re.sub(r"\s+", " ", text), text
     if "--json" in case.args:
@@ -193,7 +195,12 @@ def request_of(case: Case) -> dict[str, Any]:
 
 
 MARKED = [
-    pytest.param(case, id=case.name, marks=[BUG(case.bug)] if case.bug else []) for case in CASES
+    pytest.param(
+        case,
+        id=case.name,
+        marks=[*([BUG(case.bug)] if case.bug else []), *([pytest.mark.slow] if case.slow else [])],
+    )
+    for case in CASES
 ]
 
 
@@ -233,7 +240,8 @@ def test_refused_within_a_second_of_a_fresh_interpreter(
 
 #: Runs the command with a write that stops before it is whole, and says when it is there.
 STOPS = """
-import os, pathlib, time
+import os, pathlib, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def stop(handle):
     pathlib.Path("there").touch()
     time.sleep(60)

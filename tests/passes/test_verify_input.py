@@ -526,4 +526,5 @@ except Refused:
     raise SystemExit(1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
-    assert done.returncode == 1, done.stderr
+    # Refused, or taken with an axis of no elements: the process lives.
+    assert done.returncode in (0, 1), done.stderr
