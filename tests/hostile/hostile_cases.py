@@ -23,6 +23,8 @@ Make = Callable[[Path], object]
 CHECK = "check net.onnx"
 COMPILE = "compile net.onnx -o out.onnx"
 LINEAR = "g (float[N,2] x) => (float[N,2] y) { h = MatMul (x, w)  y = Relu (h) }"
+SHIFTED = """g (float[N,2] x) => (float[N,2] y)
+    { c = Constant <value_float = 1.0> ()  h = Add (x, c)  y = Relu (h) }"""
 CONV = "g (float[N,4,8,8] x) => (float[N,?,?,?] y) { h = Conv %s (x, w)  y = Relu (h) }"
 W = np.arange(4, dtype=np.float32).reshape(2, 2)
 #: An escape sequence, carriage return, bell, the one-byte CSI, and text that runs right to left.
@@ -268,6 +270,14 @@ def empty_bias(folder: Path) -> None:
     save(folder, model)
 
 
+def reference(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute[0].ref_attr_name = "slope"
+
+
+def set_size(model: onnx.ModelProto, size: int) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = size
+
+
 def with_sparse(folder: Path) -> None:
     model = linear()
     dense = model.graph.initializer.pop()
@@ -375,6 +385,12 @@ def _name_cases() -> list[Case]:
 
             cases.append(Case(19, place + how, make, 1 if codes else 0, codes, CHECK + how))
     return cases
+
+
+def _latin_dimension(folder: Path) -> None:
+    model = parse("g (float[N,A,2] x) => (float[N,A,2] y) { y = Relu (x) }")
+    content = model.SerializeToString().replace(b"\x12\x01A", b"\x12\x01\xff")
+    (folder / "net.onnx").write_bytes(content)
 
 
 def _latin(folder: Path) -> None:
@@ -501,6 +517,22 @@ CASES: list[Case] = [
     Case(3, "opset 999", network(LINEAR, {"w": W}, opset=999), codes="SNNC102", said="7 to"),
     Case(3, "opset 6", network(LINEAR, {"w": W}, opset=6), codes="SNNC102", said="opset 6"),
     Case(3, "ir_version 999", network(LINEAR, {"w": W}, ir=999), codes="SNNC102", said="3 to"),
+    Case(3, "opset imported twice", edited(
+        lambda m: m.opset_import.append(helper.make_opsetid("", 1 << 40))), codes="SNNC102",
+        bug="verify_input.py _operators: the last version is taken unchecked, TypeError"),
+    Case(3, "output of no type", edited(
+        lambda m: setattr(m.graph.output[0].type.tensor_type, "elem_type", 0)), codes="SNNC110",
+        bug="pipeline.py _normalized: np.dtype(0) of an output, TypeError"),
+    Case(3, "output without a type", edited(lambda m: m.graph.output[0].ClearField("type")),
+         codes="SNNC110", bug="to_float32.py _cast_output: the type None is cast to"),
+    Case(3, "attribute of a function in the graph", edited(reference, SHIFTED), codes="SNNC110",
+         bug="verify_input.py: ref_attr_name outside of a function is not refused"),
+    Case(8, "negative dimension of the input", edited(
+        lambda m: set_size(m, -5), "g (float[N,2] x) => (float[N,?] y) { y = Relu (x) }"),
+        codes="SNNC107",
+        bug="verify_input.py: a negative size of an input is not refused"),
+    Case(8, "segmented data", edited(lambda m: m.graph.initializer[0].segment.SetInParent()),
+         codes="SNNC107", bug="verify_input.py _data_problem: a segment, ValueError of onnx"),
     Case(3, "ir_version 0", network(LINEAR, {"w": W}, ir=0), codes="SNNC102"),
     # 4: names
     Case(4, "cycle", relu("[one] a = Add (x, b)  [two] b = Relu (a)  y = Relu (b)"),
@@ -652,6 +684,8 @@ CASES: list[Case] = [
     Case(19, "file name", beside(lambda f: None), 2, "SNNC501", f"check {NASTY.replace(' ', '')}"),
     Case(19, "file name --json", beside(lambda f: None), 2, "SNNC501", f"check {NASTY} --json"),
     Case(19, "invalid UTF-8", _latin, codes="SNNC101"),
+    Case(19, "invalid UTF-8 in a dimension", _latin_dimension, codes="SNNC101",
+         bug="io.py _names: sizes have names too, ValueError of graphsurgeon"),
     Case(19, "invalid UTF-8 --json", _latin, codes="SNNC101", args=CHECK + " --json"),
     # 20: odd shapes
     Case(20, "no ReLU", network(LINEAR.replace("Relu", "Neg"), {"w": W}), codes="SNNC201"),

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from fork_server import MEMORY
@@ -234,6 +235,28 @@ def test_refused_within_a_second_of_a_fresh_interpreter(
     before = prepared(case, tmp_path, compiled)
     empty = fresh(tmp_path, ["--version"], {}).seconds
     holds(case, fresh(tmp_path, arguments(case), request_of(case)), tmp_path, before, empty)
+
+
+# --- what takes no process ---
+
+
+@BUG("verify_input.py _weights: to_array reads files of the working directory")
+@pytest.mark.parametrize("entries", [{}, {"location": "none"}, {"length": str(9 << 50)}])
+@pytest.mark.parametrize("given", ["bytes", "proto"])
+def test_17_external_data_of_no_path_is_never_read(
+    given: str, entries: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes and protos have no folder; what lies in the working directory is not theirs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.bin").write_bytes(np.full(4, np.nan, np.float32).tobytes())
+    model = linear()
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, entry in {"location": "w.bin", **entries}.items():
+        tensor.external_data.add(key=key, value=entry)
+    with pytest.raises(Refused) as caught:
+        pipeline.prepare(model if given == "proto" else model.SerializeToString())
+    assert [finding.code for finding in caught.value.findings] == ["SNNC113"]
 
 
 # --- what takes more than one process ---
