@@ -38,7 +38,7 @@ def chain(count: int) -> onnx.ModelProto:
         op = ("Conv", "Relu", "Add", "Identity")[i % 4]
         inputs = {"Conv": [f"t{i}", "w"], "Add": [f"t{i}", f"t{i}"]}.get(op, [f"t{i}"])
         nodes.append(helper.make_node(op, inputs, [f"t{i + 1}"], name=f"{op}_{i}"))
-    shape = ["N", 1, 2, 2]
+    shape: list[str | int | None] = ["N", 1, 2, 2]
     graph = helper.make_graph(
         nodes,
         "chain",

@@ -57,7 +57,7 @@ def light(name: str, *, width: int = 1, size: int = 0, seed: int = 0) -> onnx.Mo
     """A structural network with seeded weights: He-scaled, batch-norm variances 0.5 to 1.5.
 
     `width` divides the number of channels of every layer; `size` is the height and width of the input
-    where the network takes any.
+    where the network takes any.  Class scores are scaled to a deviation of 1.
     """
     model = onnx.load(light_folder() / f"{name}.onnx")
     graph = model.graph
@@ -87,7 +87,31 @@ def light(name: str, *, width: int = 1, size: int = 0, seed: int = 0) -> onnx.Mo
     for output in graph.output:
         dim = output.type.tensor_type.shape.dim[1]
         dim.dim_value //= width
+    _spread_scores(model, inputs[0])
     return model
+
+
+def _spread_scores(model: onnx.ModelProto, data: onnx.ValueInfoProto) -> None:
+    """Scale the last layer to class scores of deviation 1: else a Softmax says one class for all."""
+    from snncompiler.runtime.session import create_session
+
+    softmax, gemm = model.graph.node[-1], model.graph.node[-2]
+    if softmax.op_type != "Softmax" or gemm.op_type != "Gemm":
+        return
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.append(
+        helper.make_tensor_value_info(gemm.output[0], onnx.TensorProto.FLOAT, None)
+    )
+    shape = [dim.dim_value for dim in data.type.tensor_type.shape.dim]
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    scores = create_session(probe).run(None, {data.name: x})[0]
+    weights = [n.input[0] for n in model.graph.node if n.output[0] == gemm.input[1]]
+    for tensor in model.graph.initializer:
+        if tensor.name in (*gemm.input[1:], *weights):
+            scaled = numpy_helper.to_array(tensor) / scores.std()
+            tensor.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), tensor.name))
 
 
 def _is_data(
@@ -109,8 +133,11 @@ def _weights(
     """New values for a constant, by the operator that reads it and the place where it does."""
     shape = list(old.shape)
     if role == ("Reshape", 1):
-        # [1, features] after the convolutions.
-        return old if old.size != 2 or old[1] <= 0 else np.array([old[0], old[1] // width])
+        # [1, features] after the convolutions, or [classes, features] of the weights.
+        return np.maximum(old // width, 1) if old.size == 2 and old.min() > 0 else old
+    if role == ("Reshape", 0):
+        shape[-2:] = [size // width for size in shape[-2:]]
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
     if role in (("Conv", 1), ("Gemm", 1)):
         shape[0] //= width
         shape[1] //= width if shape[1] > 3 else 1

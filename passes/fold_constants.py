@@ -8,6 +8,7 @@ into constants; `track_batch` gives the batch back, where it can prove it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from snncompiler.errors import refuse
 from snncompiler.graph import (
+    MAX_VALUES,
     Graph,
     Node,
     drop_dead,
@@ -61,6 +63,14 @@ class FoldConstants(Pass):
         for tensor in graph.inputs if self.freeze_batch else ():
             if tensor.shape and (not known(tensor.shape[0]) or tensor.shape[0] == 0):
                 tensor.shape = [1, *tensor.shape[1:]]
+        for tensor in graph.inputs:
+            sizes = [int(dim) for dim in tensor.shape or () if known(dim)]
+            if prod(sizes) > MAX_VALUES:
+                raise refuse(
+                    "SNNC209",
+                    f"input '{tensor.name}' would have {prod(sizes):,} values a sample",
+                    hint=f"the limit is {MAX_VALUES:,}",
+                )
         sort_nodes(graph)
         for node in list(graph.nodes):
             if node.op == "Constant" and not node.domain:
@@ -105,9 +115,7 @@ def _fold(node: Node, opset: int) -> list[Any] | None:
         return None
     for tensor in node.outputs:
         if tensor.shape and all(known(dim) for dim in tensor.shape):
-            elements = 1
-            for dim in tensor.shape:
-                elements *= int(dim)
+            elements = prod(int(dim) for dim in tensor.shape)
             if elements > MAX_ELEMENTS:
                 raise refuse(
                     "SNNC209",

@@ -43,7 +43,8 @@ class ToFloat32(Pass):
             for index, tensor in enumerate(node.inputs):
                 array = value(tensor)
                 if array is not None and array.dtype in _OTHER:
-                    narrow = array.astype(np.float32)
+                    with np.errstate(over="ignore"):  # told below, with the weight's name
+                        narrow = array.astype(np.float32)
                     if not np.isfinite(narrow).all():
                         raise refuse(
                             "SNNC109",

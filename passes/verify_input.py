@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from math import prod
 
 import numpy as np
 import onnx
@@ -104,6 +105,10 @@ def _versions(model: onnx.ModelProto) -> list[Finding]:
                 hint="export it again with a supported opset",
             )
         )
+    for domain, count in Counter(entry.domain for entry in model.opset_import).items():
+        if count > 1:
+            text = f"domain '{domain or 'ai.onnx'}' is imported {count} times"
+            findings.append(Finding("SNNC102", text))
     for entry in model.opset_import:
         if entry.domain and not 1 <= entry.version < 1 << 31:
             text = f"version {entry.version} of domain '{entry.domain}' does not exist"
@@ -273,6 +278,8 @@ def _operators(model: onnx.ModelProto) -> list[Finding]:
             )
             continue
         problem = _attribute_problem(node)
+        if any(attribute.ref_attr_name for attribute in node.attribute):
+            problem = "an attribute refers to a function's, but it stands in no function"
         if problem:
             findings.append(Finding("SNNC110", problem, node=where))
         if domain not in versions or not onnx.defs.has(node.op_type, versions[domain], domain):
@@ -427,13 +434,13 @@ def _data_problem(tensor: onnx.TensorProto) -> str:
     """Why the data of a tensor does not fit its type and shape, before any allocation."""
     if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == 0:
         return f"data type {tensor.data_type} does not exist"
-    elements = 1
-    for dim in tensor.dims:
-        if dim < 0:
-            return f"dimension {dim} is negative"
-        elements *= dim
-    if elements >= 1 << 62:
+    if tensor.HasField("segment"):
+        return "it is a segment of a tensor, which is not supported"
+    if any(dim < 0 for dim in tensor.dims):
+        return f"shape {list(tensor.dims)} has a negative dimension"
+    if prod(dim for dim in tensor.dims if dim) >= 1 << 62:
         return f"shape {list(tensor.dims)} overflows"
+    elements = prod(tensor.dims)
     if not tensor.HasField("raw_data"):
         field = helper.tensor_dtype_to_field(tensor.data_type)
         held = len(getattr(tensor, field))
@@ -483,6 +490,7 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
         for name, kind in kinds.items()
         if kind not in _SUPPORTED or kind == TensorProto.STRING
     ]
+    findings += _types(model.graph)
     if findings:
         return findings
     try:
@@ -492,9 +500,7 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
         probe.ir_version = max(model.ir_version, 4)
         _complete_outputs(probe)
         onnx.checker.check_model(probe)
-        inferred = onnx.shape_inference.infer_shapes(
-            probe, check_type=True, strict_mode=True, data_prop=True
-        )
+        inferred = onnx.shape_inference.infer_shapes(probe, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         findings.append(Finding("SNNC110", _one_line(error)))
         return findings
@@ -504,6 +510,25 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
         if problem:
             where = describe(node.op_type, node.name)
             findings.append(Finding("SNNC110", problem, node=where))
+    return findings
+
+
+def _types(graph: onnx.GraphProto) -> list[Finding]:
+    """What is wrong with the declared types of inputs, outputs and values."""
+    findings = []
+    known = set(TensorProto.DataType.values()) - {0}
+    for entry in graph.input:
+        sizes = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+        if any(size < 0 for size in sizes):
+            findings.append(
+                Finding("SNNC107", f"input '{entry.name}' has a negative size: {sizes}")
+            )
+    for entry in (*graph.output, *graph.value_info):
+        other = entry.type.WhichOneof("value") not in (None, "tensor_type")
+        untyped = entry.type.WhichOneof("value") is None and entry not in graph.output
+        if not other and not untyped and entry.type.tensor_type.elem_type not in known:
+            kind = _type_name(entry.type.tensor_type.elem_type)
+            findings.append(Finding("SNNC110", f"the declared type of '{entry.name}' is {kind}"))
     return findings
 
 

@@ -36,12 +36,14 @@ def create_session(
     *,
     device: Device = "cpu",
     threads: int | None = None,
+    optimize: bool = True,
     native: bool | Literal["auto"] = "auto",
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session for a model given as a path, as bytes or as a ModelProto.
 
     `device` "cuda" never falls back to the CPU; "auto" takes CUDA where it works.
-    `threads` is the number of intra-op threads; None leaves onnxruntime's default.
+    `threads` is the number of intra-op threads; None leaves onnxruntime's default.  `optimize` False
+    leaves its graph optimizations out, whose time grows faster than the graph.
     `native` True requires the native library, False leaves it out, and "auto" uses it where it is
     installed for the device; without it, the function bodies in the model run.
     Raises EnvironmentMissing for what is missing or broken.
@@ -57,7 +59,9 @@ def create_session(
 
     def session(providers: list[str]) -> Any:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised too, and told by us
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1

@@ -30,6 +30,9 @@ Feeds = Mapping[str, NDArray[Any]]
 #: most 1/1024 of the maximum wide: an error of 0.1 % in θ, far below what moves an accuracy.
 BINS = 2048
 
+#: onnxruntime's optimizer takes longer than the calibration itself on graphs of more nodes.
+LARGE_GRAPH = 4000
+
 #: Activations of one batch that are held at once, in bytes.
 _BATCH_BYTES = 256 << 20
 
@@ -200,7 +203,9 @@ def observe(
     """
     nodes = rectifiers_of(graph)
     outputs = [node.outputs[0].name for node in nodes]
-    session = create_session(with_outputs(model, outputs))
+    session = create_session(
+        with_outputs(model, outputs), optimize=len(model.graph.node) <= LARGE_GRAPH
+    )
     histograms = {node.name: Histogram(channels_of(node)) for node in nodes}
     samples = len(next(iter(feeds.values())))
     if batch is not None:

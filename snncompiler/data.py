@@ -117,10 +117,13 @@ def load_data(
     if isinstance(data, np.ndarray):
         return _from_arrays({_DATA_NAMES[0]: data}, inputs, how, "the array")
     path = Path(data)
-    if not path.exists():
-        raise UsageError(f"{path} does not exist", code="SNNC301")
-    if not path.is_dir() and not path.is_file():
-        raise UsageError(f"{path} is neither a file nor a folder", code="SNNC301")
+    try:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist", code="SNNC301")
+        if not path.is_dir() and not path.is_file():
+            raise UsageError(f"{path} is neither a file nor a folder", code="SNNC301")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be a file: {error.strerror}", code="SNNC301") from None
     if path.is_dir() or path.suffix.lower() == ".zip":
         return _from_images(path, inputs, how)
     if path.suffix.lower() == ".npz":

@@ -24,6 +24,9 @@ Graph: TypeAlias = gs.Graph
 Node: TypeAlias = gs.Node
 Tensor: TypeAlias = gs.Tensor
 
+#: A run-time value may not have more elements than this for one sample: 8 GiB in float32.
+MAX_VALUES = 1 << 31
+
 #: Constants up to this many elements are shown to the shape inference as data (Reshape targets,
 #: pads, axes); larger ones are weights.
 _DATA_ELEMENTS = 4096
@@ -254,6 +257,21 @@ def infer_node(node: Node, opset: int) -> None:
             kind = inferred[tensor.name].tensor_type
             tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
             tensor.shape = [_dim(dim) for dim in kind.shape.dim] if kind.HasField("shape") else None
+            _check_size(node, tensor)
+
+
+def _check_size(node: Node, tensor: Tensor) -> None:
+    """Refuse values of impossible or absurd size before anything allocates them."""
+    sizes = [int(dim) for dim in tensor.shape or () if known(dim)]
+    if any(size < 0 for size in sizes):
+        raise refuse("SNNC110", f"its output would have the shape {tensor.shape}", node=label(node))
+    if prod(sizes) > MAX_VALUES:
+        raise refuse(
+            "SNNC209",
+            f"its output would have {prod(sizes):,} values a sample",
+            node=label(node),
+            hint=f"the limit is {MAX_VALUES:,}",
+        )
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:

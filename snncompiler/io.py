@@ -40,11 +40,14 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
+        _refuse_external(copy)
         raw = copy.SerializeToString(deterministic=True)
         _check_names(copy, "the model")
         return Source(copy, hashlib.sha256(raw).hexdigest(), copy.graph.name or "model")
     if isinstance(model, bytes):
-        return Source(_parse(model, "the bytes"), hashlib.sha256(model).hexdigest(), "model")
+        parsed = _parse(model, "the bytes")
+        _refuse_external(parsed)
+        return Source(parsed, hashlib.sha256(model).hexdigest(), "model")
     path = Path(model)
     raw = read_file(path)
     proto = _parse(raw, str(path))
@@ -55,11 +58,11 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
 
 def read_file(path: Path) -> bytes:
     """The bytes of a regular file; UsageError says what is wrong with any other path."""
-    if not path.exists():
-        raise UsageError(f"{path} does not exist")
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file")
     try:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist")
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file")
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
@@ -111,8 +114,10 @@ def _names(model: onnx.ModelProto) -> Iterator[str]:
         if graphs:
             graph = graphs.pop()
             yield graph.name
-            yield from (entry.name for entry in (*graph.initializer, *graph.value_info))
-            yield from (entry.name for entry in (*graph.input, *graph.output))
+            yield from (tensor.name for tensor in graph.initializer)
+            for entry in (*graph.input, *graph.output, *graph.value_info):
+                yield entry.name
+                yield from (dim.dim_param for dim in entry.type.tensor_type.shape.dim)
             nodes += graph.node
         for node in nodes:
             yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
@@ -163,6 +168,16 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                     graphs.append(attribute.g)
                 graphs += attribute.graphs
         nodes = []
+
+
+def _refuse_external(model: onnx.ModelProto) -> None:
+    """A model that is no file has no folder from which its external data could come."""
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
+        raise refuse(
+            "SNNC113",
+            "the model's weights are external data, but it was not given as a file",
+            hint="give the path, or load it with onnx.load, which brings the data in",
+        )
 
 
 def _load_external_data(
@@ -234,14 +249,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises UsageError where the folder does not exist or cannot be written; an existing file
     survives then, and nothing stays behind.
     """
+    check_writable(path)
     folder = path.parent
-    if not folder.is_dir():
-        raise UsageError(f"the folder {folder} does not exist", code="SNNC502")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", code="SNNC502")
     target = path.resolve() if path.is_symlink() else path
-    if target.exists() and not target.is_file():
-        raise UsageError(f"{path} is not a regular file", code="SNNC502")
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=target.parent)
     except OSError as error:
@@ -268,21 +278,30 @@ def _umask() -> int:
 
 
 def check_writable(path: Path, sources: tuple[Path, ...] = ()) -> None:
-    """Refuse an output path early: its folder is missing, it is a folder, or it is an input."""
+    """Refuse an output path early: its folder is missing, it is no regular file, or it is an input."""
+    try:
+        problem = _unwritable(path, sources)
+    except (OSError, RuntimeError) as error:
+        # A name that is too long, a link that leads to itself.
+        problem = f"{path} cannot be a file: {getattr(error, 'strerror', None) or error}"
+    if problem:
+        raise UsageError(problem, code="SNNC502")
+
+
+def _unwritable(path: Path, sources: tuple[Path, ...]) -> str:
+    """Why a file cannot be written, empty if it can."""
     if not path.parent.is_dir():
-        raise UsageError(f"the folder {path.parent} does not exist", code="SNNC502")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", code="SNNC502")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a regular file", code="SNNC502")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"the folder {path.parent} cannot be written", code="SNNC502")
-    for source in sources:
-        if path.exists() and source.exists() and path.samefile(source):
-            raise UsageError(
-                f"{path} is the input; it is never overwritten", hint="give another -o",
-                code="SNNC502",
-            )  # fmt: skip
+        return f"the folder {path.parent} does not exist"
+    target = path.resolve() if path.is_symlink() else path
+    if target.is_dir():
+        return f"{path} is a folder"
+    if target.exists() and not target.is_file():
+        return f"{path} is not a regular file"
+    if not os.access(target.parent, os.W_OK):
+        return f"the folder {target.parent} cannot be written"
+    if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
+        return f"{path} is the input, which is never overwritten"
+    return ""
 
 
 def serialize(model: onnx.ModelProto) -> bytes:

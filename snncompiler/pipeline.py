@@ -300,6 +300,11 @@ def _spec(tensor: Tensor) -> InputSpec:
 # --- checks that run the network ---
 
 
+def _checking(model: onnx.ModelProto) -> Any:
+    """A session that runs a few times only, on one thread."""
+    return create_session(model, threads=1, optimize=len(model.graph.node) <= calib.LARGE_GRAPH)
+
+
 def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Array]:
     """Seeded standard-normal inputs; unknown sizes are taken as 32."""
     rng = np.random.default_rng(seed)
@@ -323,7 +328,7 @@ def check_batch(prepared: Prepared, seed: int) -> None:
     if not prepared.any_batch:
         return
     feeds = synthetic_feeds(prepared, 3, seed)
-    session = create_session(prepared.ann, threads=1)
+    session = _checking(prepared.ann)
     try:
         together = session.run(None, feeds)
         alone = [session.run(None, {n: a[i : i + 1] for n, a in feeds.items()}) for i in range(3)]
@@ -358,7 +363,7 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
     count = prepared.fixed_batch or 1
     one = {name: array[:count] for name, array in feeds.items()}
     try:
-        expected = create_session(prepared.source.model, threads=1).run(None, one)
+        expected = _checking(prepared.source.model).run(None, one)
     except Exception as error:  # onnxruntime's own classes have no common base
         prepared.context.note(
             "SNNC208",
@@ -366,7 +371,7 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
             f"run it: {str(error).splitlines()[0][:200]}",
         )
         return
-    found = create_session(prepared.ann, threads=1).run(None, one)
+    found = _checking(prepared.ann).run(None, one)
     for output, first, second in zip(prepared.graph.outputs, expected, found, strict=True):
         wide = np.asarray(first, np.float64)
         if np.asarray(first).dtype.kind != "f" or not np.isfinite(wide).all():
@@ -394,8 +399,8 @@ def measure_folds(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
     if not names:
         return
     one = {name: array[:1] for name, array in feeds.items()}
-    before = create_session(calib.with_outputs(prepared.checked_model, names)).run(names, one)
-    after = create_session(calib.with_outputs(prepared.ann, names)).run(names, one)
+    before = _checking(calib.with_outputs(prepared.checked_model, names)).run(names, one)
+    after = _checking(calib.with_outputs(prepared.ann, names)).run(names, one)
     for layer in layers:
         if layer.output in made:
             at = names.index(layer.output)

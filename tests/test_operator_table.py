@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from helpers import Array, assert_close, compile_text, op_counts, parse, random, run_model
+from helpers import Array, assert_close, compile_text, op_counts, parse, random, refused, run_model
 
 from snncompiler import pipeline
 from snncompiler.operators import LINEAR
@@ -114,6 +114,7 @@ CASES: dict[str, list[Case]] = {
             "vector",
             weights={"k": w(1, 5, 8), "b": random(2, 1, 5)},
         ),
+        Case("q = MatMul (r, k)  p = Gemm (s, k, q)", "vector", weights={"k": w(1, 8, 5)}),
         Case(
             "t = Transpose (s)  p = Gemm <transA = 1> (t, k)", "vector", weights={"k": w(1, 8, 5)}
         ),
@@ -134,6 +135,7 @@ CASES: dict[str, list[Case]] = {
         Case("p = Add (s, k)", weights={"k": random(1, 6)}),
         Case("p = Add (s, r)"),
         Case("p = Add (s, s)"),
+        Case("q = Conv (x, k)  p = Add (s, q)", weights={"k": w(1, 4, 3, 1, 1)}),
         Case("p = Add (s, k)", "vector", weights={"k": random(1, 8)}),
     ],
     "Sub": [
@@ -170,6 +172,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "Div": [
         Case("p = Div (s, k)", weights={"k": np.abs(CHANNELS) + 1}),
+        Case("g = GlobalAveragePool (x)  m = ReduceL2 <axes = [1]> (g)  p = Div (s, m)"),
         Case("n = Div (s, k)  p = Add (n, o)", weights={"k": floats(-3), "o": floats(1)}),
     ],
     "AveragePool": [
@@ -472,9 +475,51 @@ def test_rectifiers_in_every_spelling(step: str, neurons: int) -> None:
     check(text, case, constants, others + neurons)
 
 
+#: What breaks the conditions of the table, and a word of the reason.
+BROKEN = {
+    "p = Mul (s, r)": "product",
+    "p = MatMul (s, r)": "product",
+    "p = Div (k, s)": "input other than the first",
+    "p = Conv (s, m)": "product",
+    "q = Sub (x, x)  g = ReduceSum <keepdims = 0> (q)  v = Add (w, g)  p = Conv (s, v)": "run time",
+    "i = Cast <to = 7> (s)  p = Cast <to = 1> (i)": "rounds or cuts",
+    'p = Resize <coordinate_transformation_mode = "tf_crop_and_resize"> (s, region, scales)': "region",
+    "p = Tanh (s)": "not linear",
+    "p = ReduceMax <axes = [2]> (s)": "not linear",
+    "p = LRN <size = 3> (s)": "not linear",
+    "p = Softmax (s)": "not linear",
+    "p = InstanceNormalization (s, o, o)": "not linear",
+    "p = ThresholdedRelu (s)": "not linear",
+    "p = Elu (s)": "not linear",
+    "t = MaxPool <kernel_shape = [2, 2]> (s)  p = Neg (t)": "spikes only",
+}
+
+
+@pytest.mark.parametrize("step", BROKEN)
+def test_what_breaks_the_conditions_is_refused(step: str) -> None:
+    constants = {
+        "k": floats(2),
+        "w": w(1, 4, 4, 3, 3),
+        "o": np.ones(4, np.float32),
+        "region": floats(0, 0, 0, 0, 1, 1, 1, 1),
+        "scales": floats(1, 1, 2, 2),
+    }
+    case = Case(
+        f"m = Slice (r, a, b, a)  {step}", weights={**constants, "a": ints(0), "b": ints(1)}
+    )
+    text, all_constants = network(case, "currents")
+    model = parse(text, {name: a for name, a in all_constants.items() if name in text})
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    found = refused(model)
+    assert {finding.code for finding in found} == {"SNNC202"}
+    reason = next(reason for broken, reason in BROKEN.items() if broken == step)
+    assert any(reason in finding.message for finding in found), [f.message for f in found]
+
+
 def test_every_operator_of_the_tables_was_tested() -> None:
     assert set(CASES) == set(LINEAR)
     spelled = {"Relu", "Clip", "Max", *spell_rectifiers._ALWAYS, *spell_rectifiers._BETWEEN}
     assert set(SPELLINGS) == spelled
-    assert sum(map(len, CASES.values())) == 127
-    assert (len(POOLINGS), sum(map(len, SPELLINGS.values()))) == (12, 35)
+    assert sum(map(len, CASES.values())) == 162
+    assert len(BROKEN) == 15
+    assert (len(POOLINGS), sum(map(len, SPELLINGS.values()))) == (12, 36)

@@ -65,7 +65,8 @@ def change_fields(raw: bytes, rng: random.Random) -> bytes:
     model = onnx.ModelProto.FromString(raw)
     for _ in range(rng.randint(1, 3)):
         _change(rng, rng.choice(_messages(model)))
-    return model.SerializeToString()
+    changed: bytes = model.SerializeToString()
+    return changed
 
 
 def _messages(message: Message) -> list[Message]:

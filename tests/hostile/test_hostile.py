@@ -26,7 +26,6 @@ import numpy as np
 import onnx
 import pytest
 from fork_server import MEMORY
-from helpers import BUG
 from hostile_cases import CASES, COMPILE, LIBRARY, Case, W, X, linear, save
 
 from snncompiler import pipeline
@@ -199,7 +198,7 @@ MARKED = [
     pytest.param(
         case,
         id=case.name,
-        marks=[*([BUG(case.bug)] if case.bug else []), *([pytest.mark.slow] if case.slow else [])],
+        marks=[pytest.mark.slow] if case.slow else [],
     )
     for case in CASES
 ]
@@ -240,7 +239,6 @@ def test_refused_within_a_second_of_a_fresh_interpreter(
 # --- what takes no process ---
 
 
-@BUG("verify_input.py _weights: to_array reads files of the working directory")
 @pytest.mark.parametrize("entries", [{}, {"location": "none"}, {"length": str(9 << 50)}])
 @pytest.mark.parametrize("given", ["bytes", "proto"])
 def test_17_external_data_of_no_path_is_never_read(
