@@ -137,14 +137,14 @@ def _weights(
         return np.maximum(old // width, 1) if old.size == 2 and old.min() > 0 else old
     if role == ("Reshape", 0):
         shape[-2:] = [size // width for size in shape[-2:]]
-        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+        return np.asarray(rng.standard_normal(shape) / np.sqrt(shape[-1]), np.float32)
     if role in (("Conv", 1), ("Gemm", 1)):
         shape[0] //= width
         shape[1] //= width if shape[1] > 3 else 1
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         fan_in = shape[0] if role[0] == "Gemm" and not transposed else int(np.prod(shape[1:]))
         scale = np.sqrt((2.0 if role[0] == "Conv" else 1.0) / fan_in)
-        return (rng.standard_normal(shape) * scale).astype(np.float32)
+        return np.asarray(rng.standard_normal(shape) * scale, np.float32)
     if old.ndim != 1 or role[0] not in ("Conv", "Gemm", "BatchNormalization", "Mul", "Add"):
         return old
     shape[0] //= width

@@ -337,8 +337,8 @@ def _plain(b: Builder, x: str) -> str | None:
 
 STEPS_BETWEEN = (
     _conv, _conv, _conv, _conv_transpose, _matrix, _affine, _residual, _residual, _concat, _split,
-    _slice, _gather, _pad, _transpose, _reshape, _reshape, _average, _average, _max_pool, _max_pool, _batch_norm,
-    _resize, _depth_to_space, _depth_to_space, _tile, _plain, _plain,
+    _slice, _gather, _pad, _transpose, _reshape, _reshape, _average, _average, _max_pool, _max_pool,
+    _batch_norm, _resize, _depth_to_space, _depth_to_space, _tile, _plain, _plain,
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ class Case:
     text: str
     kind: str = "image"
     opset: int = 17
-    weights: Mapping[str, Array] = field(default_factory=dict)
+    weights: Mapping[str, Any] = field(default_factory=dict)
     rounding: float = ROUNDING
     #: The network was exported for one sample.
     static: bool = False
@@ -399,7 +400,7 @@ def network(case: Case, source: str) -> tuple[str, dict[str, Array]]:
         "first": w(21, channels, inputs, *taps) if space else w(21, inputs, channels),
         "second": w(22, channels, channels, *[1] * space),
         "third": w(23, channels, channels, *[1] * space),
-        **case.weights,
+        **{name: np.asarray(values) for name, values in case.weights.items()},
     }
     step = SECOND[case.kind]
     made_of = {"spikes": "s = Identity (fired)", "currents": f"s = {step} (fired, second)"}[source]
