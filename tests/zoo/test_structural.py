@@ -76,6 +76,8 @@ def test_seeded_weights_make_outputs_depend_on_inputs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONVERTED)
 def test_structural_networks_converge_at_full_width(name: str) -> None:
-    coarse, fine = errors(bench.light(name), None, (8, 32))
+    # Below some 32 steps the deep layers of these networks are silent, and the error does not fall yet.
+    coarse, fine = errors(bench.light(name), None, (32, 128))
     print(f"{name}: relative error {coarse:.4f} {fine:.4f}")
+    # Four times the steps: the error falls by that, or at least by two.
     assert fine < coarse / 2
