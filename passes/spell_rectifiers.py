@@ -35,7 +35,6 @@ from snncompiler.graph import (
     known,
     producer,
     readers,
-    sort_nodes,
     tensor_names,
     unique_name,
     value,
@@ -59,6 +58,7 @@ class SpellRectifiers(Pass):
             if node.outputs and not node.domain and node.op in _ALWAYS:
                 _ALWAYS[node.op](writer, node)
         while True:
+            graph.nodes = [node for node in graph.nodes if node.outputs]
             timing = analyze(graph, lambda node: rectifier(node) is not None)
             found = [
                 node
@@ -68,7 +68,8 @@ class SpellRectifiers(Pass):
                 and node.op in _BETWEEN
                 and rectifier(node) is None
             ]
-            if not any(_BETWEEN[node.op](writer, node) for node in found if node.outputs):
+            # Every rewrite leaves rectifiers and linear operators, so this ends.
+            if not any([_BETWEEN[node.op](writer, node) for node in found]):
                 break
         drop_dead(graph)
 
@@ -104,9 +105,8 @@ class _Writer:
         last.name = unique_name(f"{node.name}/{last.op.lower()}_out", self.taken)
         if len(self.made) == 1:
             last.name = node.name
-        self.graph.nodes = [other for other in self.graph.nodes if other is not node] + self.made
+        self.graph.nodes.extend(self.made)
         self.made = []
-        sort_nodes(self.graph)
         return True
 
 
@@ -226,7 +226,7 @@ def _bounds(node: Node) -> tuple[float | None, float | None]:
 def _any_clip(writer: _Writer, node: Node) -> bool:
     low, high = _bounds(node)
     x = node.inputs[0]
-    if low is None or high is None or low >= high:
+    if low is None or high is None or not low < high:
         return False
     if np.isinf(low) and np.isinf(high):
         return writer.replace(node, writer.apply(node, "Identity", x))

@@ -401,6 +401,9 @@ def _weights(graph: onnx.GraphProto) -> list[Finding]:
                 named.CopyFrom(attribute.t)
                 named.name = attribute.t.name or "".join(node.output[:1])
                 constants.append(named)
+            elif attribute.name in ("value_float", "value_floats"):
+                values = np.array([attribute.f, *attribute.floats], np.float32)
+                constants.append(numpy_helper.from_array(values, "".join(node.output[:1])))
     for tensor in (*graph.initializer, *constants):
         problem = _data_problem(tensor)
         if problem:

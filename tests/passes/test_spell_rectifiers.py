@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import assert_close, compile_text, op_counts, parse, random, rewritten, run_model
+from helpers import (
+    assert_close,
+    codes,
+    compile_text,
+    op_counts,
+    parse,
+    random,
+    refused,
+    rewritten,
+    run_model,
+)
 from onnx import numpy_helper
 
 #: A sum of two rectifiers of one value: each is exact, their scaling and sum round twice.
@@ -84,3 +94,12 @@ def test_other_float_types_are_computed_in_float32(kind: str) -> None:
     ):
         assert decoded.dtype == dtype
         assert_close(decoded, then, relative=20 / 1024)
+
+
+@pytest.mark.parametrize("bounds", ["value_float = nan", "value_floats = [nan]"])
+def test_a_bound_that_is_no_number_is_refused_and_ends(bounds: str) -> None:
+    """It was rewritten into another Clip of the same kind, without end."""
+    text = f"""g (float[N,2] x) => (float[N,2] y)
+    {{ r = Relu (x)  lo = Constant <{bounds}> ()  hi = Constant <value_float = 6.0> ()
+      c = Clip (r, lo, hi)  y = Relu (c) }}"""
+    assert codes(refused(parse(text))) == ["SNNC108"]
