@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from snncompiler.errors import refuse
 from snncompiler.graph import (
     Graph,
+    Node,
     constant,
     is_live,
     label,
@@ -43,20 +45,14 @@ class ToFloat32(Pass):
             for index, tensor in enumerate(node.inputs):
                 array = value(tensor)
                 if array is not None and array.dtype in _OTHER:
-                    with np.errstate(over="ignore"):  # told below, with the weight's name
-                        narrow = array.astype(np.float32)
-                    if not np.isfinite(narrow).all():
-                        raise refuse(
-                            "SNNC109",
-                            f"weight '{tensor.name}' ({array.dtype}) does not fit float32",
-                            node=label(node),
-                        )
                     changed.add(str(array.dtype))
+                    narrow = _narrow(array, f"weight '{tensor.name}'", node)
                     node.inputs[index] = constant(f"{tensor.name}_fp32", narrow, taken)
             for key, attribute in node.attrs.items():
                 if isinstance(attribute, gs.Constant) and attribute.values.dtype in _OTHER:
                     changed.add(str(attribute.values.dtype))
-                    node.attrs[key] = gs.Constant("", attribute.values.astype(np.float32))
+                    narrow = _narrow(attribute.values, f"attribute '{key}'", node)
+                    node.attrs[key] = gs.Constant("", narrow)
             if node.op == "Cast" and node.attrs["to"] in _OTHER_KINDS:
                 node.attrs["to"] = int(TensorProto.FLOAT)
             for tensor in node.outputs:
@@ -73,6 +69,20 @@ class ToFloat32(Pass):
                 _cast_output(graph, index, kind, taken)
         for name in sorted(changed):
             context.note("SNNC109", f"the {name} of the source is computed in float32")
+
+
+def _narrow(array: NDArray[Any], what: str, node: Node) -> NDArray[np.float32]:
+    """`array` in float32; Refused where a value does not fit."""
+    with np.errstate(over="ignore"):  # told below, with the name
+        narrow = array.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise refuse(
+            "SNNC109",
+            f"{what} ({array.dtype}) does not fit float32",
+            node=label(node),
+            hint="scale the network's values down, or export it in float32",
+        )
+    return narrow
 
 
 def _cast_input(graph: Graph, tensor: gs.Tensor, taken: set[str]) -> None:

@@ -123,7 +123,7 @@ def evaluate(
         for number, part in enumerate(parts):
             feeds = filled(dataset.feeds, part, compiled.fixed_batch)
             values = session.run(None, {**feeds, **compiled.overrides(steps=count)})
-            values = [np.asarray(value)[: part.stop - part.start] for value in values]
+            values = [np.atleast_1d(value)[: part.stop - part.start] for value in values]
             run.add(values, [output[part] for output in ann], scores)
             if progress:
                 progress(f"T = {count}", index * len(parts) + number + 1, len(wanted) * len(parts))

@@ -75,10 +75,6 @@ def is_live(tensor: Tensor) -> bool:
     return not isinstance(tensor, gs.Constant) and not tensor.is_empty()
 
 
-def live_inputs(node: Node) -> list[Tensor]:
-    return [tensor for tensor in node.inputs if is_live(tensor)]
-
-
 def constant(name: str, values: NDArray[Any], taken: set[str]) -> gs.Constant:
     return gs.Constant(unique_name(name, taken), np.ascontiguousarray(values))
 

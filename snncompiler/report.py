@@ -11,7 +11,7 @@ from rich.table import Table
 
 from snncompiler.calibration import Calibration
 from snncompiler.diagnostics import Finding, printable
-from snncompiler.graph import Node, label, value
+from snncompiler.graph import Node, label
 from snncompiler.operators import Rectifier, rectifier
 from snncompiler.pipeline import Prepared
 from snncompiler.timing import analyze
@@ -82,17 +82,6 @@ def thresholds_summary(calibration: Calibration) -> list[dict[str, Any]]:
         }
         for name, theta in calibration.thresholds.items()
     ]
-
-
-def weights_of(prepared: Prepared) -> int:
-    """How many numbers the normalized network's constants hold."""
-    seen: dict[str, int] = {}
-    for node in prepared.graph.nodes:
-        for tensor in node.inputs:
-            array = value(tensor)
-            if array is not None:
-                seen[tensor.name] = int(array.size)
-    return sum(seen.values())
 
 
 # --- for people ---

@@ -24,11 +24,6 @@ from snncompiler.runtime.session import create_session
 Array = NDArray[Any]
 
 
-def BUG(reason: str) -> pytest.MarkDecorator:
-    """A test that is right and fails; when the fault is mended, pytest says so."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def parse(
     text: str,
     weights: Mapping[str, Array] | None = None,

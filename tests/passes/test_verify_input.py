@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers import codes, parse, refused, rewritten, run_model
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler import pipeline
 from snncompiler.passes.verify_input import NEWEST_OPSET, verify_input
@@ -528,3 +528,11 @@ except Refused:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     # Refused, or taken with an axis of no elements: the process lives.
     assert done.returncode in (0, 1), done.stderr
+
+
+def test_a_double_in_a_constant_node_that_float32_cannot_hold_is_refused() -> None:
+    model = parse("g (double[N,2] x) => (double[N,2] y) { h = Mul (x, k)  y = Relu (h) }")
+    node = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.array(1e300)))
+    model.graph.node.insert(0, node)
+    (finding,) = refused(model)
+    assert finding.code == "SNNC109" and "does not fit float32" in finding.message
