@@ -66,11 +66,11 @@ def operators() -> str:
         if operator.attributes:
             table = [(a.name, a.type, a.text) for a in operator.attributes]
             parts.append(rows(("attributes", "type", "meaning"), table))
-        state_in, state_out = operator.state
-        parts.append(
-            f"State: `{operator.inputs[state_in].name}` in, "
-            f"`{operator.outputs[state_out].name}` out.\n"
-        )
+        for state_in, state_out in operator.states:
+            parts.append(
+                f"State: `{operator.inputs[state_in].name}` in, "
+                f"`{operator.outputs[state_out].name}` out.\n"
+            )
         parts.append(f"```\n{operator.body.strip()}\n```\n")
     return "\n".join(parts)
 

@@ -57,7 +57,7 @@ class InsertNeurons(Pass):
             )
             remove_node(node)
             graph.nodes[index] = gs.Node(
-                dialect.NEURONS[self.reset],
+                "RMPNeuron" if self.reset == "soft" else "HardResetNeuron",
                 node.name,
                 inputs=[current, threshold, membrane],
                 outputs=[spikes],

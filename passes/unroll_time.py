@@ -17,13 +17,14 @@ Two more forms are emitted for their own uses:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
@@ -46,6 +47,35 @@ from snncompiler.timing import Timing, analyze
 Unroll = Literal["fold", "loop", "steps"]
 Emit = Literal["window", "step", "cuda-graph"]
 
+
+@dataclass(frozen=True)
+class ReadOut:
+    """How a value over time becomes one value: Σ w_t·o_t / Σ w_t, with t from 1 to T.
+
+    `mean`: w = 1.  `ramp`: w_t = t, so that the first steps, in which deep layers are still silent,
+    count little.  `delay`: w_t = 0 up to step `skipped`, then 1.
+    """
+
+    kind: Literal["mean", "ramp", "delay"] = "mean"
+    skipped: int = 0
+
+    def weights(self, times: NDArray[np.int64]) -> NDArray[np.float32]:
+        """w_t of the given time-steps, counted from 1."""
+        if self.kind == "ramp":
+            return times.astype(np.float32)
+        return (times > self.skipped).astype(np.float32)
+
+    @staticmethod
+    def parse(text: str) -> ReadOut:
+        """From `mean`, `ramp` or `delay:D`.  Raises ValueError for any other text."""
+        kind, _, number = text.partition(":")
+        if kind in ("mean", "ramp") and ":" not in text:
+            return ReadOut("mean" if kind == "mean" else "ramp")
+        if kind == "delay" and number.isascii() and number.isdigit():
+            return ReadOut("delay", int(number))
+        raise ValueError(f"{text!r} is none of mean, ramp, delay:D")
+
+
 #: `steps` copies the step graph; above this many nodes onnxruntime takes minutes to load it.
 NODE_BUDGET = 20_000
 
@@ -61,13 +91,14 @@ class UnrollTime:
     steps: int
     chunk: int
     form: Emit = "window"
+    read_out: ReadOut = ReadOut()
 
     def emit(self, graph: Graph) -> tuple[onnx.GraphProto, dict[str, str]]:
         """The graph, and the names of its own inputs: `steps` and `chunk` where they can be
         overridden; for a step model `step`, and `state:<input>` -> the output that carries it on.
         """
         timing = analyze(graph, _is_ours, inputs_vary=self.form == "step")
-        writer = _Writer(graph, timing, tensor_names(graph))
+        writer = _Writer(graph, timing, tensor_names(graph), self.read_out)
         if self.form == "step":
             return writer.single_step()
         if self.form == "cuda-graph":
@@ -110,6 +141,7 @@ class _Writer:
     graph: Graph
     timing: Timing
     taken: set[str]
+    time_weights: ReadOut = ReadOut()
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     overridable: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -144,13 +176,29 @@ class _Writer:
         self.initializers.update(_constants_of(nodes))
         return [OnnxExporter.export_node(node) for node in nodes]
 
-    def states(self) -> list[tuple[Node, Tensor]]:
-        """Every stateful operator of the region with the constant that its state starts from."""
-        return [
-            (node, node.inputs[dialect.OPERATORS[node.op].state[0]])
-            for node in self.temporal
-            if _is_ours(node)
-        ]
+    def states(self) -> Iterator[tuple[str, Tensor, int]]:
+        """Every state of the region's operators: its name, the constant it starts from, its rank."""
+        for node in self.temporal:
+            if _is_ours(node):
+                operator = dialect.OPERATORS[node.op]
+                for place, _ in operator.states:
+                    name = f"{node.name}/{operator.inputs[place].name}"
+                    yield name, node.inputs[place], known_rank(node.inputs[0])
+
+    def totals(self) -> dict[str, Node]:
+        """The states of the read-outs: name -> TimeMean node."""
+        return {f"{node.name}/total": node for node in self.means}
+
+    def start_states(self) -> dict[str, str]:
+        """State name -> name of the constant that it starts from; the constants are added."""
+        starts = {}
+        for name, start, _ in self.states():
+            self.initializers[str(start.name)] = OnnxExporter.export_tensor_proto(start)
+            starts[name] = str(start.name)
+        if self.means:
+            zero = self.constant("snnc_zero", 0.0, np.float32)
+            starts.update(dict.fromkeys(self.totals(), zero))
+        return starts
 
     def region(
         self,
@@ -163,9 +211,9 @@ class _Writer:
         """One pass through the temporal region.
 
         `prefix` goes before every name it makes, `steps` names the number of steps in it and `start`
-        that of the steps before it, `states` maps a node's name to its state's name, `fold` names
+        that of the steps before it, `states` maps every state to the name of its value, `fold` names
         the repeats of static values where time is folded into the batch.  Returns the nodes and the
-        new states' names.
+        names of the states' new values.
         """
         made: list[onnx.NodeProto] = []
         new_states: dict[str, str] = {}
@@ -181,13 +229,14 @@ class _Writer:
             outputs = [prefix + tensor.name for tensor in node.outputs]
             if _is_ours(node):
                 operator = dialect.OPERATORS[node.op]
-                state_in, state_out = operator.state
-                names[state_in] = states[node.name]
+                for state_in, state_out in operator.states:
+                    state = f"{node.name}/{operator.inputs[state_in].name}"
+                    names[state_in] = states[state]
+                    new_states[state] = f"{prefix}{node.name}/{operator.outputs[state_out].name}"
+                    outputs.insert(state_out, new_states[state])
                 if operator.inputs[-2].name == "start":
                     names.append(start)
                 names.append(steps)
-                new_states[node.name] = f"{prefix}{node.name}/{operator.outputs[state_out].name}"
-                outputs.insert(state_out, new_states[node.name])
                 if any(attribute.name == "static_current" for attribute in operator.attributes):
                     static = id(node.inputs[0]) not in self.temporal_tensors
                     proto.attribute.append(helper.make_attribute("static_current", int(static)))
@@ -202,18 +251,52 @@ class _Writer:
             proto.input.extend(names)
             proto.output.extend(outputs)
             made.append(proto)
-        for node in self.means:
-            new_states[node.name] = f"{prefix}{node.name}/total"
+        if self.means and self.time_weights.kind != "mean":
+            made += self._time_weights(prefix, start, steps)
+        for state, node in self.totals().items():
+            new_states[state] = f"{prefix}{node.name}/total_out"
+            values = inside(node.inputs[0])
+            weighted = self.time_weights.kind != "mean"
+            weights = [f"{prefix}snnc_time_weights"] if weighted else []
             made.append(
                 helper.make_node(
-                    "TimeSum",
-                    [inside(node.inputs[0]), states[node.name], steps],
-                    [new_states[node.name]],
+                    "WeightedTimeSum" if weighted else "TimeSum",
+                    [values, *weights, states[state], steps],
+                    [new_states[state]],
                     name=prefix + node.name,
                     domain=dialect.DOMAIN,
                 )
             )
         return made, new_states
+
+    def _time_weights(self, prefix: str, start: str, steps: str) -> list[onnx.NodeProto]:
+        """The weights w_t of the steps start + 1 to start + steps, float32 [steps]."""
+        variable = {entry.name for entry in self.overridable}
+        known = {n: t for n, t in self.initializers.items() if n not in variable}
+        if start in known and steps in known:
+            before, count = (int(numpy_helper.to_array(known[name])) for name in (start, steps))
+            weights = self.time_weights.weights(np.arange(before + 1, before + count + 1))
+            name = f"{prefix}snnc_time_weights"
+            self.initializers[name] = numpy_helper.from_array(weights, name)
+            return []
+        one = self.constant(f"{prefix}snnc_first", 1)
+        first, last, times, result = (
+            f"{prefix}snnc_{x}" for x in ("from", "to", "times", "time_weights")
+        )
+        made = [
+            helper.make_node("Add", [start, one], [first], name=first),
+            helper.make_node("Add", [first, steps], [last], name=last),
+            helper.make_node("Range", [first, last, one], [times], name=times),
+        ]
+        counted = times
+        if self.time_weights.kind == "delay":
+            skipped = self.constant(f"{prefix}snnc_skipped", self.time_weights.skipped)
+            counted = f"{prefix}snnc_counted"
+            made.append(helper.make_node("Greater", [times, skipped], [counted], name=counted))
+        made.append(
+            helper.make_node("Cast", [counted], [result], name=result, to=TensorProto.FLOAT)
+        )
+        return made
 
     def _needs_time(self, tensor: Tensor) -> bool:
         """A static value with a batch axis, read beside temporal ones: [N, ...] -> [K·N, ...]."""
@@ -227,14 +310,18 @@ class _Writer:
             helper.make_node("Tile", [tensor.name, repeats], [result], name=result),
         ]
 
-    def decode(self, totals: dict[str, str], steps_as_float: str) -> None:
-        """Divide the sums by T, and run the read-out on the means."""
-        for node in self.means:
-            total, mean = totals[node.name], node.outputs[0]
+    def decode(self, totals: dict[str, str], steps: str | int) -> None:
+        """Divide the sums by the sum of the weights, and run the read-out on the means.
+
+        `steps` is T, or the name of the int64 scalar that holds it.
+        """
+        divisor = self._divisor(steps) if self.means else ""
+        for state, node in self.totals().items():
+            total, mean = totals[state], node.outputs[0]
             wide = mean.dtype in (None, np.float32)
             target = mean.name if wide else self.name(f"{mean.name}/wide")
             self.nodes.append(
-                helper.make_node("Div", [total, steps_as_float], [target], name=f"{node.name}/mean")
+                helper.make_node("Div", [total, divisor], [target], name=f"{node.name}/mean")
             )
             if not wide:
                 kind = helper.np_dtype_to_tensor_dtype(np.dtype(mean.dtype))
@@ -244,6 +331,37 @@ class _Writer:
                     )
                 )
         self.nodes += self._plain(self.read_out)
+
+    def _divisor(self, steps: str | int) -> str:
+        """The name of Σ w_t over all T steps, a float32 scalar."""
+        kind, skipped = self.time_weights.kind, self.time_weights.skipped
+        if isinstance(steps, int):
+            ramp = steps * (steps + 1) // 2
+            total = ramp if kind == "ramp" else max(steps - skipped, 1)
+            return self.constant("snnc_weight_of_time", total, np.float32)
+        total_name = steps
+        if kind == "ramp":
+            following, product, total_name = (
+                self.name(f"snnc_{x}") for x in ("steps_plus_one", "steps_product", "ramp_total")
+            )
+            one, two = self.constant("snnc_one", 1), self.constant("snnc_two", 2)
+            self.nodes += [
+                helper.make_node("Add", [steps, one], [following], name=following),
+                helper.make_node("Mul", [steps, following], [product], name=product),
+                helper.make_node("Div", [product, two], [total_name], name=total_name),
+            ]
+        elif kind == "delay":
+            counted, total_name = self.name("snnc_steps_counted"), self.name("snnc_delay_total")
+            skip, one = self.constant("snnc_skip", skipped), self.constant("snnc_one", 1)
+            self.nodes += [
+                helper.make_node("Sub", [steps, skip], [counted], name=counted),
+                helper.make_node("Max", [counted, one], [total_name], name=total_name),
+            ]
+        divisor = self.name("snnc_weight_of_time")
+        self.nodes.append(
+            helper.make_node("Cast", [total_name], [divisor], name=divisor, to=TensorProto.FLOAT)
+        )
+        return divisor
 
     # --- the three ways ---
 
@@ -260,15 +378,10 @@ class _Writer:
                 helper.make_node("Div", [rounded, chunk], [trips], name=trips),
             ]
 
-        starts = {node.name: start.name for node, start in self.states()}
         # Constants of the region go into the loop's body, where onnxruntime can prepack them; the
         # states start from constants outside.
-        outer = _constants_of([node for node, _ in self.states()])
-        for name in starts.values():
-            self.initializers[name] = outer[name]
-        zero = self.constant("snnc_zero", 0.0, np.float32)
-        starts.update({node.name: zero for node in self.means})
-        carried = {name: f"{name}/state" for name in starts}
+        starts = self.start_states()
+        carried = {name: name for name in starts}
 
         step, going, still = (self.name(f"snnc_{x}") for x in ("iteration", "going", "still_going"))
         body: list[onnx.NodeProto] = [
@@ -325,11 +438,7 @@ class _Writer:
                 body=graph,
             )
         )
-        as_float = self.name("snnc_steps_as_float")
-        self.nodes.append(
-            helper.make_node("Cast", [steps], [as_float], name=as_float, to=TensorProto.FLOAT)
-        )
-        self.decode(finals, as_float)
+        self.decode(finals, steps)
 
     def copies(self, steps: int) -> None:
         """`steps`: T copies of the step graph."""
@@ -342,62 +451,49 @@ class _Writer:
             )
         one = self.constant("snnc_one", 1)
         self.initializers.update(_constants_of(self.temporal))
-        states = {node.name: start.name for node, start in self.states()}
-        if self.means:
-            zero = self.constant("snnc_zero", 0.0, np.float32)
-            states.update({node.name: zero for node in self.means})
+        states = self.start_states()
         for t in range(steps):
             done = self.constant(f"t{t}/snnc_steps_done", t)
             made, states = self.region(f"t{t}/", done, one, states, None)
             self.nodes += made
-        self.decode(states, self.constant("snnc_steps_as_float", steps, np.float32))
+        self.decode(states, steps)
 
     def whole_window(self, steps: int) -> None:
         """`cuda-graph`: all T steps as one chunk; T is baked in, and so is the batch by its shape."""
         fold = self.constant("snnc_repeat", [steps])
         held = self.constant("snnc_steps", steps)
         self.initializers.update(_constants_of(self.temporal))
-        states = {node.name: start.name for node, start in self.states()}
-        if self.means:
-            zero = self.constant("snnc_zero", 0.0, np.float32)
-            states.update({node.name: zero for node in self.means})
-        made, states = self.region("", self.constant("snnc_start", 0), held, states, fold)
+        start = self.constant("snnc_start", 0)
+        made, states = self.region("", start, held, self.start_states(), fold)
         self.nodes += made
-        self.decode(states, self.constant("snnc_steps_as_float", steps, np.float32))
+        self.decode(states, steps)
 
     def single_step(self) -> tuple[onnx.GraphProto, dict[str, str]]:
         """`step`: the states are overridable inputs, with their start as default, and outputs."""
         one = self.constant("snnc_one", 1)
         step = self.parameter("snnc_step", 0)
         following = self.name("snnc_step_next")
-        as_float = self.name("snnc_steps_as_float")
-        self.nodes += [
-            helper.make_node("Add", [step, one], [following], name=following),
-            helper.make_node("Cast", [following], [as_float], name=as_float, to=TensorProto.FLOAT),
-        ]
+        self.nodes.append(helper.make_node("Add", [step, one], [following], name=following))
         self.initializers.update(_constants_of(self.temporal))
-        starts = [(node, start.values) for node, start in self.states()]
-        starts += [(node, np.zeros((), np.float32)) for node in self.means]
+        starts = {name: (start.values, size) for name, start, size in self.states()}
+        for name, node in self.totals().items():
+            starts[name] = (np.zeros((), np.float32), known_rank(node.inputs[0]))
         states = {}
-        for node, start in starts:
+        for name, (start, size) in starts.items():
             # Only the rank is declared: the start broadcasts to the [N, ...] that comes out.
-            size = known_rank(node.inputs[0])
             spread = np.reshape(start, (1,) * (size - start.ndim) + start.shape)
-            states[node.name] = self.constant(f"{node.name}/state", spread, np.float32)
+            states[name] = self.constant(name, spread, np.float32)
             self.overridable.append(
-                helper.make_tensor_value_info(states[node.name], TensorProto.FLOAT, [None] * size)
+                helper.make_tensor_value_info(states[name], TensorProto.FLOAT, [None] * size)
             )
         made, new_states = self.region("", step, one, states, None)
         self.nodes += made
-        self.decode(new_states, as_float)
+        self.decode(new_states, following)
         graph = self.finish()
         graph.output.append(helper.make_tensor_value_info(following, TensorProto.INT64, []))
-        for node, _ in starts:
-            size = known_rank(node.inputs[0])
+        for name, (_, size) in starts.items():
             graph.output.append(
-                helper.make_tensor_value_info(
-                    new_states[node.name], TensorProto.FLOAT, [None] * size
-                )
+                helper.make_tensor_value_info(new_states[name], TensorProto.FLOAT, [None] * size)
             )
         carried = {f"state:{state}": new_states[name] for name, state in states.items()}
         return graph, {"step": step, f"state:{step}": following, **carried}

@@ -35,7 +35,7 @@ def _thresholds(
     names = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
     found = []
     for node in graph.node:
-        if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS.values():
+        if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS:
             found.append(names[node.input[1]])
         for attribute in node.attribute:
             found += _thresholds(attribute.g, names)

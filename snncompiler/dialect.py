@@ -61,8 +61,8 @@ class Operator:
     outputs: tuple[Port, ...]
     attributes: tuple[Attribute, ...]
     body: str
-    #: Which input is the state and which output carries it on (by position).
-    state: tuple[int, int]
+    #: Which inputs are states and which outputs carry them on (by position); none: no state.
+    states: tuple[tuple[int, int], ...]
 
 
 # Shared openings of the bodies: `held` steps in the input, samples `batch`, sample shape `sample`
@@ -255,7 +255,7 @@ OPERATORS: dict[str, Operator] = {
             outputs=_NEURON_OUTPUTS,
             attributes=_NEURON_ATTRIBUTES,
             body=_NEURON.format(name="RMPNeuron", reset=_SOFT_RESET),
-            state=(2, 1),
+            states=((2, 1),),
         ),
         Operator(
             name="HardResetNeuron",
@@ -265,7 +265,7 @@ OPERATORS: dict[str, Operator] = {
             outputs=_NEURON_OUTPUTS,
             attributes=_NEURON_ATTRIBUTES,
             body=_NEURON.format(name="HardResetNeuron", reset=_HARD_RESET),
-            state=(2, 1),
+            states=((2, 1),),
         ),
         Operator(
             name="TimeSum",
@@ -279,7 +279,7 @@ OPERATORS: dict[str, Operator] = {
             outputs=(Port("total_out", "float32", "[N, ...]", "sum after the call"),),
             attributes=(),
             body=_TIME_SUM,
-            state=(1, 0),
+            states=((1, 0),),
         ),
         Operator(
             name="SpikeMaxPool",
@@ -297,7 +297,7 @@ OPERATORS: dict[str, Operator] = {
             ),
             attributes=_POOL_ATTRIBUTES,
             body=_SPIKE_MAX_POOL,
-            state=(1, 1),
+            states=((1, 1),),
         ),
         Operator(
             name="RunningMean",
@@ -316,7 +316,7 @@ OPERATORS: dict[str, Operator] = {
             ),
             attributes=(),
             body=_RUNNING_MEAN,
-            state=(1, 1),
+            states=((1, 1),),
         ),
         Operator(
             name="Telescope",
@@ -334,13 +334,13 @@ OPERATORS: dict[str, Operator] = {
             ),
             attributes=(),
             body=_TELESCOPE,
-            state=(1, 1),
+            states=((1, 1),),
         ),
     )
 }
 
 #: The operators that fire: one per rectifier of the source network.
-NEURONS = {"soft": "RMPNeuron", "hard": "HardResetNeuron"}
+NEURONS = ("RMPNeuron", "HardResetNeuron")
 
 
 @cache

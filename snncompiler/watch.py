@@ -96,7 +96,7 @@ def _neurons(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return [
         node
         for node in graph.node
-        if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS.values()
+        if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS
     ]
 
 

@@ -139,7 +139,7 @@ def neurons_and_values(
         graph = graphs.pop()
         values.update({tensor.name: tensor for tensor in graph.initializer})
         for node in graph.node:
-            if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS.values():
+            if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS:
                 nodes.append(node)
             graphs += [a.g for a in node.attribute if a.HasField("g")]
     return nodes, values

@@ -114,7 +114,7 @@ def test_chunks_give_what_the_whole_gives(name: str, dtype: str) -> None:
     """The state that comes out of one call goes into the next, on the GPU as on the CPU."""
     operator = dialect.OPERATORS[name]
     values_name = operator.inputs[0].name
-    state_name = operator.inputs[operator.state[0]].name
+    state_name = operator.inputs[operator.states[0][0]].name
     values = np.random.default_rng(4).normal(0.2, 1, (9, 2, 3, 7)).astype(dtype)
 
     def call(first: int, last: int, state: Array) -> list[Array]:
