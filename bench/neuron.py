@@ -1,9 +1,10 @@
-"""The neuron alone: bytes per second of its kernel against a plain copy and the function body.
+"""The neurons alone: bytes per second of their kernels against a plain copy and the function body.
 
     python bench/neuron.py
 
 A neuron layer must read its currents and write its spikes, so a plain copy of as many bytes is the
-floor.  Each figure is a median of rounds in which the candidates take turns.  Buffers are made once
+floor.  RMPNeuron is measured, and ScheduledRMPNeuron twice: behind the end of its schedule ("settled",
+the last row is zero) and in the middle of it ("moving", another row at every step).  Each figure is a median of rounds in which the candidates take turns.  Buffers are made once
 and bound, so that no allocation is timed.
 """
 
@@ -37,19 +38,31 @@ DEFAULT_SIZES_MB = (0.5, 4, 32, 512)
 BODY_LIMIT_MB = 64
 
 
-def neuron_model(static: bool) -> onnx.ModelProto:
+#: The kernels, each with the rows of its schedule, if it has one.
+KERNELS = {
+    "RMPNeuron": ("RMPNeuron", 0),
+    "settled": ("ScheduledRMPNeuron", 1),
+    "moving": ("ScheduledRMPNeuron", STEPS + 1),
+}
+
+
+def neuron_model(name: str, static: bool) -> onnx.ModelProto:
     inputs = [
         helper.make_tensor_value_info("current", TensorProto.FLOAT, [None, CHANNELS, None, 1]),
         helper.make_tensor_value_info("threshold", TensorProto.FLOAT, [CHANNELS, 1, 1]),
         helper.make_tensor_value_info("membrane", TensorProto.FLOAT, []),
+        helper.make_tensor_value_info("schedule", TensorProto.FLOAT, [None, CHANNELS, 1, 1]),
+        helper.make_tensor_value_info("start", TensorProto.INT64, []),
         helper.make_tensor_value_info("steps", TensorProto.INT64, []),
     ]
+    known = {port.name for port in dialect.OPERATORS[name].inputs}
+    inputs = [value for value in inputs if value.name in known]
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, CHANNELS, None, 1])
-        for name in ("spikes", "membrane_out")
+        helper.make_tensor_value_info(output, TensorProto.FLOAT, [None, CHANNELS, None, 1])
+        for output in ("spikes", "membrane_out")
     ]
     node = helper.make_node(
-        "RMPNeuron",
+        name,
         [value.name for value in inputs],
         [value.name for value in outputs],
         domain=dialect.DOMAIN,
@@ -63,13 +76,16 @@ def neuron_model(static: bool) -> onnx.ModelProto:
             helper.make_opsetid(dialect.DOMAIN, dialect.VERSION),
         ],
         ir_version=dialect.MAX_IR_VERSION,
-        functions=dialect.functions(["RMPNeuron"], opset),
+        functions=dialect.functions([name], opset),
     )
 
 
-def neuron_runner(neurons: int, static: bool, threads: int, native: bool) -> Callable[[], None]:
+def neuron_runner(
+    kernel: str, neurons: int, static: bool, threads: int, native: bool
+) -> Callable[[], None]:
     """A call that runs one chunk of `STEPS` steps over bound buffers."""
-    session = create_session(neuron_model(static), threads=threads, native=native)
+    operator, schedule_rows = KERNELS[kernel]
+    session = create_session(neuron_model(operator, static), threads=threads, native=native)
     rng = np.random.default_rng(0)
     width = neurons // CHANNELS
     rows = 1 if static else STEPS
@@ -80,6 +96,10 @@ def neuron_runner(neurons: int, static: bool, threads: int, native: bool) -> Cal
         "membrane": np.array(0.5, np.float32),
         "steps": np.array(STEPS),
     }
+    if schedule_rows:
+        schedule = rng.normal(0, 0.1, (schedule_rows, CHANNELS, 1, 1)).astype(np.float32)
+        schedule[-1] = 0
+        feeds |= {"schedule": schedule, "start": np.array(0)}
     binding = session.io_binding()
     values = {
         name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()
@@ -146,11 +166,13 @@ def measure(size_mb: float, static: bool, threads: int, rounds: int) -> dict[str
     candidates: dict[str, tuple[Callable[[], None], int]] = {
         "copy": (copy_runner(moved, threads, repeats), repeats),
     }
-    for name, native in (("kernel", True), ("body", False)):
-        if name == "kernel" or size_mb <= BODY_LIMIT_MB:
-            times = repeats if native else max(1, repeats // 8)
-            one = neuron_runner(neurons, static, threads, native)
-            candidates[name] = (repeated(one, times), times)
+    for kernel in KERNELS:
+        one = neuron_runner(kernel, neurons, static, threads, native=True)
+        candidates[kernel] = (repeated(one, repeats), repeats)
+    if size_mb <= BODY_LIMIT_MB:
+        times = max(1, repeats // 8)
+        one = neuron_runner("RMPNeuron", neurons, static, threads, native=False)
+        candidates["body"] = (repeated(one, times), times)
     for run, _ in candidates.values():
         run()
     samples: dict[str, list[float]] = {name: [] for name in candidates}
@@ -171,22 +193,29 @@ def main() -> None:
     built = doctor()["library"]["build"]
     print(
         f"onnxruntime {onnxruntime.__version__}, python {platform.python_version()}, "
-        f"{built.get('compiler')}, {platform.machine()}; RMPNeuron, float32, {STEPS} steps, "
+        f"{built.get('compiler')}, {platform.machine()}; float32, {STEPS} steps, "
         f"threshold [{CHANNELS}, 1, 1], medians of {options.rounds} rounds"
     )
-    print("GB/s count bytes read plus bytes written; kernel/copy is the share of a plain copy.")
-    print("current   size MB  threads  copy GB/s  kernel GB/s  kernel/copy  body ms  body/kernel")
+    print(
+        "GB/s of bytes read plus bytes written: a plain copy, RMPNeuron, ScheduledRMPNeuron behind the "
+        "end of its schedule (settled) and inside it (moving); RMPNeuron's body as milliseconds and as "
+        "a multiple of its kernel."
+    )
+    columns = ("copy", *KERNELS)
+    heads = "".join(f"{name:>11}" for name in columns)
+    print(f"current   size MB  threads{heads}  settled/copy  body ms  body/kernel")
     for static in (False, True):
         for size_mb in options.sizes_mb:
             for threads in options.threads:
                 found = measure(size_mb, static, threads, options.rounds)
-                copy, kernel = (found["bytes"] / found[name] / 1e9 for name in ("copy", "kernel"))
+                rates = {name: found["bytes"] / found[name] / 1e9 for name in columns}
+                figures = "".join(f"{rate:>11.1f}" for rate in rates.values())
                 body = found.get("body")
                 print(
-                    f"{'static' if static else 'temporal':<9} {size_mb:>7g}  {threads:>7}"
-                    f"  {copy:>9.1f}  {kernel:>11.1f}  {kernel / copy:>11.2f}"
+                    f"{'static' if static else 'temporal':<9} {size_mb:>7g}  {threads:>7}{figures}"
+                    f"  {rates['settled'] / rates['copy']:>12.2f}"
                     + (
-                        f"  {body * 1e3:>7.2f}  {body / found['kernel']:>11.1f}"
+                        f"  {body * 1e3:>7.2f}  {body / found['RMPNeuron']:>11.1f}"
                         if body
                         else f"  {'-':>7}  {'-':>11}"
                     ),

@@ -7,6 +7,8 @@ _FILES = {
     "digits-resnet": "digits-resnet.onnx",
     "digits-train": "digits_train.npz",
     "digits-test": "digits_test.npz",
+    "rmp-resnet20-cifar10": "rmp-resnet20-cifar10.onnx",
+    "rmp-vgg16-eighth-cifar10": "rmp-vgg16-eighth-cifar10.onnx",
 }
 
 

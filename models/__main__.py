@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
-from .registry import ARCHITECTURES, NETWORKS
+from .registry import ARCHITECTURES, DATASETS, NETWORKS
 
-NAMES = ", ".join(NETWORKS)
+NAMES = ", ".join([*NETWORKS, *ARCHITECTURES])
 ARCHITECTURE_NAMES = ", ".join(ARCHITECTURES)
-OPTIONAL = ("torch", "sklearn")  # what the compiler itself does without
+DATASET_NAMES = ", ".join(DATASETS)
+#: What the compiler itself does without, and what to install for it.
+OPTIONAL = {"torch": "torch scikit-learn", "sklearn": "torch scikit-learn", "PIL": "pillow"}
 
 app = typer.Typer(
     help="Train the networks that come with the compiler, write their data, and export others.",
@@ -24,7 +26,7 @@ app = typer.Typer(
 
 @contextmanager
 def _optional_packages() -> Iterator[None]:
-    """Turn a missing PyTorch or scikit-learn into one line and exit code 3."""
+    """Turn a missing PyTorch, scikit-learn or Pillow into one line and exit code 3."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -32,15 +34,25 @@ def _optional_packages() -> Iterator[None]:
         if package not in OPTIONAL:
             raise
         typer.echo(
-            f"error: {package} is not installed; run: pip install torch scikit-learn", err=True
+            f"error: {package} is not installed; run: pip install {OPTIONAL[package]}", err=True
         )
         raise typer.Exit(3) from None
 
 
 def _known(name: str) -> str:
-    if name not in NETWORKS:
+    if name not in NETWORKS and name not in ARCHITECTURES:
         raise typer.BadParameter(f"no network {name!r}; there are: {NAMES}")
     return name
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what does not fit, or cannot be read or written, into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -53,11 +65,134 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data; else as in the recipe.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training pictures: a folder or zip file with a folder per class, or CIFAR's "
+            "batches (Python or binary) in a folder or tar file. VGG and ResNet only, as all below."
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(help="Pictures to measure on; else those in DATA's folder test or val."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"One of: {DATASET_NAMES}; else as DATA looks.")
+    ] = None,
+    constrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--constrained/--common",
+            show_default="constrained",
+            help="As the RMP-SNN paper has it (no bias, no batch norm, average pooling, dropout), "
+            "or with batch norm, biases and maximum pooling as usual.",
+        ),
+    ] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(show_default="1.0", help="Factor on channels and hidden features."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures per step.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate at its peak.")] = None,
+    decay: Annotated[float | None, typer.Option(min=0, help="Weight decay.")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Part of the classifier's features dropped.")
+    ] = None,
+    bfloat16: Annotated[
+        bool | None,
+        typer.Option(
+            "--bfloat16/--float32",
+            show_default="float32",
+            help="Precision of products; weights are float32. bfloat16 is faster where the "
+            "processor has it.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(show_default="auto", help="cpu, cuda or auto.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU; else as PyTorch chooses.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            show_default="OUT/NAME.pt",
+            help="File to write after each epoch what a later --resume needs.",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
 ) -> None:
-    """Train a network on the CPU and write it as ONNX. Needs PyTorch."""
-    with _optional_packages():
-        from .train import train_and_export
-    typer.echo(train_and_export(name, out, seed, epochs))
+    """Train a network and write it as ONNX. Needs PyTorch.
+
+    The digit networks bring their data and train on the CPU; VGG and ResNet need --data. The same
+    seed, PyTorch, device and number of threads give the same weights, resumed or not.
+    """
+    given = {
+        "data": data,
+        "test": test,
+        "dataset": dataset,
+        "constrained": constrained,
+        "width": width,
+        "batch": batch,
+        "rate": rate,
+        "decay": decay,
+        "dropout": dropout,
+        "bfloat16": bfloat16,
+        "device": device,
+        "threads": threads,
+        "checkpoint": checkpoint,
+        "resume": resume or None,
+    }
+    if name in NETWORKS:
+        unused = [f"--{option}" for option, value in given.items() if value is not None]
+        if unused:
+            raise typer.BadParameter(f"{name} takes no {', '.join(unused)}")
+        with _optional_packages():
+            from .train import train_and_export
+        typer.echo(train_and_export(name, out, seed, epochs))
+        return
+    if data is None:
+        raise typer.BadParameter(f"{name} needs pictures: --data FOLDER_OR_ZIP")
+    with _optional_packages(), _refusals():
+        import torch
+
+        from . import fit, images
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        where = fit.device_called(device or "auto")
+        pictures, found = images.load(data, "train", dataset)
+        measured = images.load_test(data, test, found, pictures.classes)
+        settings = fit.settings_for(
+            name,
+            pictures,
+            found,
+            constrained=constrained is not False,
+            width=1.0 if width is None else width,
+            seed=seed,
+            bfloat16=bool(bfloat16),
+            epochs=epochs,
+            batch=batch,
+            peak_rate=rate,
+            weight_decay=decay,
+            dropout=dropout,
+        )
+        typer.echo(
+            f"{len(pictures)} pictures of {found}, {len(pictures.classes)} classes; "
+            f"{'no' if measured is None else len(measured)} test pictures; {where.type}",
+            err=True,
+        )
+        line = fit.train_and_export(
+            settings,
+            pictures,
+            out,
+            test=measured,
+            device=where,
+            checkpoint=checkpoint,
+            go_on=resume,
+        )
+    typer.echo(line)
 
 
 def _architecture(name: str) -> str:
@@ -88,7 +223,11 @@ def export(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, without --weights.")] = 0,
     weights: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="State dict, written by torch.save."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="State dict, written by torch.save, or a checkpoint of train.",
+        ),
     ] = None,
 ) -> None:
     """Write a network of the literature as ONNX, opset 17, any batch size N. Needs PyTorch.
@@ -99,7 +238,7 @@ def export(
     """
     with _optional_packages():
         from .export import build_and_export
-    try:
+    with _refusals():
         line = build_and_export(
             name,
             out,
@@ -110,9 +249,6 @@ def export(
             seed=seed,
             weights=weights,
         )
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(line)
 
 

@@ -93,7 +93,8 @@ def build_and_export(
 ) -> str:
     """Write a network of `vgg_resnet.build` to `file`; return a line that sums up the result.
 
-    `weights` is a file with its state dict, by `torch.save`; without it, weights are `seeded`.
+    `weights` is a file with its state dict, by `torch.save`, or a checkpoint of training; without
+    it, weights are `seeded`.
     Raises ValueError where an argument or the weights do not fit.
     """
     if weights is None:
@@ -114,11 +115,23 @@ def build_and_export(
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Give `network` the state dict in `file`. Raises ValueError where it is not one that fits."""
+    """Give `network` the state dict in `file`, or that in a checkpoint of training.
+
+    Raises ValueError where there is none that fits.
+    """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and "settings" in state:
+            state = state["network"]
         network.load_state_dict(state)
-    except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} does not hold the weights of this network: {reason}") from error
 

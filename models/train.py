@@ -49,7 +49,7 @@ def train(name: str, seed: int = 0, epochs: int | None = None) -> nn.Module:
         disable=not sys.stderr.isatty(),
     ):
         for chosen in torch.randperm(len(images))[:used].view(-1, recipe.batch):
-            logits = network(_shifted(images[chosen], recipe.shift))
+            logits = network(shifted(images[chosen], recipe.shift))
             loss = functional.cross_entropy(logits, labels[chosen])
             optimizer.zero_grad()
             loss.backward()
@@ -80,15 +80,18 @@ def train_and_export(name: str, folder: Path, seed: int = 0, epochs: int | None 
     )
 
 
-def _tensors(dataset: str) -> tuple[Tensor, Tensor]:
-    images, labels = data.load(dataset)
-    return torch.from_numpy(images), torch.from_numpy(labels)
+def shifted(images: Tensor, most: int, generator: torch.Generator | None = None) -> Tensor:
+    """Move each image by its own random step of up to `most` pixels, filling with zeros.
 
-
-def _shifted(images: Tensor, most: int) -> Tensor:
-    """Move each image by its own random step of up to `most` pixels, filling with zeros."""
+    The steps are of `generator`, on the CPU, or else of PyTorch's own.
+    """
     count, _, height, width = images.shape
     padded = functional.pad(images, (most, most, most, most))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    down, right = torch.randint(0, 2 * most + 1, (2, count))
-    return windows[torch.arange(count), :, down, right]
+    down, right = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(images.device)
+    return windows[torch.arange(count, device=images.device), :, down, right]
+
+
+def _tensors(dataset: str) -> tuple[Tensor, Tensor]:
+    images, labels = data.load(dataset)
+    return torch.from_numpy(images), torch.from_numpy(labels)

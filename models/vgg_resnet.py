@@ -29,7 +29,13 @@ class VGG(nn.Module):
     """
 
     def __init__(
-        self, architecture: Architecture, constrained: bool, classes: int, size: int, width: float
+        self,
+        architecture: Architecture,
+        constrained: bool,
+        classes: int,
+        size: int,
+        width: float,
+        dropout: float,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -48,10 +54,10 @@ class VGG(nn.Module):
             nn.Flatten(),
             nn.Linear(inputs * left * left, hidden, bias),
             nn.ReLU(),
-            nn.Dropout(DROPOUT),
+            nn.Dropout(dropout),
             nn.Linear(hidden, hidden, bias),
             nn.ReLU(),
-            nn.Dropout(DROPOUT),
+            nn.Dropout(dropout),
             nn.Linear(hidden, classes, bias),
         )
         _initialize(self)
@@ -98,7 +104,13 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, architecture: Architecture, constrained: bool, classes: int, size: int, width: float
+        self,
+        architecture: Architecture,
+        constrained: bool,
+        classes: int,
+        size: int,
+        width: float,
+        dropout: float,
     ) -> None:
         super().__init__()
         inputs = scaled(architecture.stages[0][1], width)
@@ -116,9 +128,9 @@ class ResNet(nn.Module):
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        dropout = [nn.Dropout(DROPOUT)] if constrained else []
+        dropped = [nn.Dropout(dropout)] if constrained else []
         self.classifier = nn.Sequential(
-            nn.Flatten(), *dropout, nn.Linear(inputs, classes, bias=not constrained)
+            nn.Flatten(), *dropped, nn.Linear(inputs, classes, bias=not constrained)
         )
         _initialize(self)
         if constrained:
@@ -137,11 +149,14 @@ def build(
     classes: int = 10,
     size: int = CIFAR_SIZE,
     width: float = 1.0,
+    dropout: float = DROPOUT,
 ) -> nn.Module:
     """The network called `name` in the registry, with fresh weights of PyTorch's generator.
 
     `classes` is the number of logits, `size` the height and width of the images, and `width`
-    multiplies the channels and the hidden features. Raises ValueError for what does not exist.
+    multiplies the channels and the hidden features. `dropout` is the part of the classifier's
+    features that training drops; common ResNets have none. Raises ValueError for what does not
+    exist.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"no network {name!r}; there are: {', '.join(ARCHITECTURES)}")
@@ -151,8 +166,10 @@ def build(
         raise ValueError(f"{name} takes images of {sizes}, not {size}x{size}")
     if classes < 1 or not width > 0:
         raise ValueError(f"{classes} classes and width {width} do not make a network")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"a dropout of {dropout} is not from 0 to below 1")
     kind = {"vgg": VGG, "resnet": ResNet}[architecture.kind]
-    return kind(architecture, constrained, classes, size, width)
+    return kind(architecture, constrained, classes, size, width, dropout)
 
 
 def scaled(count: int, width: float) -> int:

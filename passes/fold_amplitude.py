@@ -72,6 +72,10 @@ def _is_neuron(node: Node) -> bool:
     return bool(node.domain == dialect.DOMAIN)
 
 
+def _pools(node: Node) -> bool:
+    return node.op == "SpikeMaxPool" and _is_neuron(node)
+
+
 def _pool_spikes(graph: Graph, allow_analog: bool) -> None:
     """MaxPool of spikes between neurons becomes SpikeMaxPool."""
     timing = analyze(graph, _is_neuron)
@@ -79,7 +83,7 @@ def _pool_spikes(graph: Graph, allow_analog: bool) -> None:
     for node in graph.nodes:
         if node.op != "MaxPool" or timing.phase(node) != "temporal":
             continue
-        if not carries_spikes(node.inputs[0], _is_neuron):
+        if not carries_spikes(node.inputs[0], lambda n: n.op in dialect.NEURONS or _pools(n)):
             if allow_analog:
                 continue
             raise refuse(

@@ -2,14 +2,14 @@
 
 y = relu(x) becomes s = RMPNeuron(x, θ) and y = θ·s: the spikes are binary, the amplitude θ is an
 explicit Mul that `fold_amplitude` moves into the next linear layer.  A residual Add stays in front
-of its neuron, so both currents meet there.
+of its neuron, so both currents meet there.  A neuron of G levels fires up to G spikes of θ/G a step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -23,16 +23,48 @@ from snncompiler.passes.base import Context, Pass
 
 
 @dataclass(frozen=True)
+class Spikes:
+    """What a neuron sends in one time-step: `binary` 0 or 1; `burst` 0 to `levels`; `signed` -`levels`
+    to `levels`, where a negative spike only takes back an earlier one.
+    """
+
+    kind: Literal["binary", "burst", "signed"] = "binary"
+    levels: int = 1
+
+    @staticmethod
+    def parse(text: str) -> Spikes:
+        """From `binary`, `burst:G` or `signed:G`.  Raises ValueError for any other text."""
+        kind, _, number = text.partition(":")
+        if text == "binary":
+            return Spikes()
+        good = number.isascii() and number.isdigit() and 1 <= int(number) <= MAX_LEVELS
+        if good and kind == "burst":
+            return Spikes("burst", int(number))
+        if good and kind == "signed":
+            return Spikes("signed", int(number))
+        raise ValueError(
+            f"{text!r} is none of binary, burst:G, signed:G with G from 1 to {MAX_LEVELS}"
+        )
+
+
+#: A spike count of one step must fit the bytes in which spikes are recorded.
+MAX_LEVELS = 127
+
+
+@dataclass(frozen=True)
 class InsertNeurons(Pass):
     """Rectifiers become neurons.
 
-    `thresholds`: layer name -> θ, [C] or [1], finite and positive.  `initial`: membrane potential at
-    the start, in units of θ.  `reset`: soft (RMP) or hard.
+    thresholds: layer name -> θ, [C] or [1], finite and positive.  initial: membrane potential at the
+    start, in units of θ (of θ/G for G levels).  reset: soft (RMP) or hard.  spikes: what a step sends.
+    schedules: layer name -> charge b [S, C] or [S, 1] of each step, the last for all later ones.
     """
 
     thresholds: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     initial: float = 0.5
     reset: str = "soft"
+    spikes: Spikes = Spikes()
+    schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     name: ClassVar[str] = "insert-neurons"
     requires: ClassVar[frozenset[str]] = frozenset({"constraints-checked"})
@@ -49,6 +81,7 @@ class InsertNeurons(Pass):
             current, result = node.inputs[rectified_input(node)], node.outputs[0]
             spatial = [1] * max(known_rank(current) - 2, 0)
             theta = theta.reshape(-1, *spatial) if theta.size > 1 else theta.reshape(())
+            theta = np.asarray(theta / np.float32(self.spikes.levels))
             threshold = constant(f"{node.name}/threshold", theta, taken)
             start = np.asarray(theta * np.float32(self.initial))
             membrane = constant(f"{node.name}/membrane_start", start, taken)
@@ -57,9 +90,10 @@ class InsertNeurons(Pass):
             )
             remove_node(node)
             graph.nodes[index] = gs.Node(
-                "RMPNeuron" if self.reset == "soft" else "HardResetNeuron",
+                self._operator(),
                 node.name,
-                inputs=[current, threshold, membrane],
+                {} if self.spikes.kind == "binary" else {"levels": self.spikes.levels},
+                inputs=[current, threshold, membrane, *self._further(node.name, spatial, taken)],
                 outputs=[spikes],
                 domain=dialect.DOMAIN,
             )
@@ -71,3 +105,26 @@ class InsertNeurons(Pass):
                     outputs=[result],
                 )
             )
+
+    def _operator(self) -> str:
+        if self.spikes.kind == "burst":
+            return "BurstNeuron"
+        if self.spikes.kind == "signed":
+            return "SignedNeuron"
+        if self.schedules:
+            return "ScheduledRMPNeuron"
+        return "RMPNeuron" if self.reset == "soft" else "HardResetNeuron"
+
+    def _further(self, layer: str, spatial: list[int], taken: set[str]) -> list[gs.Constant]:
+        """The inputs behind the membrane potential: the balance of a signed neuron, the schedule."""
+        operator = dialect.OPERATORS[self._operator()]
+        inputs = []
+        for port in operator.inputs[3:]:
+            if port.name == "balance":
+                start = np.zeros((), np.float32)
+                inputs.append(constant(f"{layer}/balance_start", start, taken))
+            elif port.name == "schedule":
+                charges = self.schedules.get(layer, np.zeros((1, 1), np.float32))
+                spread = charges.reshape(*charges.shape, *spatial).astype(np.float32)
+                inputs.append(constant(f"{layer}/schedule", spread, taken))
+        return inputs

@@ -85,6 +85,7 @@ class UnrollTime:
     """The last graph pass: from the gs graph to an ONNX graph with time in it.
 
     `steps` is T, `chunk` is K (1 unless `unroll` is fold).  `form` is "window" for the three ways.
+    `seed` is the default of the encoders' seed.
     """
 
     unroll: Unroll
@@ -92,22 +93,25 @@ class UnrollTime:
     chunk: int
     form: Emit = "window"
     read_out: ReadOut = ReadOut()
+    seed: int = 0
 
     def emit(self, graph: Graph) -> tuple[onnx.GraphProto, dict[str, str]]:
         """The graph, and the names of its own inputs: `steps` and `chunk` where they can be
-        overridden; for a step model `step`, and `state:<input>` -> the output that carries it on.
+        overridden, `seed` and `first_image` where there are encoders; for a step model `step`, and
+        `state:<input>` -> the output that carries it on.
         """
         timing = analyze(graph, _is_ours, inputs_vary=self.form == "step")
         writer = _Writer(graph, timing, tensor_names(graph), self.read_out)
         if self.form == "step":
             return writer.single_step()
+        names = writer.encoder_inputs(self.seed)
         if self.form == "cuda-graph":
             writer.whole_window(self.steps)
-            return writer.finish(), {}
+            return writer.finish(), names
         if self.unroll == "steps":
             writer.copies(self.steps)
-            return writer.finish(), {}
-        names = {"steps": writer.parameter("snnc_steps", self.steps)}
+            return writer.finish(), names
+        names["steps"] = writer.parameter("snnc_steps", self.steps)
         if self.unroll == "fold":
             names["chunk"] = writer.parameter("snnc_chunk", self.chunk)
         writer.loop(names["steps"], names.get("chunk"))
@@ -145,6 +149,7 @@ class _Writer:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     overridable: list[onnx.ValueInfoProto] = field(default_factory=list)
+    random: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         phases = [(node, self.timing.phase(node)) for node in self.graph.nodes]
@@ -171,6 +176,16 @@ class _Writer:
         name = self.constant(wanted, default)
         self.overridable.append(helper.make_tensor_value_info(name, TensorProto.INT64, []))
         return name
+
+    def encoder_inputs(self, seed: int) -> dict[str, str]:
+        """What random spikes are drawn from, beside the time-step: the seed and the first image."""
+        if all(node.op != "PoissonEncoder" for node in self.temporal):
+            return {}
+        self.random = {
+            "seed": self.parameter("snnc_seed", seed),
+            "first_image": self.parameter("snnc_first_image", 0),
+        }
+        return dict(self.random)
 
     def _plain(self, nodes: Sequence[Node]) -> list[onnx.NodeProto]:
         self.initializers.update(_constants_of(nodes))
@@ -234,9 +249,8 @@ class _Writer:
                     names[state_in] = states[state]
                     new_states[state] = f"{prefix}{node.name}/{operator.outputs[state_out].name}"
                     outputs.insert(state_out, new_states[state])
-                if operator.inputs[-2].name == "start":
-                    names.append(start)
-                names.append(steps)
+                given = {**self.random, "start": start, "steps": steps}
+                names += [given[port.name] for port in operator.inputs if port.name in given]
                 if any(attribute.name == "static_current" for attribute in operator.attributes):
                     static = id(node.inputs[0]) not in self.temporal_tensors
                     proto.attribute.append(helper.make_attribute("static_current", int(static)))

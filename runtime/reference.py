@@ -8,7 +8,7 @@ the function bodies and the native kernels give the same bits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,12 +55,130 @@ def hard_reset_neuron(
     return _neuron(current, threshold, membrane, steps, static_current, soft=False)
 
 
+def _scheduled(
+    current: Array,
+    threshold: Array,
+    membrane: Array,
+    schedule: Array,
+    start: int,
+    steps: int,
+    static_current: bool,
+    quanta: Callable[[Array, Array], Array],
+) -> tuple[Array, Array]:
+    """Soft reset by as many thresholds as `quanta(u, θ)` says, with the schedule's row added."""
+    held = _steps_of(current, 1 if static_current else steps)
+    v = np.broadcast_to(np.float32(membrane), held.shape[1:]).copy()
+    theta = np.broadcast_to(np.float32(threshold), held.shape[1:])
+    spikes = np.empty((steps, *held.shape[1:]), np.float32)
+    for t in range(steps):
+        u = (v + held[0 if static_current else t]) + schedule[min(start + t, len(schedule) - 1)]
+        spikes[t] = quanta(u, theta)
+        v = u - theta * spikes[t]
+    folded = spikes.reshape(steps * held.shape[1], *held.shape[2:])
+    return folded.astype(current.dtype), v
+
+
+def scheduled_rmp_neuron(
+    current: Array,
+    threshold: Array,
+    membrane: Array,
+    schedule: Array,
+    start: int,
+    steps: int,
+    static_current: bool = False,
+) -> tuple[Array, Array]:
+    """Soft reset with a current `b_t = schedule[min(t, S-1)]` of each step t, from `start` on.
+
+    `u = (v + x) + b_t; s = (u >= θ); v = u - θ·s`.  Returns (spikes, membrane).
+    """
+
+    def quanta(u: Array, theta: Array) -> Array:
+        return (u >= theta).astype(np.float32)
+
+    return _scheduled(
+        current, threshold, membrane, schedule, start, steps, static_current, quanta
+    )
+
+
+def burst_neuron(
+    current: Array,
+    threshold: Array,
+    membrane: Array,
+    schedule: Array,
+    start: int,
+    steps: int,
+    levels: int,
+    static_current: bool = False,
+) -> tuple[Array, Array]:
+    """Up to `levels` spikes at a step, sent as one number.
+
+    `u = (v + x) + b_t; k = min(max(floor(u / θ), 0), levels); v = u - θ·k`.
+    Returns (k `[steps*N, ...]`, membrane `[N, ...]`).
+    """
+
+    def quanta(u: Array, theta: Array) -> Array:
+        return np.floor(_bounded(u / theta, 0, levels))
+
+    return _scheduled(
+        current, threshold, membrane, schedule, start, steps, static_current, quanta
+    )
+
+
+def signed_neuron(
+    current: Array,
+    threshold: Array,
+    membrane: Array,
+    balance: Array,
+    schedule: Array,
+    start: int,
+    steps: int,
+    levels: int,
+    static_current: bool = False,
+) -> tuple[Array, Array, Array]:
+    """Up to `levels` spikes of either sign at a step; negative ones take back no more than was sent.
+
+    `k = max(min(max(floor(u / θ), -levels), levels), -n); v = u - θ·k; n += k`.
+    Returns (k `[steps*N, ...]`, membrane `[N, ...]`, balance n `[N, ...]`).
+    """
+    leading = current.shape[0] if static_current else current.shape[0] // steps
+    n = np.broadcast_to(np.float32(balance), (leading, *current.shape[1:])).copy()
+
+    def quanta(u: Array, theta: Array) -> Array:
+        k = np.floor(_bounded(u / theta, -levels, levels))
+        owed = np.float32(0) - n
+        k = np.where(k < owed, owed, k)
+        k[k == 0] = 0  # of both signs
+        n[...] = n + k
+        return k
+
+    spikes, v = _scheduled(
+        current, threshold, membrane, schedule, start, steps, static_current, quanta
+    )
+    return spikes, v, n
+
+
+def _bounded(x: Array, least: int, most: int) -> Array:
+    """Between two whole numbers, so that it may be rounded down later; NaN is the least."""
+    low, high = np.float32(least), np.float32(most)
+    raised = np.where(x > low, x, low)
+    return np.where(raised < high, raised, high)
+
+
 def time_sum(values: Array, total: Array, steps: int) -> Array:
     """`total` plus the values of every step, one step after the other.  Returns `[N, ...]`."""
     held = _steps_of(values, steps)
     y = np.broadcast_to(np.float32(total), held.shape[1:]).copy()
     for x in held:
         y = y + x
+    return y
+
+
+def weighted_time_sum(values: Array, weights: Array, total: Array, steps: int) -> Array:
+    """`y = y + w_t·x_t`, one step after the other, each product rounded.  Returns `[N, ...]`."""
+    held = _steps_of(values, steps)
+    y = np.broadcast_to(np.float32(total), held.shape[1:]).copy()
+    for w, x in zip(np.float32(weights), held, strict=True):
+        y = y + w * x
     return y
 
 
@@ -90,6 +208,56 @@ def telescope(values: Array, previous: Array, start: int, steps: int) -> tuple[A
         out[t - start - 1] = np.float32(t) * x - np.float32(t - 1) * p
         p = x
     return out.reshape(values.shape).astype(values.dtype), p
+
+
+_MIX_ROUNDS = 6
+_MIX_KEY = 0x9E3779B9
+
+
+def _mix(a: Any, b: Any, number: Any) -> tuple[Any, Any]:
+    """Adds a number of 64 bits to a state of two words, and mixes."""
+    low = np.uint64(0xFFFFFFFF)
+    a, b = a + (number & low), b + (number >> np.uint64(32))
+    for i in range(_MIX_ROUNDS):
+        key = np.uint64((i + 1) * _MIX_KEY % 2**32)
+        root = ((a + key) & low).astype(np.uint32).view(np.int32).astype(np.int64)
+        middle = (root * root).view(np.uint64) >> np.uint64(16)
+        a, b = (b + middle) & low, a & low
+    return a, b
+
+
+def random_words(seed: int, image: Any, step: Any, element: Any) -> NDArray[np.uint32]:
+    """32 random bits for a seed and numbers that broadcast: the first word of a state of two, to
+    which seed, image, step and element are added, each followed by six rounds of a Feistel network.
+
+    A round is `(a, b) = (b + (s·s >> 16), a)` modulo 2^32 with s = a + key as a signed word.
+    """
+    a = b = np.zeros((), np.uint64)
+    for number in (np.uint64(seed % 2**64), image, step, element):
+        a, b = _mix(a, b, np.asarray(number).astype(np.uint64))
+    return a.astype(np.uint32)
+
+
+def poisson_encoder(
+    values: Array, scale: Array, seed: int, first_image: int, start: int, steps: int
+) -> Array:
+    """Spikes of the sign of x, with the probability |x| / scale.  Returns `[steps*N, ...]`.
+
+    Image n of this call is number `first_image + n` of all, its step t number `start + t`.
+    """
+    images = values.shape[0]
+    x = values.astype(np.float32).reshape(images, -1 if values.size else 0)
+    uint64 = np.uint64
+    words = random_words(
+        int(seed),
+        (uint64(int(first_image) % 2**64) + np.arange(images, dtype=uint64))[None, :, None],
+        (uint64(int(start)) + np.arange(steps, dtype=uint64))[:, None, None],
+        np.arange(x.shape[1], dtype=uint64)[None, None, :],
+    )
+    uniform = (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    fires = uniform < np.abs(x) / np.float32(scale)
+    spikes = np.where(fires, np.where(x < 0, np.float32(-1), np.float32(1)), np.float32(0))
+    return spikes.reshape(steps * images, *values.shape[1:]).astype(values.dtype)
 
 
 def spike_max_pool(

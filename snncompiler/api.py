@@ -7,20 +7,19 @@ from typing import Any, Literal
 
 import onnx
 
-from snncompiler.calibration import Method
 from snncompiler.data import Preprocess
+from snncompiler.options import DEFAULT_STEPS, MaxPooling, Options, Task
 from snncompiler.passes.unroll_time import Emit, Unroll
 from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
-    DEFAULT_STEPS,
     CalibrationLike,
-    MaxPooling,
-    Options,
     Progress,
     compile_model,
     prepare,
 )
 from snncompiler.report import constraints
+from snncompiler.running import Correction
+from snncompiler.thresholds import Method
 
 
 def compile(
@@ -28,15 +27,22 @@ def compile(
     *,
     calibration: CalibrationLike = None,
     steps: int = DEFAULT_STEPS,
-    threshold: Method = "percentile",
+    task: Task = "auto",
+    threshold: Method = "auto",
     percentile: float = 99.9,
-    per_channel: bool = True,
-    alpha: float = 1.0,
+    tau: float = 100.0,
+    per_channel: bool | None = None,
+    alpha: float | Literal["auto"] = 1.0,
+    correction: Correction = "auto",
+    schedule_steps: int = 32,
+    readout: str = "auto",
+    neuron: str = "binary",
     unroll: Unroll = "fold",
     chunk: int | None = None,
     reset: Literal["soft", "hard"] = "soft",
-    initial: float = 0.5,
-    encode: Literal["constant"] = "constant",
+    initial: float | None = None,
+    encode: Literal["auto", "constant", "poisson"] = "auto",
+    paper: bool = False,
     strict: bool = False,
     seed: int = 0,
     allow_analog: bool = False,
@@ -54,10 +60,17 @@ def compile(
     calibration: data as for `snncompiler.data.load_data`, of which `samples` are drawn by `seed`
         (all for None), or a Calibration; without it, thresholds come from batch-norm statistics or
         synthetic input.
-    steps: time-steps T.  threshold, percentile, per_channel, alpha: how θ follows from the ANN's
-        activations; alpha scales it (the paper's α).
-    unroll, chunk: `fold` (chunks of K steps), `loop` or `steps`.  reset: soft (RMP) or hard.
-    initial: membrane potential at the start, in units of θ.  encode: the input is a constant current.
+    steps: time-steps T.  task: what the outputs are; it chooses whatever is left at "auto" or None
+        (docs/accuracy.md).
+    threshold, percentile, tau, per_channel, alpha: how θ follows from the ANN's activations, or for
+        `vin-max` from the running network's currents; alpha scales it (the paper's α), "auto" searches.
+    correction, schedule_steps: charges that correct the running network, found layer by layer.
+    readout: `mean`, `ramp` (step t weighs t) or `delay:D` (the first D steps do not count).
+    neuron: `binary`; `burst:G` fires up to G spikes a step, `signed:G` also takes them back.
+    reset: soft (RMP) or hard.  initial: membrane potential at the start, in units of θ.
+    encode: the input as a `constant` current, or as signed random spikes (`poisson`).
+    paper: the paper's setting: strict, poisson, vin-max per layer, initial 0, no correction.
+    unroll, chunk: `fold` (chunks of K steps), `loop` or `steps`.
     emit: `window`, `step` (one step, states outside: `runtime.Stream`) or `cuda-graph` (K = T and
         `batch` baked in, no control flow).  precision: fp16 halves weights and currents, for GPUs.
     allow_analog: keep nonlinear operators between spiking layers exact, though not spiking.
@@ -69,15 +82,22 @@ def compile(
     """
     options = Options(
         steps=steps,
+        task=task,
         threshold=threshold,
         percentile=percentile,
+        tau=tau,
         per_channel=per_channel,
         alpha=alpha,
+        correction=correction,
+        schedule_steps=schedule_steps,
+        readout=readout,
+        neuron=neuron,
         unroll=unroll,
         chunk=chunk,
         reset=reset,
         initial=initial,
         encode=encode,
+        paper=paper,
         strict=strict,
         seed=seed,
         allow_analog=allow_analog,

@@ -7,10 +7,11 @@ be saved and reused, and is written into the emitted file.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,104 +19,20 @@ from numpy.typing import NDArray
 
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import refuse
-from snncompiler.graph import Graph, Node, label
+from snncompiler.graph import Graph, Node, label, with_outputs
+from snncompiler.histogram import Histogram
 from snncompiler.operators import rectified_input, rectifier
 from snncompiler.passes.base import Context, Moments
 from snncompiler.runtime.session import create_session
+from snncompiler.thresholds import STRATEGIES, Settings
 
-Method = Literal["max", "percentile"]
 Feeds = Mapping[str, NDArray[Any]]
-
-#: Histogram bins per channel.  The range is a power of two above the maximum, so that a bin is at
-#: most 1/1024 of the maximum wide: an error of 0.1 % in θ, far below what moves an accuracy.
-BINS = 2048
 
 #: onnxruntime's optimizer takes longer than the calibration itself on graphs of more nodes.
 LARGE_GRAPH = 4000
 
 #: Activations of one batch that are held at once, in bytes.
 _BATCH_BYTES = 256 << 20
-
-
-@dataclass
-class Histogram:
-    """Streaming histogram of the non-negative activations of every channel of one layer.
-
-    The range [0, 2^exponent) grows by doubling, merging bins in pairs.  Bin edges depend on the final
-    range alone, so the result does not depend on the order or the batches of the data.
-    """
-
-    channels: int
-    exponent: int | None = None
-    counts: NDArray[np.int64] = field(init=False)
-    #: Values per channel, zeros included.
-    total: int = 0
-    maximum: NDArray[np.float32] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros((self.channels, BINS), np.int64)
-        self.maximum = np.zeros(self.channels, np.float32)
-
-    def add(self, activations: NDArray[np.float32]) -> None:
-        """Add activations [N, C, ...] (or [N] of one channel)."""
-        by_channel = activations.reshape(activations.shape[0], self.channels, -1)
-        rows = np.moveaxis(by_channel, 1, 0).reshape(self.channels, -1)
-        self.total += rows.shape[1]
-        top = rows.max(axis=1, initial=0.0)
-        self.maximum = np.maximum(self.maximum, top)
-        peak = float(top.max(initial=0.0))
-        if not np.isfinite(peak) or np.isnan(rows).any():
-            raise ValueError("an activation is infinite or not a number")
-        if peak <= 0.0:
-            return
-        # peak < 2^exponent strictly.
-        self._widen(int(np.frexp(peak)[1]))
-        assert self.exponent is not None
-        channel, place = np.nonzero(rows > 0)
-        # By powers of two, which is exact and does not overflow.
-        shift = BINS.bit_length() - 1 - self.exponent
-        bins = np.ldexp(rows[channel, place].astype(np.float64), shift).astype(np.int64)
-        np.minimum(bins, BINS - 1, out=bins)
-        flat = np.bincount(channel * BINS + bins, minlength=self.channels * BINS)
-        self.counts += flat.reshape(self.channels, BINS)
-
-    def _widen(self, exponent: int) -> None:
-        if self.exponent is None:
-            self.exponent = exponent
-        while self.exponent < exponent:
-            merged = self.counts.reshape(self.channels, BINS // 2, 2).sum(axis=2)
-            self.counts = np.concatenate([merged, np.zeros_like(merged)], axis=1)
-            self.exponent += 1
-
-    def pooled(self) -> Histogram:
-        """The histogram of the whole layer as one channel."""
-        one = Histogram(1, self.exponent)
-        one.counts = self.counts.sum(axis=0, keepdims=True)
-        one.total = self.total * self.channels
-        one.maximum = self.maximum.max(keepdims=True, initial=0.0)
-        return one
-
-    def percentile(self, percent: float) -> NDArray[np.float32]:
-        """The activation below which `percent` of all values (zeros included) lie, per channel.
-
-        Linear within a bin; never above the maximum; 0 where so many values are 0.
-        """
-        if self.exponent is None:
-            return np.zeros(self.channels, np.float32)
-        width = 2.0**self.exponent / BINS
-        # How many of the largest values lie above it.
-        above = self.total * (1.0 - percent / 100.0)
-        tail = np.cumsum(self.counts[:, ::-1], axis=1)[:, ::-1]
-        result = np.zeros(self.channels, np.float64)
-        for channel in range(self.channels):
-            # The last bin with more than `above` values at or beyond its lower edge.
-            reached = np.nonzero(tail[channel] > above)[0]
-            if reached.size:
-                at = int(reached[-1])
-                beyond = tail[channel, at] - self.counts[channel, at]
-                inside = (above - beyond) / self.counts[channel, at]
-                result[channel] = (at + 1 - inside) * width
-        return np.minimum(result, self.maximum).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -128,10 +45,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds and where they came from.
+    """Thresholds, corrections and where they came from.
 
-    `thresholds`: layer name -> θ, [C] or [1], float32, finite and positive.  `source` is "data",
-    "batch-norm" or "synthetic"; `data_sha256` is of the calibration arrays.
+    thresholds: layer name -> θ, [C] or [1], float32, finite and positive.  method, percentile, tau,
+    alpha: how θ was found.  schedules: layer name -> charge b [S, C] for each of the first steps, the
+    last row for all later ones; empty without a correction.  input_scales: input name -> max |x|, for
+    Poisson input.  source is "data", "batch-norm" or
+    "synthetic"; data_sha256 is of the calibration arrays.
     """
 
     thresholds: Mapping[str, NDArray[np.float32]]
@@ -144,12 +64,22 @@ class Calibration:
     seed: int
     model_sha256: str
     data_sha256: str = ""
+    tau: float = 100.0
+    correction: str = "none"
+    schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    input_scales: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """As JSON; float32 values are written so that they are read back exactly."""
-        content = {**self.__dict__, "thresholds": {}}
+        """As JSON; float32 values are written so that they are read back exactly.
+
+        Schedules, of which there are many, as base64 of little-endian float32, with their shape.
+        """
+        content = {**self.__dict__, "thresholds": {}, "schedules": {}}
         for name, theta in self.thresholds.items():
             content["thresholds"][name] = [float(str(value)) for value in theta]
+        for name, charges in self.schedules.items():
+            raw = base64.b64encode(charges.astype("<f4").tobytes()).decode()
+            content["schedules"][name] = {"shape": list(charges.shape), "float32": raw}
         return json.dumps(content, ensure_ascii=True)
 
     @staticmethod
@@ -159,6 +89,12 @@ class Calibration:
             content = json.loads(text)
             content["thresholds"] = {
                 name: np.array(theta, np.float32) for name, theta in content["thresholds"].items()
+            }
+            content["schedules"] = {
+                name: np.frombuffer(base64.b64decode(entry["float32"]), "<f4")
+                .reshape(entry["shape"])
+                .astype(np.float32)
+                for name, entry in content.get("schedules", {}).items()
             }
             return Calibration(**content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -173,19 +109,6 @@ def channels_of(node: Node) -> int:
     """Channels (axis 1) of a rectifier's output; 1 where there is no such axis or it is unknown."""
     shape = node.outputs[0].shape
     return int(shape[1]) if shape and len(shape) > 1 and isinstance(shape[1], int) else 1
-
-
-def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of `model` that also returns the named tensors (all float)."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    present = {output.name for output in copy.graph.output}
-    for name in names:
-        if name not in present:
-            copy.graph.output.append(
-                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-            )
-    return copy
 
 
 def observe(
@@ -214,7 +137,9 @@ def observe(
             raise refuse(
                 "SNNC303", f"the network takes {batch} samples at once, the data has fewer"
             )
-    size = batch or max(1, min(32, _BATCH_BYTES // _activation_bytes(nodes)))
+    size = batch or max(
+        1, min(32, _BATCH_BYTES // max(4 * sum(values_of(node) for node in nodes), 1))
+    )
     for start in range(0, samples, size):
         part = {name: array[start : start + size] for name, array in feeds.items()}
         for node, activations in zip(nodes, session.run(outputs, part), strict=True):
@@ -232,59 +157,56 @@ def observe(
     return Observation(histograms, samples)
 
 
-def _activation_bytes(nodes: Sequence[Node]) -> int:
-    """Bytes of all rectifier outputs for one sample; unknown sizes count as 64."""
-    total = 0
-    for node in nodes:
-        shape = node.outputs[0].shape or []
-        total += 4 * int(np.prod([d if isinstance(d, int) else 64 for d in shape[1:]]))
-    return max(total, 1)
+def values_of(node: Node) -> int:
+    """Values of a rectifier's output for one sample; unknown sizes count as 64."""
+    shape = node.outputs[0].shape or []
+    return int(np.prod([d if isinstance(d, int) else 64 for d in shape[1:]], dtype=np.int64))
 
 
 def calibrate(
     observation: Observation,
     nodes: Sequence[Node],
     *,
-    method: Method,
-    percentile: float,
+    method: str,
+    settings: Settings,
     per_channel: bool,
     alpha: float,
 ) -> tuple[dict[str, NDArray[np.float32]], list[Finding]]:
     """Thresholds of every rectifier from an observation, and what there is to say about them.
 
-    `max` takes the largest activation, `percentile` the given percentile of all activations, zeros
-    included; per channel or per layer; then times α (the paper's scale).  A channel that never fires
-    takes the layer's threshold.  A rectifier with an upper bound (ReLU6) never gets a larger θ.
+    `method` names one of `thresholds.STRATEGIES`; per channel or per layer; then times α (the paper's
+    scale).  A channel that never fires takes the layer's threshold.  A rectifier with an upper bound
+    (ReLU6) never gets a larger θ.
     """
+    strategy = STRATEGIES[method]
     thresholds: dict[str, NDArray[np.float32]] = {}
     findings: list[Finding] = []
     for node in nodes:
         histogram = observation.histograms[node.name]
-        layer = _threshold(histogram.pooled(), method, percentile)
-        theta = _threshold(histogram, method, percentile) if per_channel else layer
+        pooled = histogram.pooled()
+        layer = strategy(pooled, settings)
+        theta = strategy(histogram, settings) if per_channel else layer
         if float(layer[0]) <= 0.0:
-            layer = histogram.maximum.max(keepdims=True, initial=0.0)
+            layer = pooled.maximum
         if float(layer[0]) <= 0.0:
-            findings.append(
-                Finding(
-                    "SNNC305",
-                    "it never fires on the calibration data; its threshold is set to 1",
-                    severity="warning",
-                    node=label(node),
-                    hint="calibrate with other or more data",
-                )
-            )
+            findings.append(_never_fires(node))
             layer = np.ones(1, np.float32)
         theta = np.where(theta > 0, theta, layer)
-        thresholds[node.name] = _bounded(node, theta * np.float32(alpha))
+        thresholds[node.name] = bounded(node, theta * np.float32(alpha))
     return thresholds, findings
 
 
-def _threshold(histogram: Histogram, method: Method, percentile: float) -> NDArray[np.float32]:
-    return histogram.maximum if method == "max" else histogram.percentile(percentile)
+def _never_fires(node: Node) -> Finding:
+    return Finding(
+        "SNNC305",
+        "it never fires on the calibration data; its threshold is set to 1",
+        severity="warning",
+        node=label(node),
+        hint="calibrate with other or more data",
+    )
 
 
-def _bounded(node: Node, theta: NDArray[np.float32]) -> NDArray[np.float32]:
+def bounded(node: Node, theta: NDArray[np.float32]) -> NDArray[np.float32]:
     found = rectifier(node)
     cap = None if found is None else found.cap
     bounded = theta if cap is None else np.minimum(theta, np.float32(cap))
@@ -302,7 +224,7 @@ def gaussian_thresholds(
     graph: Graph,
     context: Context,
     *,
-    method: Method,
+    method: str,
     percentile: float,
     per_channel: bool,
     alpha: float,
@@ -316,7 +238,7 @@ def gaussian_thresholds(
     # Inverse of the normal distribution function without scipy: Python's own.
     from statistics import NormalDist
 
-    if method == "max":
+    if method != "percentile":
         reach = _GAUSSIAN_MAX
     else:
         reach = min(NormalDist().inv_cdf(min(percentile, 100.0 - 1e-9) / 100.0), _GAUSSIAN_MAX)
@@ -333,7 +255,7 @@ def gaussian_thresholds(
             layer = max(float(theta.max()), 1e-6)
             # A channel that is almost always negative still has a finite, positive threshold.
             theta = np.maximum(theta, 1e-3 * layer) if per_channel else np.array([layer])
-            thresholds[node.name] = _bounded(node, np.float32(alpha) * theta.astype(np.float32))
+            thresholds[node.name] = bounded(node, np.float32(alpha) * theta.astype(np.float32))
             known[result] = _rectified(moments)
         elif result in known:
             continue

@@ -1,4 +1,4 @@
-"""The command line: `snnc check | compile | run | eval | verify | info | doctor`.
+"""The command line: `snnc check | compile | run | eval | verify | trace | info | doctor`.
 
 Results go to standard output, everything else to standard error.  Exit codes: 0 done, 1 the model or
 the data is refused, 2 wrong usage, 3 something is missing in the environment, 4 our own fault,
@@ -7,14 +7,16 @@ the data is refused, 2 wrong usage, 3 something is missing in the environment, 4
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import json
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import typer
@@ -24,15 +26,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from snncompiler import report
 from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Preprocess, load_data
+from snncompiler.diagnosis import Diagnosis
 from snncompiler.diagnostics import Finding, printable
 from snncompiler.errors import EnvironmentMissing, InternalError, SnncError, UsageError
 from snncompiler.evaluation import BATCH, Evaluation, evaluate
 from snncompiler.io import check_writable, save, write_atomically
+from snncompiler.options import DEFAULT_STEPS, MAX_STEPS, Options
 from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
-    DEFAULT_STEPS,
-    MAX_STEPS,
-    Options,
     check_batch,
     check_source,
     compile_model,
@@ -41,9 +42,12 @@ from snncompiler.pipeline import (
     synthetic_feeds,
 )
 from snncompiler.pipeline import Progress as Tell
+from snncompiler.plots import check_plot, plot_trace
 from snncompiler.runtime import create_session, doctor
+from snncompiler.trace import NEURONS, SAMPLES, trace
 from snncompiler.verification import Verification, verify
 from snncompiler.version import __version__
+from snncompiler.watch import thresholds_of
 
 app = typer.Typer(
     help="Compile trained ReLU networks in ONNX into spiking networks that onnxruntime runs.",
@@ -139,9 +143,27 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
 # --- options that several commands share ---
 
 
+class TaskName(str, Enum):
+    auto = "auto"
+    classification = "classification"
+    regression = "regression"
+
+
 class Threshold(str, Enum):
+    auto = "auto"
     max = "max"
     percentile = "percentile"
+    mmse = "mmse"
+    balance = "balance"
+    vin_max = "vin-max"
+
+
+class CorrectionName(str, Enum):
+    auto = "auto"
+    none = "none"
+    schedule = "schedule"
+    bias = "bias"
+    potential = "potential"
 
 
 class Unrolling(str, Enum):
@@ -156,7 +178,9 @@ class Reset(str, Enum):
 
 
 class Encoding(str, Enum):
+    auto = "auto"
     constant = "constant"
+    poisson = "poisson"
 
 
 class MaxPooling(str, Enum):
@@ -252,6 +276,15 @@ def _height_width(option: str, text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def _alpha(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--alpha {text} is neither a number nor auto") from None
+
+
 def _steps_list(text: str | None) -> list[int] | None:
     if text is None:
         return None
@@ -323,21 +356,59 @@ def compile_command(
     samples: Annotated[
         int, typer.Option(help="Calibration samples to draw, 0 for all.")
     ] = CALIBRATION_SAMPLES,
-    threshold: Annotated[Threshold, typer.Option(help="How θ follows from activations.")] = (
-        Threshold.percentile
-    ),
+    task: Annotated[
+        TaskName, typer.Option(help="What the outputs are; chooses what is left at auto.")
+    ] = TaskName.auto,
+    threshold: Annotated[
+        Threshold,
+        typer.Option(help="How θ follows from activations; vin-max: from currents, as the paper."),
+    ] = Threshold.auto,
     percentile: Annotated[float, typer.Option(help="For --threshold percentile.")] = 99.9,
+    tau: Annotated[float, typer.Option(help="How far --threshold balance goes.")] = 100.0,
     per_channel: Annotated[
-        bool, typer.Option("--per-channel/--per-layer", help="One θ per channel or per layer.")
-    ] = True,
-    alpha: Annotated[float, typer.Option(help="Scale of every θ, the paper's α.")] = 1.0,
+        bool | None,
+        typer.Option(
+            "--per-channel/--per-layer",
+            help="One θ per channel or per layer. Default: per channel, with --paper per layer.",
+        ),
+    ] = None,
+    alpha: Annotated[
+        str, typer.Option(help="Scale of every θ, the paper's α; auto searches it.")
+    ] = "1",
+    correction: Annotated[
+        CorrectionName,
+        typer.Option(help="Charges that correct the running network, found layer by layer."),
+    ] = CorrectionName.auto,
+    schedule_steps: Annotated[
+        int, typer.Option(help="First steps that --correction schedule corrects.")
+    ] = 32,
+    readout: Annotated[
+        str, typer.Option(help="mean, ramp (later steps count more) or delay:D. Default: by task.")
+    ] = "auto",
+    neuron: Annotated[
+        str,
+        typer.Option(help="binary; burst:G, up to G spikes a step; signed:G, also negative ones."),
+    ] = "binary",
     unroll: Annotated[Unrolling, typer.Option(help="How time is unrolled.")] = Unrolling.fold,
     chunk: Annotated[
         int | None, typer.Option(help="Steps per chunk, for fold. Default: by memory.")
     ] = None,
     reset: Annotated[Reset, typer.Option(help="soft keeps the residual potential.")] = Reset.soft,
-    initial: Annotated[float, typer.Option(help="Initial membrane potential, in θ.")] = 0.5,
-    encode: Annotated[Encoding, typer.Option(help="How the input is coded.")] = Encoding.constant,
+    initial: Annotated[
+        float | None,
+        typer.Option(help="Initial membrane potential, in θ. Default: 0.5, with --paper 0."),
+    ] = None,
+    encode: Annotated[
+        Encoding, typer.Option(help="The input as constant current or as signed random spikes.")
+    ] = Encoding.auto,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper",
+            help="As RMP-SNN has it: --strict, --encode poisson, --threshold vin-max, --per-layer, "
+            "--initial 0, no correction; each can be set otherwise.",
+        ),
+    ] = False,
     strict: Annotated[bool, typer.Option(help="The paper's rule: no bias, no batch-norm.")] = False,
     seed: Annotated[int, typer.Option(help="For drawing samples and synthetic input.")] = 0,
     allow_analog: AllowAnalog = False,
@@ -368,15 +439,22 @@ def compile_command(
     """Compile a trained ReLU network into a spiking one."""
     options = Options(
         steps=steps,
+        task=task.value,
         threshold=threshold.value,
         percentile=percentile,
+        tau=tau,
         per_channel=per_channel,
-        alpha=alpha,
+        alpha=_alpha(alpha),
+        correction=correction.value,
+        schedule_steps=schedule_steps,
+        readout=readout,
+        neuron=neuron,
         unroll=unroll.value,
         chunk=chunk,
         reset=reset.value,
         initial=initial,
         encode=encode.value,
+        paper=paper,
         strict=strict,
         seed=seed,
         allow_analog=allow_analog,
@@ -511,9 +589,18 @@ def eval_command(
     data: Annotated[Path, typer.Option(help="Samples, with labels where there are any.")],
     steps: Annotated[
         str | None,
-        typer.Option(help="Time-steps to evaluate at, as 8,16,32,64. Default: the file's."),
+        typer.Option(
+            help="Time-steps to evaluate at, all in one run, as 8,16,32. Default: the file's."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first samples only.")] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Split the error of every layer; name the worst.")
+    ] = False,
+    predictions: Annotated[
+        bool,
+        typer.Option("--predictions", help="With --json: the predicted class of every sample."),
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="onnxruntime threads.")] = None,
     layout: Layout = None,
     scale: Scale = None,
@@ -526,7 +613,9 @@ def eval_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Accuracy against time-steps beside the ANN's, and the activity of every layer."""
+    """Accuracy against time-steps beside the ANN's, the activity of every layer, and its errors."""
+    if predictions and not as_json:
+        raise UsageError("--predictions belongs to --json")
     how = _preprocess(layout, scale, mean, std, size, resize, bgr)
     with _progress(quiet) as tell:
         result = evaluate(
@@ -535,12 +624,13 @@ def eval_command(
             data,
             steps=_steps_list(steps),
             limit=limit,
+            diagnose=diagnose,
             preprocess=how,
             threads=threads,
             progress=tell,
         )
     if as_json:
-        _print_json(result.as_dict())
+        _print_json(result.as_dict(predictions=predictions))
         return
     _tell_findings(list(result.findings), quiet)
     _print_evaluation(_console(), result)
@@ -550,16 +640,27 @@ def _print_evaluation(console: Console, result: Evaluation) -> None:
     def share(value: float | None) -> str:
         return "-" if value is None else report.percent(value)
 
+    diagnosed = result.results[-1].diagnosis is not None
     rows: list[tuple[object, ...]] = []
     if result.ann_accuracy is not None:
-        rows.append(("ANN", share(result.ann_accuracy), "-", "-", "-", "-"))
+        rows.append(("ANN", share(result.ann_accuracy), *("-" * (6 if diagnosed else 5))))
     for step in result.results:
-        drop = "-"
-        if step.accuracy is not None and result.ann_accuracy is not None:
-            drop = f"{100 * (result.ann_accuracy - step.accuracy):.2f}"
-        row = (f"T = {step.steps}", share(step.accuracy), drop, share(step.agreement))
+        drop = interval = "-"
+        if step.drop is not None and step.drop_interval is not None:
+            drop = f"{100 * step.drop:.2f}"
+            interval = "{:.2f} to {:.2f}".format(*(100 * end for end in step.drop_interval))
+        row = (f"T = {step.steps}", share(step.accuracy), drop, interval, share(step.agreement))
         rows.append((*row, f"{step.relative_error:.4f}", f"{step.firing_rate:.4f}"))
-    titles = ("steps", "top-1", "drop", "agreement", "relative error", "firing rate")
+        if step.diagnosis is not None:
+            levels = step.diagnosis.quantised
+            better = levels.agreement if levels.accuracy is None else levels.accuracy
+            rows[-1] = (
+                *rows[-1],
+                f"{levels.relative_error:.4f}" if better is None else share(better),
+            )
+    titles = ["steps", "top-1", "drop", "95 %", "agreement", "relative error", "firing rate"]
+    if diagnosed:
+        titles.append("quantised ANN")
     console.print(report.table(f"{result.samples:,} samples", titles, rows))
     last = result.results[-1]
     layers = [
@@ -573,6 +674,40 @@ def _print_evaluation(console: Console, result: Evaluation) -> None:
     ]
     columns = ("layer", "firing rate", "saturated", "silent")
     console.print(report.table(f"Layers at T = {last.steps}", columns, layers))
+    for step in result.results:
+        if step.diagnosis is not None:
+            _print_diagnosis(console, step.steps, step.diagnosis)
+
+
+def _print_diagnosis(console: Console, steps: int, diagnosis: Diagnosis) -> None:
+    rows = [
+        (
+            layer.layer,
+            *(
+                f"{number:.4f}"
+                for number in (
+                    layer.total,
+                    layer.inherited,
+                    layer.own,
+                    layer.unevenness,
+                    layer.rounding,
+                    layer.clipping,
+                )
+            ),
+        )
+        for layer in diagnosis.layers
+    ]
+    columns = ("layer", "error", "inherited", "own", "unevenness", "rounding", "clipping")
+    console.print(
+        report.table(f"Errors at T = {steps}, relative to the ANN's activations", columns, rows)
+    )
+    worst = diagnosis.blame
+    console.print(
+        f"most is added by {printable(worst.layer)}: {worst.own:.4f}, mainly {worst.part}"
+        + ("; inherited holds the charge of the schedule" * diagnosis.layers[0].charged),
+        highlight=False,
+        markup=False,
+    )
 
 
 @app.command(name="verify")
@@ -624,16 +759,117 @@ def _print_verification(console: Console, result: Verification) -> None:
             )
             for layer in result.layers
         ]
-        title = "Soft-reset identity: θ·mean(s) = mean(x) - (v(T) - v(0))/T"
+        title = "Soft-reset identity: θ·mean(s) = mean(x + b) - (v(T) - v(0))/T"
         columns = ("layer", "deviation", "bound", "max |v|", "v(T) > θ", "v(T) < 0")
         console.print(report.table(title, columns, identity))
 
 
+@app.command(name="trace")
+@guarded
+def trace_command(
+    snn: Snn,
+    data: Annotated[Path, typer.Option(help="Samples; the first are recorded.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
+    steps: Annotated[int | None, typer.Option("--steps", "-T", help="Default: the file's.")] = None,
+    samples: Annotated[int, typer.Option(help="How many samples.")] = SAMPLES,
+    neurons: Annotated[
+        int, typer.Option(help="How many neurons of every layer, drawn by --seed; 0 for all.")
+    ] = NEURONS,
+    layers: Annotated[
+        str | None, typer.Option(help="Names of layers, separated by commas. Default: all.")
+    ] = None,
+    ann: Annotated[
+        Path | None, typer.Option(help="The source network, to record its activations too.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Plot rate against activation and a raster: .png, .svg or .pdf."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For drawing neurons.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="onnxruntime threads.")] = None,
+    layout: Layout = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    resize: Resize = None,
+    bgr: Bgr = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Record spikes and membranes of single neurons, step by step, and plot them."""
+    how = _preprocess(layout, scale, mean, std, size, resize, bgr)
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is out of range", hint="0 or more")
+    sources = (snn, data, *([ann] if ann else []))
+    check_writable(output, sources)
+    if plot is not None:
+        check_writable(plot, (*sources, output))
+        check_plot(plot)
+        if plot.resolve() == output.resolve():
+            raise UsageError("--plot and --output are the same file")
+    with _progress(quiet) as tell:
+        recorded = trace(
+            snn,
+            data,
+            samples=samples,
+            steps=steps,
+            ann=ann,
+            layers=None if layers is None else layers.split(","),
+            neurons=neurons or None,
+            seed=seed,
+            preprocess=how,
+            threads=threads,
+            progress=tell,
+        )
+    recorded.save(output)
+    if plot is not None:
+        plot_trace(recorded, plot)
+    content = {
+        "output": str(output),
+        "plot": None if plot is None else str(plot),
+        "bytes": output.stat().st_size,
+        "steps": recorded.steps,
+        "samples": recorded.samples,
+        "layers": [
+            {"layer": layer.layer, "shape": list(layer.shape), "neurons": len(layer.neuron)}
+            for layer in recorded.layers
+        ],
+    }
+    if as_json:
+        _print_json(content)
+        return
+    _tell_findings(list(recorded.findings), quiet)
+    where = f"{output}, {plot}" if plot else str(output)
+    print(
+        f"{where}: {len(recorded.layers)} layers, {recorded.samples} samples, T = {recorded.steps}"
+    )
+
+
 @app.command()
 @guarded
-def info(snn: Snn, as_json: Json = False, debug: Debug = False) -> None:
+def info(
+    snn: Snn,
+    thresholds: Annotated[
+        bool, typer.Option("--thresholds", help="The threshold of every layer and channel.")
+    ] = False,
+    to_csv: Annotated[
+        Path | None, typer.Option("--csv", help="With --thresholds: write them as CSV.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Tell what a compiled file is: its source, time-steps, thresholds, inputs."""
-    content = _described(read_compiled(snn))
+    if to_csv is not None and not thresholds:
+        raise UsageError("--csv belongs to --thresholds")
+    if to_csv is not None:
+        check_writable(to_csv, (snn,))
+    compiled = read_compiled(snn)
+    if thresholds:
+        _tell_thresholds(compiled, to_csv, as_json)
+        return
+    content = _described(compiled)
     if as_json:
         _print_json(content)
         return
@@ -644,6 +880,24 @@ def info(snn: Snn, as_json: Json = False, debug: Debug = False) -> None:
     console.print(report.table(str(snn), ("", ""), rows))
     layers = [tuple(layer.values()) for layer in content["layers"]]
     console.print(report.table("Thresholds", ("layer", "θ", "smallest", "largest"), layers))
+
+
+def _tell_thresholds(compiled: CompiledFile, to_csv: Path | None, as_json: bool) -> None:
+    rows = thresholds_of(compiled)
+    if to_csv is not None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(to_csv, lambda file: file.write(text.getvalue().encode()))
+    if as_json:
+        _print_json({"thresholds": rows})
+    elif to_csv is not None:
+        print(f"{to_csv}: {len(rows):,} thresholds")
+    else:
+        titles = [key.replace("_", " ") for key in rows[0]]
+        table = report.table("Thresholds", titles, [tuple(row.values()) for row in rows])
+        _console().print(table)
 
 
 @app.command(name="doctor")

@@ -17,7 +17,7 @@ from snncompiler.calibration import Calibration
 from snncompiler.data import InputSpec
 from snncompiler.errors import UsageError, refuse
 from snncompiler.io import load
-from snncompiler.pipeline import Options
+from snncompiler.options import Options
 
 Array = NDArray[Any]
 
@@ -98,30 +98,36 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get("snnc.calibration_sha256"):
         raise refuse("SNNC401", f"the calibration in {source.name} was changed or is missing")
     calibration = Calibration.from_json(text)
+
+    def text_of(key: str) -> Any:
+        return metadata[f"snnc.{key}"]
+
     try:
-        unroll: Any = metadata["snnc.unroll"]
-        reset: Any = metadata["snnc.reset"]
         method: Any = calibration.method
-        maxpool: Any = metadata["snnc.maxpool"]
-        emit: Any = metadata["snnc.emit"]
-        precision: Any = metadata["snnc.precision"]
         options = Options(
             steps=int(metadata["snnc.steps"]),
+            task=text_of("task"),
             threshold=method,
             percentile=calibration.percentile,
+            tau=calibration.tau,
             per_channel=calibration.per_channel,
             alpha=calibration.alpha,
-            unroll=unroll,
+            correction=text_of("correction"),
+            readout=text_of("readout"),
+            neuron=text_of("neuron"),
+            encode=text_of("encode"),
+            paper=text_of("paper") == "true",
+            unroll=text_of("unroll"),
             chunk=int(metadata["snnc.chunk"]) if metadata["snnc.chunk_input"] else None,
-            reset=reset,
+            reset=text_of("reset"),
             initial=float(metadata["snnc.initial"]),
             strict=metadata["snnc.strict"] == "true",
             allow_analog=metadata["snnc.allow_analog"] == "true",
-            maxpool=maxpool,
+            maxpool=text_of("maxpool"),
             seed=int(metadata["snnc.seed"]),
-            emit=emit,
+            emit=text_of("emit"),
             batch=int(metadata["snnc.batch"]) if metadata["snnc.batch"] else None,
-            precision=precision,
+            precision=text_of("precision"),
         )
         options.check()
         names = [metadata[f"snnc.{key}_input"] for key in ("steps", "chunk", "step")]

@@ -84,7 +84,11 @@ class Dataset:
         """`count` samples drawn without replacement, in their order; all of them for None."""
         if count is None or count >= len(self):
             return self
-        chosen = np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
+        chosen = np.random.default_rng(seed).choice(len(self), count, replace=False)
+        return self.take(np.sort(chosen))
+
+    def take(self, chosen: NDArray[np.int64]) -> Dataset:
+        """The samples with the given numbers."""
         labels = None if self.labels is None else self.labels[chosen]
         return replace(self, feeds={n: a[chosen] for n, a in self.feeds.items()}, labels=labels)
 

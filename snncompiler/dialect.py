@@ -120,6 +120,105 @@ _HARD_RESET = """s = Cast <to = 1> (fires)
     zero = Constant <value_float = 0.0> ()
     v_next = Where (fires, zero, u)"""
 
+# Neurons with a schedule: b_t is row min(t, S-1) of it, t counted from the very first step.
+_SCHEDULED_NEURON = (
+    "{name} <{attributes}> (current, threshold, membrane, {more_in}schedule, start, steps) "
+    "=> (spikes, membrane_out{more_out})\n{{"
+    + _LAYOUT.format(held=_HELD_BY_FLAG, input="current").replace("{", "{{").replace("}", "}}")
+    + """
+  k_size = Concat <axis = 0> (k, size)
+  currents = Expand (flat, k_size)
+  threshold_full = Expand (threshold, sample)
+  theta = Reshape <allowzero = 1> (threshold_full, size)
+  membrane_full = Expand (membrane, sample)
+  before = Reshape <allowzero = 1> (membrane_full, size)
+  done = Reshape (start, one)
+  rows = Shape <start = 0, end = 1> (schedule)
+  last = Sub (rows, one)
+  first = Min (done, last){prepare}
+  stop, {stopped}held_row, fired = Scan <num_scan_inputs = 1,
+    body = step (float[?] v, {state}int64[1] t, float[?] x)
+    => (float[?] v_next, {state_next}int64[1] t_next, float[?] s) {{
+    row = Gather (schedule, t)
+    row_full = Expand (row, sample)
+    b = Reshape <allowzero = 1> (row_full, size)
+    charged = Add (v, x)
+    u = Add (charged, b)
+    {fire}
+    drop = Mul (s, theta)
+    v_next = Sub (u, drop)
+    following = Add (t, one)
+    t_next = Min (following, last)
+  }}> (before, {began}first, currents)
+  lead_out = Mul (k, batch)
+  shape_out = Concat <axis = 0> (lead_out, rest)
+  wide_spikes = Reshape <allowzero = 1> (fired, shape_out)
+  spikes = CastLike (wide_spikes, current)
+  membrane_out = Reshape <allowzero = 1> (stop, sample){finish}
+}}"""
+)
+
+_NO_BALANCE = dict.fromkeys(
+    ("more_in", "more_out", "prepare", "stopped", "state", "state_next", "began", "finish"), ""
+)
+
+_SCHEDULED_RMP_NEURON = _SCHEDULED_NEURON.format(
+    name="ScheduledRMPNeuron",
+    attributes="static_current",
+    fire="""fires = GreaterOrEqual (u, theta)
+    s = Cast <to = 1> (fires)""",
+    **_NO_BALANCE,
+)
+
+_LEVELS = """
+  zero = Constant <value_float = 0.0> ()
+  levels_int = Constant <value_int: int = @levels> ()
+  most = Cast <to = 1> (levels_int)"""
+
+# Bounded before it is rounded down: the bounds are whole numbers.
+_BURST_NEURON = _SCHEDULED_NEURON.format(
+    name="BurstNeuron",
+    attributes="static_current, levels",
+    fire="""quanta = Div (u, theta)
+    above = Greater (quanta, zero)
+    at_least = Where (above, quanta, zero)
+    below = Less (at_least, most)
+    bounded = Where (below, at_least, most)
+    s = Floor (bounded)""",
+    **{**_NO_BALANCE, "prepare": _LEVELS},
+)
+
+# The last Where makes every zero a positive one.
+_SIGNED_NEURON = _SCHEDULED_NEURON.format(
+    name="SignedNeuron",
+    attributes="static_current, levels",
+    more_in="balance, ",
+    more_out=", balance_out",
+    prepare=_LEVELS
+    + """
+  least = Neg (most)
+  balance_full = Expand (balance, sample)
+  sent_before = Reshape <allowzero = 1> (balance_full, size)""",
+    stopped="sent, ",
+    state="float[?] n, ",
+    state_next="float[?] n_next, ",
+    fire="""quanta = Div (u, theta)
+    above = Greater (quanta, least)
+    at_least = Where (above, quanta, least)
+    below = Less (at_least, most)
+    bounded = Where (below, at_least, most)
+    whole = Floor (bounded)
+    owed = Sub (zero, n)
+    short = Less (whole, owed)
+    repaid = Where (short, owed, whole)
+    silent = Equal (repaid, zero)
+    s = Where (silent, zero, repaid)
+    n_next = Add (n, s)""",
+    began="sent_before, ",
+    finish="""
+  balance_out = Reshape <allowzero = 1> (sent, sample)""",
+)
+
 _TIME_SUM = (
     "TimeSum (values, total, steps) => (total_out)\n{"
     + _LAYOUT.format(held=_HELD_TEMPORAL, input="values")
@@ -129,6 +228,23 @@ _TIME_SUM = (
   stop = Scan <num_scan_inputs = 1, body = step (float[?] y, float[?] x) => (float[?] y_next) {
     y_next = Add (y, x)
   }> (start, flat)
+  total_out = Reshape <allowzero = 1> (stop, sample)
+}"""
+)
+
+_WEIGHTED_TIME_SUM = (
+    "WeightedTimeSum (values, weights, total, steps) => (total_out)\n{"
+    + _LAYOUT.format(held=_HELD_TEMPORAL, input="values")
+    + """
+  total_full = Expand (total, sample)
+  start = Reshape <allowzero = 1> (total_full, size)
+  column = Concat <axis = 0> (k, one)
+  by_step = Reshape (weights, column)
+  stop = Scan <num_scan_inputs = 2, body = step (float[?] y, float[?] x, float[1] w)
+    => (float[?] y_next) {
+    weighted = Mul (w, x)
+    y_next = Add (y, weighted)
+  }> (start, flat, by_step)
   total_out = Reshape <allowzero = 1> (stop, sample)
 }"""
 )
@@ -221,6 +337,123 @@ _SPIKE_MAX_POOL = (
 }}"""
 )
 
+# Random numbers from a counter, in integers that int64 holds.  The state is two words of 32 bits;
+# seed, image, step and element are added to it one after the other, each followed by six rounds of a
+# Feistel network whose function is the middle of a square.  A round is a bijection, so no two seeds,
+# and of one seed no two images, lead to the same state; nor of one image two steps, and so on.
+_MIX_ROUNDS = 6
+_MIX_KEY = 0x9E3779B9
+
+
+def _mixed(what: str, low: str, high: str) -> str:
+    """The rounds after adding `what` to the words `low` and `high`: `{what}_low`, `{what}_high`."""
+    return f"""
+  {what}_low, {what}_high = Scan <num_scan_inputs = 1, body = {what}_round
+    (int64[?, ?, ?] a, int64[?, ?, ?] b, int64[1] key)
+    => (int64[?, ?, ?] a_next, int64[?, ?, ?] b_next) {{
+    keyed = Add (a, key)
+    signed = Cast <to = 6> (keyed)
+    root = Cast <to = 7> (signed)
+    square = Mul (root, root)
+    part = Div (square, shift)
+    sum = Add (b, part)
+    word = Cast <to = 12> (sum)
+    a_next = Cast <to = 7> (word)
+    b_next = Identity (a)
+  }}> ({low}, {high}, keys)"""
+
+
+def _words(number: str, axes: str) -> str:
+    """The two words of int64 numbers, as int64, with more axes; the high one keeps its sign."""
+    return f"""
+  {number}_low_word = Cast <to = 12> ({number})
+  {number}_low_flat = Cast <to = 7> ({number}_low_word)
+  {number}_low = Unsqueeze ({number}_low_flat, {axes})
+  {number}_rest = Sub ({number}, {number}_low_flat)
+  {number}_high_flat = Div ({number}_rest, words)
+  {number}_high = Unsqueeze ({number}_high_flat, {axes})"""
+
+
+_MIX_KEYS = ", ".join(str((r + 1) * _MIX_KEY % 2**32) for r in range(_MIX_ROUNDS))
+
+_POISSON_ENCODER = (
+    """PoissonEncoder (values, scale, seed, first_image, start, steps) => (spikes)
+{
+  one = Constant <value_ints = [1]> ()
+  ends = Constant <value_ints = [0, 1]> ()
+  outer = Constant <value_ints = [0, 2]> ()
+  inner = Constant <value_ints = [1, 2]> ()
+  none = Constant <value_int = 0> ()
+  unit = Constant <value_int = 1> ()
+  words = Constant <value_int = 4294967296> ()
+  shift = Constant <value_int = 65536> ()
+  key_list = Constant <value_ints = ["""
+    + _MIX_KEYS
+    + """]> ()
+  keys = Unsqueeze (key_list, one)
+  k = Reshape (steps, one)
+  lead = Shape <start = 0, end = 1> (values)
+  rest = Shape <start = 1> (values)
+  all = Size (values)
+  divisor = Max (lead, one)
+  size = Div (all, divisor)
+  key_number = Reshape (seed, one)"""
+    + _words("key_number", "ends")
+    + _mixed("seeded", "key_number_low", "key_number_high")
+    + """
+  image_limit = Squeeze (lead)
+  image_range = Range (none, image_limit, unit)
+  images_before = Reshape (first_image, one)
+  image = Add (image_range, images_before)"""
+    + _words("image", "outer")
+    + """
+  image_a = Add (seeded_low, image_low)
+  image_b = Add (seeded_high, image_high)"""
+    + _mixed("pictured", "image_a", "image_b")
+    + """
+  step_limit = Squeeze (k)
+  step_range = Range (none, step_limit, unit)
+  done = Reshape (start, one)
+  step = Add (step_range, done)"""
+    + _words("step", "inner")
+    + """
+  step_a = Add (pictured_low, step_low)
+  step_b = Add (pictured_high, step_high)"""
+    + _mixed("timed", "step_a", "step_b")
+    + """
+  element_limit = Squeeze (size)
+  element_range = Range (none, element_limit, unit)
+  element = Unsqueeze (element_range, ends)
+  element_a = Add (timed_low, element)
+  element_shape = Shape (element_a)
+  element_b = Expand (timed_high, element_shape)"""
+    + _mixed("final", "element_a", "element_b")
+    + """
+  dropped = Constant <value_int = 256> ()
+  number = Div (final_low, dropped)
+  wide_number = Cast <to = 1> (number)
+  spacing = Constant <value_float = 5.9604644775390625e-8> ()
+  uniform = Mul (wide_number, spacing)
+  wide = Cast <to = 1> (values)
+  sample = Concat <axis = 0> (lead, size)
+  analog = Reshape <allowzero = 1> (wide, sample)
+  magnitude = Abs (analog)
+  scale_one = Reshape (scale, one)
+  probability = Div (magnitude, scale_one)
+  fires = Less (uniform, probability)
+  zero = Constant <value_float = 0.0> ()
+  plus = Constant <value_float = 1.0> ()
+  minus = Constant <value_float = -1.0> ()
+  negative = Less (analog, zero)
+  sign = Where (negative, minus, plus)
+  fired = Where (fires, sign, zero)
+  lead_out = Mul (k, lead)
+  shape_out = Concat <axis = 0> (lead_out, rest)
+  wide_spikes = Reshape <allowzero = 1> (fired, shape_out)
+  spikes = CastLike (wide_spikes, values)
+}"""
+)
+
 _STEPS = Port("steps", "int64", "[]", "time-steps in this call, at least 1")
 _START = Port("start", "int64", "[]", "time-steps before this call")
 
@@ -235,6 +468,13 @@ _NEURON_INPUTS = (
     Port("membrane", "float32", "broadcasts to [N, ...]", "membrane potential before the call"),
     _STEPS,
 )
+_SCHEDULE = Port(
+    "schedule",
+    "float32",
+    "[S, ...]",
+    "b_t, each row broadcasts to [N, ...], S at least 1; often [S, C, 1, 1]",
+)
+_BALANCE = Port("balance", "float32", "broadcasts to [N, ...]", "sum of all k before the call")
 _NEURON_OUTPUTS = (
     Port("spikes", "T", "[steps*N, ...]", "0 or 1"),
     Port("membrane_out", "float32", "[N, ...]", "membrane potential after the call"),
@@ -242,6 +482,8 @@ _NEURON_OUTPUTS = (
 _NEURON_ATTRIBUTES = (
     Attribute("static_current", "int", "1: `current` is [N, ...] and is injected at every step"),
 )
+_LEVELS_ATTRIBUTE = Attribute("levels", "int", "the largest k, 1 to 2^24")
+_SCHEDULED_INPUTS = (*_NEURON_INPUTS[:3], _SCHEDULE, _START, _STEPS)
 
 OPERATORS: dict[str, Operator] = {
     op.name: op
@@ -268,6 +510,45 @@ OPERATORS: dict[str, Operator] = {
             states=((2, 1),),
         ),
         Operator(
+            name="ScheduledRMPNeuron",
+            summary="RMPNeuron with a schedule of currents: one row of it is added at every step, the "
+            "last row at all later ones.",
+            equation="u = (v + x) + b_t;  s = 1 if u >= θ else 0;  v = u - θ·s"
+            "   with b_t = schedule[min(t, S-1)], t = start, start + 1, ...",
+            inputs=_SCHEDULED_INPUTS,
+            outputs=_NEURON_OUTPUTS,
+            attributes=_NEURON_ATTRIBUTES,
+            body=_SCHEDULED_RMP_NEURON,
+            states=((2, 1),),
+        ),
+        Operator(
+            name="BurstNeuron",
+            summary="Neuron with soft reset that sends up to `levels` spikes at a step, as one number.",
+            equation="u = (v + x) + b_t;  k = min(max(floor(u / θ), 0), levels);  v = u - θ·k"
+            "   with b_t as in ScheduledRMPNeuron",
+            inputs=_SCHEDULED_INPUTS,
+            outputs=(Port("spikes", "T", "[steps*N, ...]", "k, 0 to levels"), _NEURON_OUTPUTS[1]),
+            attributes=(*_NEURON_ATTRIBUTES, _LEVELS_ATTRIBUTE),
+            body=_BURST_NEURON,
+            states=((2, 1),),
+        ),
+        Operator(
+            name="SignedNeuron",
+            summary="Burst neuron that also sends negative spikes, which take back earlier ones: the "
+            "sum n of all that it has sent is never negative.",
+            equation="u = (v + x) + b_t;  k = max(min(max(floor(u / θ), -levels), levels), -n);  "
+            "v = u - θ·k;  n = n + k   with b_t as in ScheduledRMPNeuron",
+            inputs=(*_NEURON_INPUTS[:3], _BALANCE, _SCHEDULE, _START, _STEPS),
+            outputs=(
+                Port("spikes", "T", "[steps*N, ...]", "k, -levels to levels"),
+                _NEURON_OUTPUTS[1],
+                Port("balance_out", "float32", "[N, ...]", "sum of all k after the call"),
+            ),
+            attributes=(*_NEURON_ATTRIBUTES, _LEVELS_ATTRIBUTE),
+            body=_SIGNED_NEURON,
+            states=((2, 1), (3, 2)),
+        ),
+        Operator(
             name="TimeSum",
             summary="Running sum over time; the read-out divides it by the number of steps.",
             equation="y = (...((total + x_1) + x_2) + ...) + x_steps, in float32, in this order",
@@ -280,6 +561,21 @@ OPERATORS: dict[str, Operator] = {
             attributes=(),
             body=_TIME_SUM,
             states=((1, 0),),
+        ),
+        Operator(
+            name="WeightedTimeSum",
+            summary="Running sum over time with a weight for each step.",
+            equation="y = y + w_t·x_t, in float32, in this order, the product rounded before the sum",
+            inputs=(
+                Port("values", "T", "[steps*N, ...]", "spikes or currents"),
+                Port("weights", "float32", "[steps]", "w_t of the steps of this call"),
+                Port("total", "float32", "broadcasts to [N, ...]", "sum before the call"),
+                _STEPS,
+            ),
+            outputs=(Port("total_out", "float32", "[N, ...]", "sum after the call"),),
+            attributes=(),
+            body=_WEIGHTED_TIME_SUM,
+            states=((2, 0),),
         ),
         Operator(
             name="SpikeMaxPool",
@@ -336,11 +632,38 @@ OPERATORS: dict[str, Operator] = {
             body=_TELESCOPE,
             states=((1, 1),),
         ),
+        Operator(
+            name="PoissonEncoder",
+            summary="Spikes at random, whose mean over time is x / scale; each is a function of seed, "
+            "image, step and element alone, so neither batches nor chunks of steps change it.",
+            equation="s = sign(x) if r·2^-24 < |x| / scale else 0   with r the upper 24 bits of the "
+            "word that seed, first_image + n, start + t and element are mixed into",
+            inputs=(
+                Port("values", "T", "[N, ...]", "x, the same at every step"),
+                Port("scale", "float32", "[]", "positive; largest |x| that is not cut off"),
+                Port("seed", "int64", "[]", "any"),
+                Port(
+                    "first_image", "int64", "[]", "number of sample 0 of this call in all samples"
+                ),
+                _START,
+                _STEPS,
+            ),
+            outputs=(Port("spikes", "T", "[steps*N, ...]", "-1, 0 or 1"),),
+            attributes=(),
+            body=_POISSON_ENCODER,
+            states=(),
+        ),
     )
 }
 
 #: The operators that fire: one per rectifier of the source network.
-NEURONS = ("RMPNeuron", "HardResetNeuron")
+NEURONS = (
+    "RMPNeuron",
+    "HardResetNeuron",
+    "ScheduledRMPNeuron",
+    "BurstNeuron",
+    "SignedNeuron",
+)
 
 
 @cache

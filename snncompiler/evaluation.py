@@ -1,4 +1,5 @@
-"""Compare a compiled network with its ANN on data: accuracy against time-steps, and activity."""
+"""Compare a compiled network with its ANN on data: accuracy against time-steps, activity, and where
+the error comes from.  One run gives every number of time-steps (`watch.Walk`)."""
 
 from __future__ import annotations
 
@@ -13,23 +14,38 @@ from numpy.typing import NDArray
 
 from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
+from snncompiler.diagnosis import (
+    LEVELS_INPUT,
+    Currents,
+    Diagnosis,
+    Quantised,
+    Split,
+    blame,
+    quantised_ann,
+)
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import UsageError, refuse
 from snncompiler.io import load
-from snncompiler.pipeline import MAX_STEPS, Progress
+from snncompiler.options import MAX_STEPS
+from snncompiler.pipeline import Prepared, Progress, prepare
 from snncompiler.runtime.session import create_session
-from snncompiler.watch import Watched, watch
+from snncompiler.watch import Walk, Watched
 
 Array = NDArray[Any]
 
 #: Samples that run at once.
 BATCH = 16
+#: The same for a diagnosis, which holds the currents of every layer in float64.
+DIAGNOSIS_BATCH = 4
+#: The normal distribution's two-sided 95 %.
+_Z95 = 1.959964
 
 
 @dataclass(frozen=True)
 class LayerActivity:
-    """Spiking of one layer: the mean firing rate in spikes per neuron and step; the share of
-    (sample, neuron) pairs that fire at every step; the share of neurons that never fire."""
+    """Spiking of one layer: the mean firing rate in spikes per neuron and step, negative ones counted
+    too; the share of (sample, neuron) pairs that fire all they can at every step; the share of neurons
+    that never fire."""
 
     layer: str
     firing_rate: float
@@ -42,6 +58,9 @@ class StepResult:
     """One number of time-steps.  Accuracy needs labels, agreement needs class scores.
 
     `relative_error` is |SNN - ANN| / |ANN| over all float outputs and samples (Euclidean norms).
+    `drop` is the accuracy that the ANN has more, as a share, `drop_interval` its 95 % interval from the
+    pairs of answers to the same samples (`paired_interval`).  `predictions` is the class of every
+    sample, None without class scores.  `diagnosis` is there where it was asked for.
     """
 
     steps: int
@@ -50,6 +69,10 @@ class StepResult:
     relative_error: float
     firing_rate: float
     layers: tuple[LayerActivity, ...]
+    drop: float | None = None
+    drop_interval: tuple[float, float] | None = None
+    predictions: tuple[int, ...] | None = None
+    diagnosis: Diagnosis | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +83,33 @@ class Evaluation:
     ann_accuracy: float | None
     results: tuple[StepResult, ...]
     findings: tuple[Finding, ...] = field(default=())
+    ann_predictions: tuple[int, ...] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, *, predictions: bool = False) -> dict[str, Any]:
+        """As plain data; the predicted classes only where they are asked for."""
         content = asdict(self)
         content["findings"] = [finding.as_dict() for finding in self.findings]
+        for result in content["results"]:
+            if result["diagnosis"] is None:
+                del result["diagnosis"]
+            if not predictions:
+                del result["predictions"]
+        if not predictions:
+            del content["ann_predictions"]
         return content
+
+
+def paired_interval(ann_right: Array, snn_right: Array) -> tuple[float, float]:
+    """The 95 % interval of the drop in accuracy, from which of the same samples each got right.
+
+    Bonett and Price (2012): Wald's interval after one more disagreement of either kind, which keeps its
+    coverage where there are few.
+    """
+    total = len(ann_right) + 2
+    worse = (np.sum(ann_right & ~snn_right) + 1) / total
+    better = (np.sum(snn_right & ~ann_right) + 1) / total
+    half = _Z95 * np.sqrt((worse + better - (worse - better) ** 2) / total)
+    return max(float(worse - better - half), -1.0), min(float(worse - better + half), 1.0)
 
 
 def evaluate(
@@ -74,14 +119,16 @@ def evaluate(
     *,
     steps: Sequence[int] | None = None,
     limit: int | None = None,
+    diagnose: bool = False,
     preprocess: Preprocess | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Run ANN and SNN on the same data, the SNN once for every entry of `steps`.
+    """Run ANN and SNN on the same data, the SNN once, to the largest entry of `steps`.
 
     model: the source network; snn: the compiled one; data: as for `load_data`, labels optional.
     steps: time-steps to evaluate at; default the file's own.  limit: use the first samples only.
+    diagnose: split the error of every layer, and run the quantised ANN (`diagnosis.py`).
     Raises Refused where the two do not belong together or the data does not fit, UsageError for
     steps that the file cannot run with.
     """
@@ -95,13 +142,13 @@ def evaluate(
             f"{source.name} is not the network that the compiled file was made from",
             hint=f"that was {compiled.metadata['snnc.source']}",
         )
-    wanted = list(steps) if steps else [compiled.steps]
+    wanted = [int(count) for count in steps] if steps else [compiled.steps]
     for count in wanted:
         if not 1 <= count <= MAX_STEPS:
             raise UsageError(f"--steps {count} is out of range", hint=f"1 to {MAX_STEPS:,}")
         compiled.overrides(steps=count)
     dataset = load_data(data, compiled.inputs, preprocess).head(limit)
-    parts = batches(len(dataset), compiled.batch_size(BATCH))
+    parts = batches(len(dataset), compiled.batch_size(DIAGNOSIS_BATCH if diagnose else BATCH))
 
     ann = _run_ann(source.model, dataset, threads)
     scores = _scores_at(ann)
@@ -115,23 +162,48 @@ def evaluate(
                 "SNNC302",
                 f"labels go from {labels.min()} to {labels.max()}, the network has {classes} classes",
             )
-    watched = watch(compiled.model)
-    session = create_session(watched.model, threads=threads)
-    results = []
-    for index, count in enumerate(wanted):
-        run = _Run(compiled, watched, count)
-        for number, part in enumerate(parts):
-            feeds = filled(dataset.feeds, part, compiled.fixed_batch)
-            values = session.run(None, {**feeds, **compiled.overrides(steps=count)})
-            values = [np.atleast_1d(value)[: part.stop - part.start] for value in values]
-            run.add(values, [output[part] for output in ann], scores)
+    judge = _Judge(ann, labels)
+    prepared = _prepared_again(model, compiled) if diagnose else None
+    currents = Currents(prepared, threads) if prepared else None
+    walk = Walk(compiled, currents=diagnose, threads=threads)
+    runs = {count: _Run(compiled, walk, count, scores) for count in sorted(set(wanted))}
+    for number, part in enumerate(parts):
+        feeds = filled(dataset.feeds, part, compiled.fixed_batch)
+        count = part.stop - part.start
+        # Only what fills a fixed batch up is cut off: some networks have their batch on another axis.
+        meant = count if count < len(next(iter(feeds.values()))) else None
+        received = currents.run(feeds) if currents else {}
+        for steps_done, values in walk.run(feeds, list(runs), part.start):
+            runs[steps_done].add(values, [output[part] for output in ann], meant, count)
+            if currents:
+                runs[steps_done].split(values, received, currents.caps, meant)
+        if progress:
+            progress(f"T = {max(runs)}", number + 1, len(parts))
+    measured: dict[int, Quantised] = {}
+    if prepared:
+        session = create_session(quantised_ann(prepared, walk.layers), threads=threads)
+        for number, count in enumerate(runs):
+            levels = {LEVELS_INPUT: np.array(count, np.float32)}
+            outputs = _run_batches(session, dataset, prepared.fixed_batch, levels)
+            measured[count] = judge.quantised(outputs)
             if progress:
-                progress(f"T = {count}", index * len(parts) + number + 1, len(wanted) * len(parts))
-        results.append(run.result(labels, None if scores is None else ann[scores]))
-    accuracy = None
-    if labels is not None and scores is not None:
-        accuracy = float((ann[scores].argmax(axis=1) == labels).mean())
-    return Evaluation(len(dataset), accuracy, tuple(results), dataset.findings)
+                progress("quantised ANN", number + 1, len(runs))
+    whole = {count: run.result(judge, measured.get(count)) for count, run in runs.items()}
+    return Evaluation(
+        len(dataset),
+        judge.accuracy(judge.classes),
+        tuple(whole[count] for count in wanted),
+        dataset.findings,
+        _plain(judge.classes),
+    )
+
+
+def _prepared_again(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, compiled: CompiledFile
+) -> Prepared:
+    """The normalized ANN as it was when the file was compiled."""
+    options = compiled.options
+    return prepare(model, allow_analog=options.allow_analog, maxpool=options.maxpool)
 
 
 def _run_ann(model: onnx.ModelProto, dataset: Dataset, threads: int | None) -> list[Array]:
@@ -139,9 +211,16 @@ def _run_ann(model: onnx.ModelProto, dataset: Dataset, threads: int | None) -> l
     session = create_session(model, threads=threads)
     dims = [entry.shape[0] for entry in session.get_inputs() if entry.shape]
     fixed = next((dim for dim in dims if isinstance(dim, int) and dim > 0), None)
+    return _run_batches(session, dataset, fixed, {})
+
+
+def _run_batches(
+    session: Any, dataset: Dataset, fixed: int | None, more: Mapping[str, Array]
+) -> list[Array]:
+    """All outputs of a session on all the data; `more` is fed beside it."""
     collected: list[list[Array]] = []
     for part in batches(len(dataset), fixed or BATCH):
-        values = session.run(None, filled(dataset.feeds, part, fixed))
+        values = session.run(None, {**filled(dataset.feeds, part, fixed), **more})
         count = part.stop - part.start
         collected.append([np.atleast_1d(np.asarray(value))[:count] for value in values])
     return [np.concatenate(parts) for parts in zip(*collected, strict=True)]
@@ -155,39 +234,121 @@ def _scores_at(outputs: Sequence[Array]) -> int | None:
     return None
 
 
-class _Run:
-    """Sums up one pass over the data at one number of steps."""
+@dataclass(frozen=True)
+class _Judge:
+    """Compares outputs with the ANN's and with the labels."""
 
-    def __init__(self, compiled: CompiledFile, watched: Watched, steps: int) -> None:
+    ann: Sequence[Array]
+    labels: Array | None
+
+    @property
+    def scores(self) -> int | None:
+        return _scores_at(self.ann)
+
+    @property
+    def classes(self) -> Array | None:
+        """The classes that the ANN predicts."""
+        return None if self.scores is None else self.ann[self.scores].argmax(axis=1)
+
+    def accuracy(self, classes: Array | None) -> float | None:
+        if classes is None or self.labels is None:
+            return None
+        return float((classes == self.labels).mean())
+
+    def agreement(self, classes: Array | None) -> float | None:
+        if classes is None or self.classes is None:
+            return None
+        return float((classes == self.classes).mean())
+
+    def drop(self, classes: Array | None) -> tuple[float, tuple[float, float]] | None:
+        """The drop in accuracy and its interval."""
+        if classes is None or self.classes is None or self.labels is None:
+            return None
+        mine, other = self.classes == self.labels, classes == self.labels
+        return float(mine.mean() - other.mean()), paired_interval(mine, other)
+
+    def quantised(self, outputs: Sequence[Array]) -> Quantised:
+        classes = None if self.scores is None else outputs[self.scores].argmax(axis=1)
+        error = norm = 0.0
+        for value, reference in zip(outputs, self.ann, strict=True):
+            error, norm = _add_error(value, reference, error, norm)
+        return Quantised(
+            accuracy=self.accuracy(classes),
+            agreement=self.agreement(classes),
+            relative_error=float(np.sqrt(error / norm)) if norm else 0.0,
+        )
+
+
+def _add_error(value: Array, reference: Array, error: float, norm: float) -> tuple[float, float]:
+    """Add one output's squared error and squared norm, where it is a float."""
+    if reference.dtype.kind != "f":
+        return error, norm
+    wide = reference.astype(np.float64)
+    return error + float(np.square(value - wide).sum()), norm + float(np.square(wide).sum())
+
+
+def _plain(classes: Array | None) -> tuple[int, ...] | None:
+    return None if classes is None else tuple(int(value) for value in classes)
+
+
+class _Run:
+    """Sums up the whole data at one number of steps."""
+
+    def __init__(self, compiled: CompiledFile, walk: Walk, steps: int, scores: int | None) -> None:
         self.steps = steps
-        self.layers = watched.layers
-        self.names = [entry.name for entry in watched.model.graph.output]
-        self.own = len(compiled.model.graph.output)
+        self.layers = walk.layers
+        self.outputs = compiled.outputs
+        self.scores = scores
         self.classes: list[Array] = []
         self.error = self.norm = 0.0
         self.spikes = dict.fromkeys((layer.name for layer in self.layers), 0.0)
         self.pairs = dict.fromkeys((layer.name for layer in self.layers), 0)
         self.full = dict.fromkeys((layer.name for layer in self.layers), 0)
         self.fired: dict[str, Array] = {}
+        self.batch_axis: dict[str, int] = {}
+        self.errors: Split | None = None
 
-    def add(self, values: Sequence[Any], ann: Sequence[Array], scores: int | None) -> None:
-        by_name = dict(zip(self.names, values, strict=True))
-        for value, reference in zip(values[: self.own], ann, strict=True):
-            if reference.dtype.kind == "f":
-                wide = reference.astype(np.float64)
-                self.error += float(np.square(np.atleast_1d(value) - wide).sum())
-                self.norm += float(np.square(wide).sum())
-        if scores is not None:
-            self.classes.append(values[scores].argmax(axis=1))
+    def add(
+        self, values: Mapping[str, Array], ann: Sequence[Array], meant: int | None, samples: int
+    ) -> None:
+        """One batch of `samples`; `meant`: of a filled batch, how many are no repetitions."""
+        outputs = [np.atleast_1d(values[name])[:samples] for name in self.outputs]
+        for value, reference in zip(outputs, ann, strict=True):
+            self.error, self.norm = _add_error(value, reference, self.error, self.norm)
+        if self.scores is not None:
+            self.classes.append(outputs[self.scores].argmax(axis=1))
         for layer in self.layers:
-            count = by_name[Watched.output(layer, "count")]
-            self.spikes[layer.name] += float(count.sum(dtype=np.float64))
+            count, events = (
+                np.atleast_1d(values[Watched.output(layer, what)])[:meant]
+                for what in ("count", "events" if layer.signed else "count")
+            )
+            self.spikes[layer.name] += float(events.sum(dtype=np.float64))
             self.pairs[layer.name] += count.size
-            self.full[layer.name] += int((count >= self.steps).sum())
-            fired = (count > 0).any(axis=0)
-            self.fired[layer.name] = fired | self.fired.get(layer.name, np.zeros_like(fired))
+            self.full[layer.name] += int((count >= self.steps * layer.levels).sum())
+            self._add_fired(layer.name, events > 0, samples)
 
-    def result(self, labels: Array | None, ann_scores: Array | None) -> StepResult:
+    def _add_fired(self, name: str, fired: Array, samples: int) -> None:
+        if name not in self.batch_axis:
+            axes = [axis for axis, size in enumerate(fired.shape) if size == samples]
+            self.batch_axis[name] = axes[0] if axes else 0
+        some = np.asarray(fired.any(axis=self.batch_axis[name]))
+        before = self.fired.get(name, some)
+        # Where the batch is on another axis and that was mistaken, the first batch tells.
+        self.fired[name] = some | before if some.shape == before.shape else before
+
+    def split(
+        self,
+        values: Mapping[str, Array],
+        received: Mapping[str, Array],
+        caps: Mapping[str, float | None],
+        meant: int | None,
+    ) -> None:
+        """Split one batch's error; `received`: the ANN's currents by layer."""
+        self.errors = self.errors or Split(self.steps, caps)
+        for layer in self.layers:
+            self.errors.add(layer, values, received[layer.name], meant)
+
+    def result(self, judge: _Judge, quantised: Quantised | None) -> StepResult:
         layers = tuple(
             LayerActivity(
                 layer=layer.name,
@@ -198,15 +359,20 @@ class _Run:
             for layer in self.layers
         )
         classes = np.concatenate(self.classes) if self.classes else None
-        agreement = accuracy = None
-        if classes is not None and ann_scores is not None:
-            agreement = float((classes == ann_scores.argmax(axis=1)).mean())
-            accuracy = None if labels is None else float((classes == labels).mean())
+        drop = judge.drop(classes)
+        diagnosis = None
+        if self.errors and quantised:
+            found = self.errors.layers()
+            diagnosis = Diagnosis(found, blame(found), quantised)
         return StepResult(
             steps=self.steps,
-            accuracy=accuracy,
-            agreement=agreement,
+            accuracy=judge.accuracy(classes),
+            agreement=judge.agreement(classes),
             relative_error=float(np.sqrt(self.error / self.norm)) if self.norm else 0.0,
             firing_rate=sum(self.spikes.values()) / (sum(self.pairs.values()) * self.steps),
             layers=layers,
+            drop=drop[0] if drop else None,
+            drop_interval=drop[1] if drop else None,
+            predictions=_plain(classes),
+            diagnosis=diagnosis,
         )

@@ -21,8 +21,8 @@ import onnx
 from numpy.typing import NDArray
 
 from snncompiler import calibration as calib
-from snncompiler import dialect
-from snncompiler.calibration import Calibration, Method
+from snncompiler import dialect, running
+from snncompiler.calibration import Calibration
 from snncompiler.data import Dataset, InputSpec, Preprocess, load_data
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import EnvironmentMissing, Refused, UsageError, refuse
@@ -35,13 +35,16 @@ from snncompiler.graph import (
     is_live,
     known,
     label,
+    with_outputs,
 )
 from snncompiler.io import Source, load
+from snncompiler.options import MaxPooling, Options, check_range, check_type
 from snncompiler.passes.attach_functions import attach_functions
 from snncompiler.passes.average_max_pool import AverageMaxPool
 from snncompiler.passes.base import Context, Pass, run_passes
 from snncompiler.passes.check_constraints import CheckConstraints
 from snncompiler.passes.drop_fake_quant import DropFakeQuant
+from snncompiler.passes.encode_poisson import EncodePoisson
 from snncompiler.passes.fold_affine import FoldAffine
 from snncompiler.passes.fold_amplitude import FoldAmplitude
 from snncompiler.passes.fold_batch_norm import FoldBatchNorm
@@ -56,23 +59,31 @@ from snncompiler.passes.telescope_analog import TelescopeAnalog
 from snncompiler.passes.to_float32 import ToFloat32
 from snncompiler.passes.track_batch import BATCH, TrackBatch
 from snncompiler.passes.unify_linear import UnifyLinear
-from snncompiler.passes.unroll_time import NODE_BUDGET, Emit, Unroll, UnrollTime, unfoldable
+from snncompiler.passes.unroll_time import NODE_BUDGET, ReadOut, UnrollTime, unfoldable
 from snncompiler.passes.verify_input import verify_input
 from snncompiler.passes.verify_output import verify_output
 from snncompiler.runtime.session import create_session
+from snncompiler.thresholds import Settings
 from snncompiler.version import __version__
 
 Array = NDArray[Any]
-MaxPooling = Literal["exact", "average"]
 #: Called with what is being done and how far it is: (text, done, of).
 Progress = Callable[[str, int, int], None]
 
-DEFAULT_STEPS = 64
-#: More steps than this are a slip of the finger: float32 counts end at 2^24.
-MAX_STEPS = 1 << 24
 #: Calibration takes at most this many samples, unless asked otherwise.
 CALIBRATION_SAMPLES = 256
 SYNTHETIC_SAMPLES = 32
+#: The running network is corrected on at least and at most so many samples, and between them on as
+#: many as keep the spikes of all neurons, steps and samples below CORRECTION_VALUES.
+CORRECTION_SAMPLES = (16, 128)
+CORRECTION_VALUES = 1 << 32
+#: `--alpha auto` tries these on one of HELD_OUT samples, so many at once.
+ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+HELD_OUT = 4
+ALPHA_BATCH = 16
+#: The paper's thresholds are observed over so many time-steps and samples.
+VIN_MAX_STEPS = 256
+VIN_MAX_SAMPLES = 64
 #: Bytes of spikes and currents that one chunk may hold for one sample.
 CHUNK_BYTES = 16 << 20
 #: More steps than this in a chunk gain nothing (docs/performance.md).
@@ -85,84 +96,6 @@ BATCH_TOLERANCE = 1e-4
 #: Relative tolerance against the source: folding rounds every weight once, and the roundings of tens of
 #: layers add up; float16 sources are computed in float32 on purpose, and keep 11 bits.
 SOURCE_TOLERANCE = 1e-2
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to compile.  The fields are the options of `snnc compile`."""
-
-    steps: int = DEFAULT_STEPS
-    threshold: Method = "percentile"
-    percentile: float = 99.9
-    per_channel: bool = True
-    alpha: float = 1.0
-    unroll: Unroll = "fold"
-    chunk: int | None = None
-    reset: Literal["soft", "hard"] = "soft"
-    initial: float = 0.5
-    encode: Literal["constant"] = "constant"
-    strict: bool = False
-    seed: int = 0
-    allow_analog: bool = False
-    maxpool: MaxPooling = "exact"
-    emit: Emit = "window"
-    batch: int | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        """numpy's numbers become Python's, so that they can be written into the metadata."""
-        for name, number in vars(self).items():
-            if isinstance(number, np.generic):
-                object.__setattr__(self, name, number.item())
-
-    def check(self) -> None:
-        """Raises UsageError for the first value that is of a wrong type or out of range."""
-        for option in ("steps", "seed", "chunk", "batch"):
-            _type(option, getattr(self, option), int, "a whole number", optional=True)
-        for option in ("percentile", "alpha", "initial"):
-            _type(option, getattr(self, option), (int, float), "a number")
-        for option in ("per_channel", "strict", "allow_analog"):
-            _type(option, getattr(self, option), bool, "True or False")
-        _choice("--threshold", self.threshold, ("max", "percentile"))
-        _choice("--unroll", self.unroll, ("fold", "loop", "steps"))
-        _choice("--reset", self.reset, ("soft", "hard"))
-        _choice("--encode", self.encode, ("constant",))
-        _choice("--maxpool", self.maxpool, ("exact", "average"))
-        _choice("--emit", self.emit, ("window", "step", "cuda-graph"))
-        _choice("--precision", self.precision, ("fp32", "fp16"))
-        _range("-T", self.steps, 1 <= self.steps <= MAX_STEPS, f"1 to {MAX_STEPS:,} time-steps")
-        _range("--percentile", self.percentile, 0 < self.percentile <= 100, "above 0, at most 100")
-        _range("--alpha", self.alpha, 0 < self.alpha < float("inf"), "positive and finite")
-        _range("--initial", self.initial, 0 <= self.initial < 1, "0 to below 1, in units of θ")
-        _range("--seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
-        if self.chunk is not None:
-            _range("--chunk", self.chunk, 1 <= self.chunk <= MAX_STEPS, "at least 1 time-step")
-            if self.unroll != "fold" or self.emit != "window":
-                form = self.unroll if self.emit == "window" else self.emit
-                raise UsageError(f"--chunk belongs to --unroll fold, not to {form}")
-        if self.batch is not None:
-            _range("--batch", self.batch, 1 <= self.batch <= 1 << 20, "at least 1 sample")
-        if (self.batch is None) == (self.emit == "cuda-graph"):
-            raise UsageError("--emit cuda-graph and --batch N belong together")
-
-
-def _type(
-    option: str, given: object, kind: type | tuple[type, ...], text: str, optional: bool = False
-) -> None:
-    none = optional and given is None and option not in ("steps", "seed")
-    truth = isinstance(given, bool) and kind is not bool
-    if not none and (truth or not isinstance(given, kind)):
-        raise UsageError(f"{option} is {given!r}, it should be {text}")
-
-
-def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{option} {value} is unknown", hint=f"one of {', '.join(choices)}")
-
-
-def _range(option: str, value: float, good: bool, allowed: str) -> None:
-    if not good:
-        raise UsageError(f"{option} {value} is out of range", hint=f"allowed: {allowed}")
 
 
 @dataclass
@@ -399,8 +332,8 @@ def measure_folds(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
     if not names:
         return
     one = {name: array[:1] for name, array in feeds.items()}
-    before = _checking(calib.with_outputs(prepared.checked_model, names)).run(names, one)
-    after = _checking(calib.with_outputs(prepared.ann, names)).run(names, one)
+    before = _checking(with_outputs(prepared.checked_model, names)).run(names, one)
+    after = _checking(with_outputs(prepared.ann, names)).run(names, one)
     for layer in layers:
         if layer.output in made:
             at = names.index(layer.output)
@@ -418,54 +351,97 @@ def calibrated(
     dataset: Dataset | None,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Thresholds for every rectifier: from data, else batch-norm statistics, else synthetic input."""
-    nodes = calib.rectifiers_of(prepared.graph)
-    how: dict[str, Any] = {
-        "method": options.threshold,
-        "percentile": options.percentile,
-        "per_channel": options.per_channel,
-        "alpha": options.alpha,
-    }
-    source, samples, digest = "data", 0, ""
-    thresholds: dict[str, NDArray[np.float32]] = {}
-    if dataset is None:
-        thresholds = calib.gaussian_thresholds(prepared.graph, prepared.context, **how)
-        missing = [node for node in nodes if node.name not in thresholds]
-        source = " and ".join(["batch-norm"] * bool(thresholds) + ["synthetic"] * bool(missing))
-        prepared.context.warn(
-            "SNNC304",
-            f"there is no calibration data: thresholds come from {_SOURCES[source]}",
-            hint="give --calibration DATA; a few hundred real samples are enough",
-        )
-    else:
-        missing = nodes
-    if missing:
-        synthetic = synthetic_feeds(prepared, SYNTHETIC_SAMPLES, options.seed)
-        feeds = dataset.feeds if dataset else synthetic
-        observation = calib.observe(
-            prepared.ann,
-            prepared.graph,
-            feeds,
-            batch=prepared.fixed_batch,
-            progress=(lambda done, of: progress("calibrating", done, of)) if progress else None,
-        )
-        found, findings = calib.calibrate(observation, missing, **how)
-        prepared.context.findings += findings
-        thresholds = {**thresholds, **found}
-        samples = observation.samples
-        digest = dataset.sha256() if dataset else ""
-    return Calibration(
-        thresholds={node.name: thresholds[node.name] for node in nodes},
+    """Thresholds and corrections for every rectifier: from data, else batch-norm statistics, else
+    synthetic input.  The options are resolved ones."""
+    calibration = Calibration(
+        thresholds={},
         method=options.threshold,
         percentile=options.percentile,
-        per_channel=options.per_channel,
-        alpha=options.alpha,
-        source=source,
-        samples=samples,
+        tau=options.tau,
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+        source="data",
+        samples=0,
         seed=options.seed,
         model_sha256=prepared.source.sha256,
-        data_sha256=digest,
+        data_sha256=dataset.sha256() if dataset else "",
     )
+    if dataset is None:
+        return _without_data(prepared, calibration, options, progress)
+    calibration = _from_data(prepared, calibration, options, dataset.feeds, progress)
+    if options.correction == "none":
+        return calibration
+    return _corrected(prepared, calibration, options, dataset.feeds, progress)
+
+
+def _from_data(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    feeds: Mapping[str, Array],
+    progress: Progress | None,
+) -> Calibration:
+    """With thresholds from real or synthetic data."""
+    observation = calib.observe(
+        prepared.ann,
+        prepared.graph,
+        feeds,
+        batch=prepared.fixed_batch,
+        progress=_telling(progress, "calibrating"),
+    )
+    from_running = options.threshold == "vin-max"
+    thresholds, findings = calib.calibrate(
+        observation,
+        calib.rectifiers_of(prepared.graph),
+        method="max" if from_running else options.threshold,
+        settings=Settings(options.percentile, options.tau, options.steps),
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+    )
+    prepared.context.findings += findings
+    scales = {}
+    if options.encode == "poisson":
+        scales = {name: float(np.abs(array).max(initial=0)) or 1.0 for name, array in feeds.items()}
+    calibration = replace(
+        calibration, thresholds=thresholds, samples=observation.samples, input_scales=scales
+    )
+    if not from_running:
+        return calibration
+    found = _largest_currents(prepared, calibration, options, feeds, progress)
+    return replace(calibration, thresholds={**thresholds, **found})
+
+
+def _without_data(
+    prepared: Prepared, calibration: Calibration, options: Options, progress: Progress | None
+) -> Calibration:
+    """Thresholds from batch-norm statistics, and from seeded random input where they do not reach."""
+    found = calib.gaussian_thresholds(
+        prepared.graph,
+        prepared.context,
+        method=options.threshold,
+        percentile=options.percentile,
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+    )
+    names = [node.name for node in calib.rectifiers_of(prepared.graph)]
+    missing = [name for name in names if name not in found]
+    source = " and ".join(["batch-norm"] * bool(found) + ["synthetic"] * bool(missing))
+    prepared.context.warn(
+        "SNNC304",
+        f"there is no calibration data: thresholds come from {_SOURCES[source]}",
+        hint="give --calibration DATA; a few hundred real samples are enough",
+    )
+    if missing or options.encode == "poisson":
+        feeds = synthetic_feeds(prepared, SYNTHETIC_SAMPLES, options.seed)
+        calibration = _from_data(prepared, calibration, options, feeds, progress)
+    thresholds = {**calibration.thresholds, **found}
+    return replace(
+        calibration, source=source, thresholds={name: thresholds[name] for name in names}
+    )
+
+
+def _telling(progress: Progress | None, text: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, of: progress(text, done, of)
 
 
 _SOURCES = {
@@ -475,7 +451,204 @@ _SOURCES = {
 }
 
 
+# --- the scale of the thresholds, by search ---
+
+
+def _searched(
+    prepared: Prepared, options: Options, dataset: Dataset, progress: Progress | None
+) -> tuple[Options, Dataset]:
+    """The options with the best α, and the part of the data that thresholds come from.
+
+    One of HELD_OUT samples is held out.  On these every α of ALPHAS is tried at T/4, T/2 and T steps;
+    the one with the best mean agreement with the ANN is taken (of equals the one nearest 1), for
+    regression the one with the least relative error.
+    """
+    numbers = np.arange(len(dataset))
+    trial = dataset.take(numbers[::HELD_OUT])
+    rest = dataset.take(numbers[numbers % HELD_OUT > 0])
+    findings = list(prepared.context.findings)
+    window = replace(options, emit="window", batch=None, unroll="fold", chunk=None)
+    steps = sorted({max(1, options.steps // part) for part in (4, 2, 1)})
+    wanted = _outputs(prepared.ann, trial.feeds, prepared.fixed_batch)
+
+    def score(model: onnx.ModelProto, count: int) -> float:
+        given = {"snnc_steps": np.array(count)}
+        found = _outputs(model, trial.feeds, prepared.fixed_batch, given)
+        pairs = list(zip(wanted, found, strict=True))
+        if options.task == "classification":
+            scores = [(a, b) for a, b in pairs if a.ndim == 2]
+            return float(np.mean([(a.argmax(1) == b.argmax(1)).mean() for a, b in scores]))
+        error = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs)
+        norm = sum(float(np.square(a.astype(np.float64)).sum()) for a, _ in pairs)
+        return -float(np.sqrt(error / norm)) if norm else 0.0
+
+    tried: list[tuple[float, float]] = []
+    for alpha in sorted(ALPHAS, key=lambda value: abs(value - 1)):
+        with_alpha = replace(window, alpha=alpha)
+        model = emit(prepared, calibrated(prepared, with_alpha, rest), with_alpha)
+        tried.append((float(np.mean([score(model, count) for count in steps])), alpha))
+        if progress:
+            progress("searching α", len(tried), len(ALPHAS))
+    prepared.context.findings[:] = findings
+    best, alpha = max(tried, key=lambda entry: entry[0])
+    what = "agreement with the ANN" if options.task == "classification" else "minus relative error"
+    prepared.context.note(
+        "SNNC308",
+        f"α = {alpha:g} was chosen of {', '.join(f'{a:g}' for a in ALPHAS)}: {what} {best:.3f}, the "
+        f"mean over T = {', '.join(map(str, steps))} on {len(trial)} held-out samples",
+    )
+    return replace(options, alpha=alpha), rest
+
+
+def _outputs(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    fixed_batch: int | None,
+    given: Mapping[str, Array] | None = None,
+) -> list[Array]:
+    """The float outputs of a model on all samples, in batches; a rest that fills none is left out."""
+    session = create_session(model)
+    size, count = fixed_batch or ALPHA_BATCH, len(next(iter(feeds.values())))
+    runs = [
+        session.run(None, {**{k: v[at : at + size] for k, v in feeds.items()}, **(given or {})})
+        for at in range(0, count - (count % fixed_batch if fixed_batch else 0), size)
+    ]
+    outputs = [
+        np.concatenate([np.atleast_1d(part) for part in parts]) for parts in zip(*runs, strict=True)
+    ]
+    return [output for output in outputs if output.dtype.kind == "f"]
+
+
+# --- calibration on the running network ---
+
+
+def _running_layers(prepared: Prepared) -> list[running.Layer]:
+    return [
+        running.Layer(node.name, node.outputs[0].name, calib.channels_of(node))
+        for node in calib.rectifiers_of(prepared.graph)
+    ]
+
+
+def _window(
+    prepared: Prepared, calibration: Calibration, options: Options, steps: int
+) -> running.Window:
+    """The spiking network over `steps` time-steps without control flow.
+
+    Raises Refused where time cannot be folded into the batch.
+    """
+    graph = _spiking_graph(prepared, calibration, options)
+    infer_shapes(graph)
+    blocking = unfoldable(graph)
+    if blocking:
+        raise refuse(
+            "SNNC205", "time cannot be folded into the batch here", node=label(blocking[0])
+        )
+    unrolled, _ = UnrollTime("fold", steps, steps, "cuda-graph").emit(graph)
+    return running.Window(unrolled, prepared.checked_model.opset_import, steps)
+
+
+def _some(prepared: Prepared, feeds: Mapping[str, Array], most: int) -> dict[str, Array]:
+    """About `most` of the samples; whole batches where the network takes no other."""
+    total = len(next(iter(feeds.values())))
+    count = min(most, total)
+    if prepared.fixed_batch:
+        count = max(count - count % prepared.fixed_batch, prepared.fixed_batch)
+    # Evenly spread: data often comes sorted by class.
+    chosen = np.arange(count) * total // count
+    return {name: array[chosen] for name, array in feeds.items()}
+
+
+def _corrected(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    feeds: Mapping[str, Array],
+    progress: Progress | None,
+) -> Calibration:
+    """The calibration with the charges that correct the running network.
+
+    Where time cannot be folded there is no correction, and a note says so.
+    """
+    steps = options.schedule_steps if options.correction == "schedule" else options.steps
+    layers = _running_layers(prepared)
+    none = {layer.name: np.zeros((1, layer.channels), np.float32) for layer in layers}
+    try:
+        window = _window(prepared, replace(calibration, schedules=none), options, steps)
+    except Refused as refused:
+        prepared.context.note(
+            "SNNC205",
+            f"the running network is not corrected: {refused.findings[0].message}",
+            node=refused.findings[0].node,
+        )
+        return calibration
+    values = sum(calib.values_of(node) for node in calib.rectifiers_of(prepared.graph))
+    most = CORRECTION_VALUES // max(values * steps, 1)
+    chosen = _some(prepared, feeds, min(max(most, CORRECTION_SAMPLES[0]), CORRECTION_SAMPLES[1]))
+    schedules = running.settle_corrections(
+        window,
+        prepared.ann,
+        layers,
+        chosen,
+        options.correction,
+        batch=prepared.fixed_batch,
+        seed=options.seed,
+        progress=_telling(progress, "correcting"),
+    )
+    return replace(calibration, correction=options.correction, schedules=schedules)
+
+
+def _largest_currents(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    feeds: Mapping[str, Array],
+    progress: Progress | None,
+) -> dict[str, NDArray[np.float32]]:
+    """Thresholds by the paper, V_in^max of the running network.
+
+    Raises Refused where time cannot be folded into the batch.
+    """
+
+    def make_window(thresholds: Mapping[str, NDArray[np.float32]]) -> running.Window:
+        return _window(
+            prepared, replace(calibration, thresholds=thresholds), options, VIN_MAX_STEPS
+        )
+
+    return running.settle_largest_currents(
+        make_window,
+        _running_layers(prepared),
+        _some(prepared, feeds, VIN_MAX_SAMPLES),
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+        batch=prepared.fixed_batch,
+        progress=_telling(progress, "largest currents"),
+    )
+
+
 # --- emission ---
+
+
+def _spiking_graph(prepared: Prepared, calibration: Calibration, options: Options) -> Graph:
+    """The normalized ANN with neurons for its rectifiers and spikes between its layers."""
+    graph = prepared.graph.copy()
+    context = replace(prepared.context, findings=prepared.context.findings)
+    run_passes(
+        [
+            *([EncodePoisson(calibration.input_scales)] if options.encode == "poisson" else []),
+            InsertNeurons(
+                calibration.thresholds,
+                float(options.initial or 0.0),
+                options.reset,
+                options.spikes,
+                calibration.schedules,
+            ),
+            FoldAmplitude(options.allow_analog),
+            *([TelescopeAnalog()] if options.allow_analog else []),
+        ],
+        graph,
+        context,
+    )
+    return graph
 
 
 def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx.ModelProto:
@@ -491,13 +664,11 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
             hint="calibrate this model",
         )
     _check_thresholds(prepared, calibration)
-    graph = prepared.graph.copy()
+    options = options.resolved(task_of(prepared, options, None), data=True)
+    graph = _spiking_graph(prepared, calibration, options)
     context = replace(prepared.context, findings=prepared.context.findings)
     run_passes(
         [
-            InsertNeurons(calibration.thresholds, options.initial, options.reset),
-            FoldAmplitude(options.allow_analog),
-            *([TelescopeAnalog()] if options.allow_analog else []),
             SinkTimeMean(inputs_vary=options.emit == "step"),
             *([LowerPrecision()] if options.precision == "fp16" else []),
         ],
@@ -507,7 +678,15 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
     infer_shapes(graph)
     options = _unrollable(graph, prepared, options)
     chunk = _chunk(graph, options)
-    unrolled, names = UnrollTime(options.unroll, options.steps, chunk, options.emit).emit(graph)
+    unroll = UnrollTime(
+        options.unroll,
+        options.steps,
+        chunk,
+        options.emit,
+        ReadOut.parse(options.readout),
+        options.seed,
+    )
+    unrolled, names = unroll.emit(graph)
     if options.batch is not None:
         _fix_batch(unrolled, options.batch)
     model = attach_functions(unrolled, prepared.checked_model.opset_import)
@@ -618,9 +797,16 @@ def _metadata(
         "snnc.states": json.dumps(
             {k.removeprefix("state:"): v for k, v in names.items() if k.startswith("state:")}
         ),
+        "snnc.task": options.task,
+        "snnc.paper": str(options.paper).lower(),
         "snnc.encode": options.encode,
+        "snnc.image_input": names.get("first_image", ""),
+        "snnc.seed_input": names.get("seed", ""),
+        "snnc.neuron": options.neuron,
         "snnc.reset": options.reset,
         "snnc.initial": repr(options.initial),
+        "snnc.correction": calibration.correction,
+        "snnc.readout": options.readout,
         "snnc.strict": str(options.strict).lower(),
         "snnc.allow_analog": str(options.allow_analog).lower(),
         "snnc.maxpool": options.maxpool,
@@ -659,12 +845,15 @@ def compile_model(
     """Compile and return everything; `snncompiler.compile` returns the model alone."""
     options.check()
     if samples is not None:
-        _type("samples", samples, int, "a whole number, or None for all")
-        _range("samples", samples, samples >= 1, "at least 1, or all")
+        check_type("samples", samples, int, "a whole number, or None for all")
+        check_range("samples", samples, samples >= 1, "at least 1, or all")
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise UsageError("preprocess is not a snncompiler.Preprocess")
     prepared = prepare(
-        model, strict=options.strict, allow_analog=options.allow_analog, maxpool=options.maxpool
+        model,
+        strict=options.strict or options.paper,
+        allow_analog=options.allow_analog,
+        maxpool=options.maxpool,
     )
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
@@ -672,18 +861,52 @@ def compile_model(
     dataset = None
     if isinstance(calibration, Calibration):
         thresholds = calibration
+        options = options.resolved(task_of(prepared, options, None), data=True)
     else:
         if calibration is not None:
             loaded = load_data(calibration, prepared.inputs, preprocess)
             prepared.context.findings += loaded.findings
             dataset = loaded.sample(samples, options.seed)
             _warn_constant(prepared, dataset)
+        task = task_of(prepared, options, dataset.labels if dataset else None)
+        options = options.resolved(task, data=dataset is not None)
+        if options.alpha == "auto":
+            if dataset is None or len(dataset) < HELD_OUT:
+                raise UsageError(
+                    f"--alpha auto needs at least {HELD_OUT} calibration samples",
+                    hint="give --calibration DATA, or a number for --alpha",
+                )
+            options, dataset = _searched(prepared, options, dataset, progress)
         feeds = dataset.feeds if dataset else synthetic_feeds(prepared, 1, options.seed)
         if options.maxpool == "exact":
             check_source(prepared, feeds)
         measure_folds(prepared, feeds)
         thresholds = calibrated(prepared, options, dataset, progress)
     return Compiled(emit(prepared, thresholds, options), prepared, thresholds)
+
+
+#: What a classifier's scores end in.
+_CLASS_FUNCTIONS = ("Softmax", "LogSoftmax", "ArgMax", "Hardmax", "TopK")
+
+
+def task_of(
+    prepared: Prepared, options: Options, labels: Array | None
+) -> Literal["classification", "regression"]:
+    """Whether the network's outputs are class scores, of which only the largest matters.
+
+    They are if the user says so; if a Softmax or an arg-max is computed from them; or if they are
+    [N, classes] and the calibration data has labels, or they come from an image or a sequence.  An
+    output of the size of the input is a reconstruction, and all else is regression.
+    """
+    if options.task != "auto":
+        return options.task
+    if any(node.op in _CLASS_FUNCTIONS for node in prepared.graph.nodes):
+        return "classification"
+    sizes = {prod(dim or 0 for dim in spec.shape[1:]) for spec in prepared.inputs}
+    flat = [output.shape for output in prepared.graph.outputs if len(output.shape or ()) == 2]
+    scores = [shape[1] for shape in flat if known(shape[1]) and 1 < shape[1] not in sizes]
+    structured = any(len(spec.shape) > 2 for spec in prepared.inputs)
+    return "classification" if scores and (labels is not None or structured) else "regression"
 
 
 def _check_steps_budget(prepared: Prepared, steps: int) -> None:

@@ -2,12 +2,21 @@
 the same result, and that every neuron obeys the soft-reset identity.
 
 The identity holds for soft reset, per neuron, for any input order (Han, Srinivasan, Roy, RMP-SNN,
-CVPR 2020: the residual potential is kept):
+CVPR 2020: the residual potential is kept), with the charge b of a schedule and with k spikes a step:
 
-    θ·mean(s) = mean(x) - (v(T) - v(0)) / T
+    θ·mean(k) = mean(x) + mean(b) - (v(T) - v(0)) / T
 
-In float32 each step rounds twice, u = v + x and v = u - θ·s, by at most 2^-24 of |u| and |v|, and
-|u| <= |v| + θ.  So with sums in float64 the deviation of a neuron is at most 2^-24·(2·max|v| + θ).
+In float32 every operation of a step rounds by at most 2^-24 of its result, and with G the most spikes
+that a step can send, u = v_next + θ·k gives |u| <= |v| + G·θ:
+
+    without a schedule, k is 0 or 1     with one
+    u = v + x       |v| + θ             w = v + x        |u| + |b| <= |v| + G·θ + |b|
+    v = u - θ·s     |v|                 u = w + b        |v| + G·θ
+                                        p = θ·k          G·θ, and exact for G = 1
+                                        v = u - p        |v|
+
+So with sums in float64 the mean deviation of a neuron is at most 2^-24·(2·max|v| + θ) without a
+schedule, and 2^-24·(3·max|v| + (2 or, for G > 1, 3)·G·θ + max|b|) with one.
 """
 
 from __future__ import annotations
@@ -24,11 +33,11 @@ from numpy.typing import NDArray
 from snncompiler.compiled import CompiledFile, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.errors import InternalError, refuse
+from snncompiler.options import Options
 from snncompiler.passes.unroll_time import Unroll
 from snncompiler.passes.verify_output import verify_output
 from snncompiler.pipeline import (
     BATCH_TOLERANCE,
-    Options,
     Prepared,
     Progress,
     check_batch,
@@ -39,7 +48,7 @@ from snncompiler.pipeline import (
 from snncompiler.runtime.session import create_session
 from snncompiler.runtime.stream import Stream
 from snncompiler.version import __version__
-from snncompiler.watch import Watched, watch
+from snncompiler.watch import Layer, Watched, watch
 
 Array = NDArray[Any]
 
@@ -66,7 +75,8 @@ class Check:
 class LayerIdentity:
     """The soft-reset identity in one layer: largest deviation, the bound there, and max|v|.
 
-    `above` and `below` are the shares of neurons that end with v(T) > θ and with v(T) < 0.
+    `above` and `below` are the shares of neurons that end with more than one step can send, v(T) > θ,
+    and with v(T) < 0.
     """
 
     layer: str
@@ -265,7 +275,8 @@ def _identity(compiled: CompiledFile, feeds: Mapping[str, Array]) -> tuple[Layer
         theta = layer.threshold.astype(np.float64)
         start = layer.membrane_start.astype(np.float64)
         largest_v = np.maximum(np.abs(start), runs[0][Watched.output(layer, "membrane_max")])
-        bound = 2.0**-24 * (2 * largest_v + theta)
+        bound = _bound(layer, largest_v)
+        charge = layer.charge(compiled.steps) / compiled.steps
         deviation = np.zeros_like(bound)
         for run in runs:
             count, total, end = (
@@ -273,7 +284,7 @@ def _identity(compiled: CompiledFile, feeds: Mapping[str, Array]) -> tuple[Layer
                 for what in ("count", "current_sum", "membrane_end")
             )
             mean_x, rate = total / compiled.steps, count / compiled.steps
-            left = np.abs(theta * rate - (mean_x - (end - start) / compiled.steps))
+            left = np.abs(theta * rate - (mean_x + charge - (end - start) / compiled.steps))
             deviation = np.maximum(deviation, left)
         at = np.unravel_index(int(np.argmax(deviation / bound)), bound.shape)
         found.append(
@@ -283,8 +294,19 @@ def _identity(compiled: CompiledFile, feeds: Mapping[str, Array]) -> tuple[Layer
                 bound=float(bound[at]),
                 membrane_max=float(largest_v.max()),
                 holds=bool((deviation <= bound).all()),
-                above=float((end > theta).mean()),
+                above=float((end > layer.largest).mean()),
                 below=float((end < 0).mean()),
             )
         )
     return tuple(found)
+
+
+def _bound(layer: Layer, largest_v: Array) -> Array:
+    """The largest deviation that float32 allows (see the head of this file)."""
+    theta = layer.largest.astype(np.float64)
+    if layer.schedule is None:
+        return np.asarray(2.0**-24 * (2 * largest_v + theta))
+    products = 2 if layer.levels == 1 else 3
+    return np.asarray(
+        2.0**-24 * (3 * largest_v + products * theta + layer.largest_charge.astype(np.float64))
+    )

@@ -1,17 +1,25 @@
 """Look inside a compiled file: the same network with spike counts, currents and membranes as outputs.
 
 The copy computes what the original computes; per neuron layer it also returns
-    count         spikes over all steps, [N, ...] float32
+    count         sum of the spikes over all steps, [N, ...] float32
+    events        of neurons with negative spikes: sum of their sizes, [N, ...] float32
     membrane_end  membrane potential after the last step, [N, ...] float32
 and, where asked for,
     current_sum   sum of all injected currents, [N, ...] float64
     membrane_max  largest |membrane potential| that a call of the neuron left behind, [N, ...]
+
+A window with a Loop can also be made resumable: every state comes in and goes out, and so do the steps
+that are done.  `Walk` then runs it to one number of time-steps after another, each going on where the
+one before stopped: T = 4, 16 and 64 together take 64 steps, and what it gives at 4 is, to the last
+bit, what a run with T = 4 gives that cuts time into chunks of the same size.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -20,25 +28,65 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler import dialect
-from snncompiler.errors import refuse
+from snncompiler.compiled import CompiledFile
+from snncompiler.errors import EnvironmentMissing, UsageError, refuse
+from snncompiler.runtime.session import create_session
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One neuron layer of a compiled file."""
+    """One neuron layer of a compiled file.
+
+    `threshold` is the charge that one spike takes away; a neuron of several `levels` can fire as many
+    spikes in one step, and its largest output is levels * threshold.  `schedule` is the charge that is
+    added at every step, [S, ...]; its last row holds from then on.
+    """
 
     name: str
     operator: str
     threshold: NDArray[np.float32]
     membrane_start: NDArray[np.float32]
+    levels: int = 1
+    schedule: NDArray[np.float32] | None = None
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative spikes take earlier ones back."""
+        return "balance" in ports(self.operator)
+
+    @property
+    def largest(self) -> NDArray[np.float32]:
+        """The largest mean output, θ: what the ANN's activation is clipped to."""
+        return self.threshold * np.float32(self.levels)
+
+    def charge(self, steps: int) -> Array:
+        """What the schedule adds over the first `steps` steps, float64."""
+        if self.schedule is None:
+            return np.zeros(())
+        rows = self.schedule.astype(np.float64)
+        held = max(steps - len(rows), 0) * rows[-1]
+        return np.asarray(rows[:steps].sum(axis=0) + held)
+
+    @property
+    def largest_charge(self) -> Array:
+        """The largest |charge| that the schedule adds at one step."""
+        return np.zeros(()) if self.schedule is None else np.abs(self.schedule).max(axis=0)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """The instrumented model and its layers; `output(layer, what)` names an extra output."""
+    """The instrumented model and its layers; `output(layer, what)` names an extra output.
+
+    Where the model is resumable, `start` is the input with the number of steps done, and `states` maps
+    the input of every state to its first value and to the output that carries it on.
+    """
 
     model: onnx.ModelProto
     layers: tuple[Layer, ...]
+    start: str = ""
+    states: Mapping[str, tuple[Array, str]] = field(default_factory=dict)
 
     @staticmethod
     def output(layer: Layer, what: str) -> str:
@@ -48,39 +96,48 @@ class Watched:
 _COPY = re.compile(r"^t\d+/")
 _TYPES = {
     "count": TensorProto.FLOAT,
+    "events": TensorProto.FLOAT,
     "current_sum": TensorProto.DOUBLE,
     "membrane_max": TensorProto.FLOAT,
     "membrane_end": TensorProto.FLOAT,
 }
 
 
-def watch(model: onnx.ModelProto, *, currents: bool = False) -> Watched:
-    """An instrumented copy of a compiled model.  Raises Refused where it is none."""
+def watch(model: onnx.ModelProto, *, currents: bool = False, resume: bool = False) -> Watched:
+    """An instrumented copy of a compiled model.  Raises Refused where it is none.
+
+    `resume`: make it resumable where it is a window with a Loop.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
     loops = [node for node in graph.node if node.op_type == "Loop" and _neurons(_body(node))]
-    kinds = ["count", *(["current_sum", "membrane_max"] if currents else [])]
+    wanted = ["count", *(["current_sum", "membrane_max"] if currents else [])]
     zeros = {}
     for name, dtype in (("float", np.float32), ("double", np.float64)):
         zero = numpy_helper.from_array(np.zeros((), dtype), f"snnc_watch/zero_{name}")
         graph.initializer.append(zero)
         zeros[name] = zero.name
-    starts = {k: zeros["double" if _TYPES[k] == TensorProto.DOUBLE else "float"] for k in kinds}
+    starts = {k: zeros["double" if _TYPES[k] == TensorProto.DOUBLE else "float"] for k in _TYPES}
     if loops:
-        layers = _watch_loop(graph, loops[0], kinds, starts)
+        layers = _watch_loop(graph, loops[0], wanted, starts)
     elif _neurons(graph):
-        layers = _watch_copies(graph, kinds, starts)
+        layers = _watch_copies(graph, wanted, starts)
     else:
         raise refuse("SNNC401", "the model holds no spiking neurons", hint="compile it first")
     for layer in layers:
-        for what in (*kinds, "membrane_end"):
+        for what in (*_kinds(layer.operator, wanted), "membrane_end"):
             graph.output.append(
                 helper.make_tensor_value_info(Watched.output(layer, what), _TYPES[what], None)
             )
     if "TimeSum" not in {function.name for function in copy.functions}:
         copy.functions.extend(dialect.functions(["TimeSum"], _opset(copy)))
-    return Watched(copy, tuple(layers))
+    if not (resume and loops):
+        return Watched(copy, tuple(layers))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    names = (metadata["snnc.steps_input"], metadata["snnc.chunk_input"])
+    start, states = _make_resumable(graph, loops[0], *names)
+    return Watched(copy, tuple(layers), start, states)
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -100,18 +157,58 @@ def _neurons(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     ]
 
 
+def ports(operator: str) -> list[str]:
+    """The names of an operator's inputs."""
+    return [port.name for port in dialect.OPERATORS[operator].inputs]
+
+
+def _input(node: onnx.NodeProto, name: str) -> str:
+    """What a neuron node reads at the named port; empty where its operator has none."""
+    names = ports(node.op_type)
+    return str(node.input[names.index(name)]) if name in names else ""
+
+
+def _kinds(operator: str, wanted: Sequence[str]) -> list[str]:
+    """The accumulators of a neuron of this kind."""
+    return [*wanted, *(["events"] if "balance" in ports(operator) else [])]
+
+
+def _layer(node: onnx.NodeProto, name: str, values: Mapping[str, Any], start: str) -> Layer:
+    """The layer of a neuron node; `start` names the constant that its membrane starts from."""
+    schedule = _input(node, "schedule")
+    return Layer(
+        name,
+        node.op_type,
+        numpy_helper.to_array(values[_input(node, "threshold")]),
+        numpy_helper.to_array(values[start]),
+        next((int(a.i) for a in node.attribute if a.name == "levels"), 1),
+        numpy_helper.to_array(values[schedule]) if schedule else None,
+    )
+
+
 def _observe(
     node: onnx.NodeProto, where: str, kinds: list[str], before: dict[str, str]
 ) -> tuple[list[onnx.NodeProto], dict[str, str]]:
     """Nodes that update the accumulators of one neuron node; the names of the new values."""
-    current, _, _, steps = node.input
-    spikes, membrane = node.output
+    current, steps = _input(node, "current"), _input(node, "steps")
+    spikes, membrane = node.output[:2]
     after = {kind: f"{where}/{kind}" for kind in kinds}
     made = [
         helper.make_node(
             "TimeSum", [spikes, before["count"], steps], [after["count"]], domain=dialect.DOMAIN
         )
     ]
+    if "events" in kinds:
+        sizes = f"{where}/sizes"
+        made += [
+            helper.make_node("Abs", [spikes], [sizes]),
+            helper.make_node(
+                "TimeSum",
+                [sizes, before["events"], steps],
+                [after["events"]],
+                domain=dialect.DOMAIN,
+            ),
+        ]
     if "current_sum" in kinds:
         t = f"{where}/current"
         static = next(a.i for a in node.attribute if a.name == "static_current")
@@ -145,7 +242,7 @@ def _observe(
 
 
 def _watch_loop(
-    graph: onnx.GraphProto, loop: onnx.NodeProto, kinds: list[str], starts: dict[str, str]
+    graph: onnx.GraphProto, loop: onnx.NodeProto, wanted: list[str], starts: dict[str, str]
 ) -> list[Layer]:
     body = _body(loop)
     values = _initializers(graph, body)
@@ -154,14 +251,10 @@ def _watch_loop(
     layers = []
     renamed: list[onnx.NodeProto] = []
     for node in _neurons(body):
-        place = carried_in.index(node.input[2])
-        layer = Layer(
-            node.name,
-            node.op_type,
-            numpy_helper.to_array(values[node.input[1]]),
-            numpy_helper.to_array(values[loop.input[2 + place]]),
-        )
+        place = carried_in.index(_input(node, "membrane"))
+        layer = _layer(node, node.name, values, loop.input[2 + place])
         layers.append(layer)
+        kinds = _kinds(node.op_type, wanted)
         where = f"snnc_watch/in/{node.name}"
         before = {kind: f"{where}/{kind}_before" for kind in kinds}
         made, after = _observe(node, where, kinds, before)
@@ -182,7 +275,7 @@ def _watch_loop(
     return layers
 
 
-def _watch_copies(graph: onnx.GraphProto, kinds: list[str], starts: dict[str, str]) -> list[Layer]:
+def _watch_copies(graph: onnx.GraphProto, wanted: list[str], starts: dict[str, str]) -> list[Layer]:
     values = _initializers(graph)
     state: dict[str, dict[str, str]] = {}
     layers: dict[str, Layer] = {}
@@ -190,9 +283,9 @@ def _watch_copies(graph: onnx.GraphProto, kinds: list[str], starts: dict[str, st
     for node in _neurons(graph):
         name = _COPY.sub("", node.name)
         if name not in layers:
-            threshold, start = (numpy_helper.to_array(values[node.input[i]]) for i in (1, 2))
-            layers[name] = Layer(name, node.op_type, threshold, start)
-            state[name] = dict(starts)
+            layers[name] = _layer(node, name, values, _input(node, "membrane"))
+            state[name] = {kind: starts[kind] for kind in _kinds(node.op_type, wanted)}
+        kinds = _kinds(node.op_type, wanted)
         made, state[name] = _observe(node, f"snnc_watch/in/{node.name}", kinds, state[name])
         graph.node.extend(made)
         last[name] = node.output[1]
@@ -205,3 +298,195 @@ def _watch_copies(graph: onnx.GraphProto, kinds: list[str], starts: dict[str, st
 
 def _initializers(*graphs: onnx.GraphProto) -> dict[str, Any]:
     return {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+
+
+# --- one run for many numbers of time-steps ---
+
+
+def _make_resumable(
+    graph: onnx.GraphProto, loop: onnx.NodeProto, steps: str, chunk: str
+) -> tuple[str, dict[str, tuple[Array, str]]]:
+    """Let the Loop begin after a number of steps that are done, with states from outside."""
+    at = next(index for index, node in enumerate(graph.node) if node == loop)
+    loop = graph.node[at]
+    body, values = _body(loop), _initializers(graph)
+    start, one = "snnc_watch/start", "snnc_watch/one"
+    graph.input.append(helper.make_tensor_value_info(start, TensorProto.INT64, []))
+    graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), one))
+
+    # Chunks from `start` to `steps`: their number, and the steps that are done before each.
+    left, rounded, less, trips = (f"snnc_watch/{x}" for x in ("left", "rounded", "less", "trips"))
+    size = chunk or one
+    counting = [
+        helper.make_node("Sub", [steps, start], [left]),
+        helper.make_node("Sub", [size, one], [less]),
+        helper.make_node("Add", [left, less], [rounded]),
+        helper.make_node("Div", [rounded, size], [trips]),
+    ]
+    iteration = body.input[0].name
+    done = "snnc_watch/done"
+    for node in body.node:
+        if chunk and node.op_type == "Mul" and iteration in node.input:
+            # The file's own: iteration * chunk, which was the number of steps done.
+            past = node.output[0]
+            node.output[0] = done
+            body.node.insert(
+                list(body.node).index(node) + 1, helper.make_node("Add", [done, start], [past])
+            )
+            break
+    else:
+        for node in body.node:
+            for index, name in enumerate(node.input):
+                if name == iteration:
+                    node.input[index] = done
+        body.node.insert(0, helper.make_node("Add", [iteration, start], [done]))
+
+    loop.input[0] = trips
+    aliases = {
+        node.input[0]: node.output[0]
+        for node in graph.node
+        if node.op_type == "Identity" and node.output[0].startswith("snnc_watch/")
+    }
+    outputs = {entry.name for entry in graph.output}
+    states = {}
+    for place, carried in enumerate(loop.output):
+        name = f"snnc_watch/state/{place}"
+        first = numpy_helper.to_array(values[loop.input[2 + place]])
+        kind = body.input[2 + place].type.tensor_type.elem_type
+        graph.input.append(helper.make_tensor_value_info(name, kind, None))
+        loop.input[2 + place] = name
+        after = aliases.get(carried, carried)
+        if after not in outputs:
+            graph.output.append(helper.make_tensor_value_info(after, kind, None))
+        states[name] = (first, after)
+    for node in reversed(counting):
+        graph.node.insert(at, node)
+    return start, states
+
+
+def common_chunk(stops: Sequence[int], own: int) -> int:
+    """The size of the chunks with which a run can stop at every one of `stops`.
+
+    The file's own where all stops but the last are multiples of it, else the largest divisor of
+    them all that is no larger.
+    """
+    before = sorted(set(stops))[:-1]
+    common = gcd(*before) if before else own
+    if common % own == 0:
+        return own
+    return max(size for size in range(1, own + 1) if common % size == 0)
+
+
+def image_feed(compiled: CompiledFile, first_image: int) -> dict[str, Array]:
+    """The feed that says which sample is the first, where the input is coded at random."""
+    name = compiled.metadata.get("snnc.image_input")
+    return {name: np.array(first_image, np.int64)} if name else {}
+
+
+class Walk:
+    """Runs a compiled file to several numbers of time-steps in one go, and looks inside at each.
+
+    A file with its time-steps baked in runs to those only.
+    """
+
+    def __init__(
+        self, compiled: CompiledFile, *, currents: bool = False, threads: int | None = None
+    ) -> None:
+        self.compiled = compiled
+        self.watched = watch(compiled.model, currents=currents, resume=True)
+        self.layers = self.watched.layers
+        self.names = [entry.name for entry in self.watched.model.graph.output]
+        self._session = create_session(self.watched.model, threads=threads)
+
+    def check(self, stops: Sequence[int]) -> None:
+        """Raises UsageError for a number of time-steps that the file cannot run to."""
+        for steps in stops:
+            if steps < 1:
+                raise UsageError(f"{steps} time-steps are none", hint="at least 1")
+            self.compiled.overrides(steps=steps)
+
+    def run(
+        self, feeds: Mapping[str, Array], stops: Sequence[int], first_image: int = 0
+    ) -> Iterator[tuple[int, dict[str, Array]]]:
+        """(T, every output by name) for each number of time-steps, from the smallest to the largest.
+
+        `first_image`: the number of the first sample among all, for a random input.
+        """
+        order = sorted(set(stops))
+        self.check(order)
+        metadata = self.compiled.metadata
+        feeds = {**feeds, **image_feed(self.compiled, first_image)}
+        if not self.watched.start:
+            yield order[0], self._outputs(dict(feeds))
+            return
+        chunk = {}
+        if metadata["snnc.chunk_input"]:
+            chunk = self.compiled.overrides(chunk=common_chunk(order, int(metadata["snnc.chunk"])))
+        states = {name: first for name, (first, _) in self.watched.states.items()}
+        done = 0
+        for steps in order:
+            asked = {self.watched.start: np.array(done), **self.compiled.overrides(steps=steps)}
+            values = self._outputs({**feeds, **asked, **chunk, **states})
+            states = {name: values[after] for name, (_, after) in self.watched.states.items()}
+            done = steps
+            yield steps, values
+
+    def _outputs(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        values = self._session.run(None, feeds)
+        return {name: np.asarray(v) for name, v in zip(self.names, values, strict=True)}
+
+
+# --- thresholds, as a table ---
+
+
+def thresholds_of(compiled: CompiledFile) -> list[dict[str, Any]]:
+    """A row for every layer and channel: its threshold and what belongs to it.
+
+    `threshold` is θ, what the ANN's activation is clipped to; `per_spike` what one spike takes away.
+    `channel` is None where the whole layer shares one threshold.  `neurons` is the number of neurons
+    of the layer for one sample, None where it depends on the input or nothing runs here.
+    """
+    layers = watch(compiled.model).layers
+    neurons = _neurons_of(compiled)
+    rows = []
+    for layer in layers:
+        spread = np.broadcast_arrays(layer.threshold, layer.membrane_start)
+        theta, starts = (values.reshape(-1) for values in spread)
+        for channel, value in enumerate(theta):
+            rows.append(
+                {
+                    "layer": layer.name,
+                    "channel": channel if theta.size > 1 else None,
+                    "threshold": float(value * np.float32(layer.levels)),
+                    "per_spike": float(value),
+                    "initial": float(starts[channel]),
+                    "schedule": 0 if layer.schedule is None else len(layer.schedule),
+                    "neuron": layer.operator,
+                    "levels": layer.levels,
+                    "neurons": neurons.get(layer.name),
+                }
+            )
+    return rows
+
+
+def _neurons_of(compiled: CompiledFile) -> dict[str, int]:
+    """Neurons of each layer for one sample, by running one step on zeros."""
+    shapes = [spec.shape for spec in compiled.inputs]
+    if compiled.options.emit == "step" or any(None in shape[1:] for shape in shapes):
+        return {}
+    batch = compiled.batch_size(1)
+    feeds = {
+        spec.name: np.zeros(
+            [batch, *(dim or 1 for dim in spec.shape[1:])][: len(spec.shape)], spec.dtype
+        )
+        for spec in compiled.inputs
+    }
+    try:
+        walk = Walk(compiled, threads=1)
+        steps = 1 if walk.watched.start else compiled.steps
+        _, values = next(iter(walk.run(feeds, [steps])))
+    except EnvironmentMissing:
+        return {}
+    return {
+        layer.name: values[Watched.output(layer, "count")].size // batch for layer in walk.layers
+    }

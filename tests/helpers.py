@@ -17,6 +17,7 @@ from snncompiler import pipeline
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import Refused
 from snncompiler.graph import Graph, export_model, import_model
+from snncompiler.options import Options
 from snncompiler.passes.base import Context, run_passes
 from snncompiler.passes.verify_input import verify_input
 from snncompiler.runtime.session import create_session
@@ -109,5 +110,5 @@ def compile_text(
     model: onnx.ModelProto, data: Array | Mapping[str, Array], **options: Any
 ) -> onnx.ModelProto:
     """The spiking model, calibrated on `data` (thresholds: the maxima, unless asked otherwise)."""
-    chosen = {"threshold": "max", **options}
-    return pipeline.compile_model(model, pipeline.Options(**chosen), data).model
+    chosen = {"threshold": "max", "correction": "none", "readout": "mean", **options}
+    return pipeline.compile_model(model, Options(**chosen), data).model

@@ -12,10 +12,12 @@ from helpers import Array, parse, random, run_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snncompiler import calibration as calib
 from snncompiler import models, pipeline
-from snncompiler.calibration import BINS, Calibration, Histogram, Observation, observe
+from snncompiler.calibration import Calibration, Observation, observe
 from snncompiler.errors import Refused, UsageError
+from snncompiler.graph import with_outputs
+from snncompiler.histogram import BINS, Histogram
+from snncompiler.options import Options
 
 # --- histograms ---
 
@@ -140,7 +142,7 @@ def test_values_at_the_ends_of_float32(value: float) -> None:
 def test_activations_that_overflow_are_refused() -> None:
     text = "g (float[N,2] x) => (float[N,2] y) { h = Exp (x)  i = Mul (h, h)  y = Relu (i) }"
     with pytest.raises(Refused, match=r"SNNC\d\d\d"):
-        pipeline.compile_model(parse(text), pipeline.Options(), np.full((1, 2), 80, np.float32))
+        pipeline.compile_model(parse(text), Options(), np.full((1, 2), 80, np.float32))
 
 
 # --- thresholds ---
@@ -154,12 +156,12 @@ def network() -> onnx.ModelProto:
 
 
 def thresholds(model: onnx.ModelProto, x: Array | None, **options: Any) -> pipeline.Compiled:
-    return pipeline.compile_model(model, pipeline.Options(**options), x)
+    return pipeline.compile_model(model, Options(**options), x)
 
 
 def real(model: onnx.ModelProto, x: Array, *names: str) -> list[Array]:
     """The values of the named tensors."""
-    return run_model(calib.with_outputs(model, names), x=x)[-len(names) :]
+    return run_model(with_outputs(model, names), x=x)[-len(names) :]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
@@ -213,7 +215,7 @@ def test_a_layer_that_fires_rarely_takes_its_maximum() -> None:
     x = np.full((5000, 1), -1, np.float32)
     x[17] = 2.5
     model = parse("g (float[N,1] x) => (float[N,1] y) { [act] y = Relu (x) }")
-    compiled = pipeline.compile_model(model, pipeline.Options(percentile=99.0), x, samples=None)
+    compiled = pipeline.compile_model(model, Options(threshold="percentile", percentile=99.0), x, samples=None)
     assert compiled.calibration.thresholds["act"].tolist() == [2.5]
     assert compiled.calibration.samples == 5000
 
@@ -253,8 +255,7 @@ def test_observing_sample_by_sample_and_in_batches_is_the_same() -> None:
 def test_a_part_of_the_data_is_drawn_by_the_seed() -> None:
     model, x = network(), random(2, 400, 2, 4, 4)
     runs = [
-        pipeline.compile_model(model, pipeline.Options(seed=s), x, samples=50).calibration
-        for s in (0, 0, 1)
+        pipeline.compile_model(model, Options(seed=s), x, samples=50).calibration for s in (0, 0, 1)
     ]
     assert runs[0].to_json() == runs[1].to_json()
     assert runs[0].data_sha256 != runs[2].data_sha256 and runs[0].samples == 50
@@ -317,7 +318,7 @@ def test_thresholds_that_cannot_be_are_refused(theta: list[float]) -> None:
     good = json.loads(thresholds(model, random(2, 9, 2, 4, 4)).calibration.to_json())
     good["thresholds"]["first"] = theta
     with pytest.raises(Refused):
-        pipeline.compile_model(model, pipeline.Options(), Calibration.from_json(json.dumps(good)))
+        pipeline.compile_model(model, Options(), Calibration.from_json(json.dumps(good)))
 
 
 # --- without data ---
@@ -347,10 +348,8 @@ def test_thresholds_from_batch_norm_are_near_those_of_data() -> None:
     model = parse(text, weights)
     ran = 0
     for method in ("max", "percentile"):
-        data = pipeline.compile_model(
-            model, pipeline.Options(threshold=method), x, samples=None
-        ).calibration
-        blind = pipeline.compile_model(model, pipeline.Options(threshold=method))
+        data = pipeline.compile_model(model, Options(threshold=method), x, samples=None).calibration
+        blind = pipeline.compile_model(model, Options(threshold=method))
         assert blind.calibration.source == "batch-norm" and blind.calibration.samples == 0
         assert [f.code for f in blind.prepared.findings if f.severity == "warning"] == ["SNNC304"]
         for layer in ("first", "second"):
@@ -367,8 +366,8 @@ def test_the_bundled_network_without_data() -> None:
         x = archive["x"][:300]
     path = models.path("digits-resnet")
     prepared = pipeline.prepare(path)
-    blind = pipeline.calibrated(prepared, pipeline.Options(), None)
-    data = pipeline.compile_model(path, pipeline.Options(), x, samples=None).calibration
+    blind = pipeline.calibrated(prepared, Options(), None)
+    data = pipeline.compile_model(path, Options(), x, samples=None).calibration
     ratios = [
         float(blind.thresholds[name].max() / data.thresholds[name].max())
         for name in data.thresholds
@@ -401,9 +400,9 @@ def test_constant_data_is_warned_of() -> None:
         {"percentile": 100.1}, {"percentile": float("nan")}, {"alpha": 0.0},
         {"alpha": float("inf")}, {"alpha": float("nan")}, {"initial": 1.0}, {"initial": -0.1},
         {"seed": -1}, {"chunk": 0}, {"chunk": 4, "unroll": "loop"}, {"threshold": "mean"},
-        {"unroll": "scan"}, {"reset": "none"}, {"encode": "poisson"},
+        {"unroll": "scan"}, {"reset": "none"}, {"encode": "morse"}, {"neuron": "burst:0"}, {"readout": "delay:64"},
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_wrong_usage(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="SNNC501"):
-        pipeline.compile_model(network(), pipeline.Options(**options))
+        pipeline.compile_model(network(), Options(**options))

@@ -784,7 +784,7 @@ MISUSES = {
     "compile cnn.onnx --threshold mean": "mean",
     "compile cnn.onnx --unroll twice": "twice",
     "compile cnn.onnx --reset gentle": "gentle",
-    "compile cnn.onnx --encode poisson": "poisson",
+    "compile cnn.onnx --encode morse": "morse",
     "compile cnn.onnx --alpha much": "--alpha",
     "run cnn.snn.onnx": "--input",
     "eval cnn.onnx cnn.snn.onnx": "--data",

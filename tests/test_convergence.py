@@ -29,6 +29,7 @@ from onnx import helper, numpy_helper
 from snncompiler import pipeline
 from snncompiler.calibration import Calibration
 from snncompiler.data import Dataset
+from snncompiler.options import Options
 from snncompiler.watch import Watched, watch
 
 GRAPHS = 180
@@ -530,7 +531,7 @@ TALLY = Tally()
 def test_random_networks_converge_within_the_bound(network: Network) -> None:
     model, x = network.model, network.x
     (wanted,) = run_model(model, x=x)
-    options = pipeline.Options(threshold="max", steps=16)
+    options = Options(threshold="max", steps=16)
     prepared = pipeline.prepare(model)
     (folded,) = run_model(prepared.ann, x=x)
     assert_close(folded, wanted, relative=ROUNDING)
@@ -552,7 +553,7 @@ def test_random_networks_converge_within_the_bound(network: Network) -> None:
         if steps == STEPS[0] and bound.max() > 0:
             TALLY.tightness.append(float((error * steps).max() / bound.max()))
 
-    loop = pipeline.emit(prepared, calibration, pipeline.Options(unroll="loop", steps=16))
+    loop = pipeline.emit(prepared, calibration, Options(unroll="loop", steps=16))
     counts = [spike_counts(form, x, 16) for form in (snn, loop)]
     TALLY.moved += int((counts[0] != counts[1]).sum())
     TALLY.neurons += counts[0].size

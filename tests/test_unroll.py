@@ -13,6 +13,7 @@ from onnx import helper
 from snncompiler import models, pipeline
 from snncompiler.errors import Refused
 from snncompiler.io import serialize
+from snncompiler.options import Options
 from snncompiler.passes.sink_time_mean import TIME_MEAN
 
 #: MaxPool, a residual, and a static side branch that meets temporal values: the Tile path.
@@ -69,10 +70,10 @@ def test_the_three_ways_agree(name: str, steps: int) -> None:
     build, inputs, feed = NETWORKS[name]
     model, x = build(), inputs()
     prepared = pipeline.prepare(model)
-    calibration = pipeline.compile_model(model, pipeline.Options(threshold="max"), x).calibration
+    calibration = pipeline.compile_model(model, Options(threshold="max"), x).calibration
 
     def emitted(**options: Any) -> onnx.ModelProto:
-        return pipeline.emit(prepared, calibration, pipeline.Options(steps=steps, **options))
+        return pipeline.emit(prepared, calibration, Options(steps=steps, **options))
 
     (copies,) = run_model(emitted(unroll="steps"), **{feed: x})
     (loop,) = run_model(emitted(unroll="loop"), **{feed: x})
@@ -223,7 +224,7 @@ def test_time_cannot_be_folded_where_the_batch_is_elsewhere() -> None:
       n = Neg (r)  b = Transpose <perm = [1, 0, 2]> (n)  s = Sub (x, b)  y = Relu (s) }"""
     x = random(0, 3, 2, 3)
     decodes(text, FEW, x=x)
-    compiled = pipeline.compile_model(parse(text), pipeline.Options(threshold="max"), x)
+    compiled = pipeline.compile_model(parse(text), Options(threshold="max"), x)
     assert {p.key: p.value for p in compiled.model.metadata_props}["snnc.unroll"] == "loop"
     assert any(f.code == "SNNC205" and "Transpose" in f.node for f in compiled.prepared.findings)
     with pytest.raises(pipeline.UsageError, match="--chunk 4"):
@@ -268,30 +269,30 @@ def test_two_compilations_write_the_same_bytes(unroll: str) -> None:
 
 def test_emitting_twice_gives_the_same_and_leaves_the_network_alone() -> None:
     x = random(4, 3, 2, 8, 8)
-    compiled = pipeline.compile_model(side(), pipeline.Options(), x)
+    compiled = pipeline.compile_model(side(), Options(), x)
     before = serialize(compiled.prepared.ann)
-    again = pipeline.emit(compiled.prepared, compiled.calibration, pipeline.Options())
+    again = pipeline.emit(compiled.prepared, compiled.calibration, Options())
     assert serialize(again) == serialize(compiled.model)
     assert serialize(pipeline._as_model(compiled.prepared.graph)) == before
 
 
 def test_a_saved_calibration_gives_the_same_bytes() -> None:
     x = random(4, 3, 2, 8, 8)
-    compiled = pipeline.compile_model(side(), pipeline.Options(), x)
+    compiled = pipeline.compile_model(side(), Options(), x)
     read = pipeline.Calibration.from_json(compiled.calibration.to_json())
-    again = pipeline.compile_model(side(), pipeline.Options(), read)
+    again = pipeline.compile_model(side(), Options(), read)
     assert serialize(again.model) == serialize(compiled.model)
 
 
 def test_a_calibration_of_another_model_is_refused() -> None:
     x = random(4, 3, 2, 8, 8)
-    calibration = pipeline.compile_model(side(), pipeline.Options(), x).calibration
+    calibration = pipeline.compile_model(side(), Options(), x).calibration
     other = side()
     other.graph.initializer[0].CopyFrom(
         onnx.numpy_helper.from_array(random(9, 4, 2, 3, 3), other.graph.initializer[0].name)
     )
     with pytest.raises(Refused, match="SNNC306"):
-        pipeline.compile_model(other, pipeline.Options(), calibration)
+        pipeline.compile_model(other, Options(), calibration)
 
 
 def test_the_result_is_valid_and_old_enough_for_old_runtimes() -> None:

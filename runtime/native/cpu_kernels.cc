@@ -1,5 +1,7 @@
 #include "cpu_kernels.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -154,32 +156,68 @@ constexpr Half spike_or_silence<Half>(bool fires) {
   return static_cast<Half>(fires ? 0x3c00 : 0);
 }
 
+/// 1, or -1.
+template <typename T>
+constexpr T signed_spike(bool negative);
+template <>
+constexpr float signed_spike<float>(bool negative) {
+  return negative ? -1.0f : 1.0f;
+}
+template <>
+constexpr Half signed_spike<Half>(bool negative) {
+  return static_cast<Half>(negative ? 0xbc00 : 0x3c00);
+}
+
 // --- broadcasting -----------------------------------------------------------------------------
 
-/// Writes the elements [first, first + count) of the row that `source` spreads over.
-void expand(const float* source, const Broadcast& over, std::int64_t first, std::int64_t count,
-            float* out) {
+/// An element of the row in mixed radix.
+struct Place {
   std::int64_t digit[Broadcast::max_rank];
-  std::int64_t rest = first;
-  for (int axis = over.rank - 1; axis >= 0; --axis) {
-    digit[axis] = rest % over.extent[axis];
-    rest /= over.extent[axis];
+
+  Place(const Broadcast& over, std::int64_t index) {
+    for (int axis = over.rank - 1; axis >= 0; --axis) {
+      digit[axis] = index % over.extent[axis];
+      index /= over.extent[axis];
+    }
   }
-  const int last = over.rank - 1;
-  const std::int64_t stride = over.stride[last];
-  while (count > 0) {
-    const float* from = source;
-    for (int axis = 0; axis < over.rank; ++axis) from += digit[axis] * over.stride[axis];
-    const std::int64_t left = over.extent[last] - digit[last];
-    const std::int64_t run = left < count ? left : count;
-    for (std::int64_t i = 0; i < run; ++i) out[i] = from[i * stride];
-    out += run;
-    count -= run;
-    digit[last] += run;
-    for (int axis = last; axis > 0 && digit[axis] == over.extent[axis]; --axis) {
+  /// The first element with other digits before the last one.
+  void next_run(const Broadcast& over) {
+    digit[over.rank - 1] = over.extent[over.rank - 1];
+    for (int axis = over.rank - 1; axis > 0 && digit[axis] == over.extent[axis]; --axis) {
       digit[axis] = 0;
       ++digit[axis - 1];
     }
+  }
+  /// Where the element lies in the tensor that spreads over the row.
+  std::int64_t offset(const Broadcast& over) const {
+    std::int64_t result = 0;
+    for (int axis = 0; axis < over.rank; ++axis) result += digit[axis] * over.stride[axis];
+    return result;
+  }
+  /// Whether the tensor has one number for `count` elements from here on.
+  bool one_for(const Broadcast& over, std::int64_t count) const {
+    const int last = over.rank - 1;
+    return over.stride[last] == 0 && digit[last] + count <= over.extent[last];
+  }
+};
+
+/// Writes `count` elements from `place` on of the row that `source` spreads over.
+void expand(const float* source, const Broadcast& over, Place place, std::int64_t count,
+            float* out) {
+  const int last = over.rank - 1;
+  const std::int64_t stride = over.stride[last];
+  while (count > 0) {
+    const float* from = source + place.offset(over);
+    const std::int64_t left = over.extent[last] - place.digit[last];
+    const std::int64_t run = left < count ? left : count;
+    if (stride == 0) {
+      std::fill_n(out, run, *from);
+    } else {
+      for (std::int64_t i = 0; i < run; ++i) out[i] = from[i * stride];
+    }
+    out += run;
+    count -= run;
+    place.next_run(over);
   }
 }
 
@@ -187,7 +225,7 @@ void expand(const float* source, const Broadcast& over, std::int64_t first, std:
 void start_state(const float* state, const Broadcast& over, std::int64_t first, std::int64_t count,
                  float* out) {
   if (state + first == out) return;  // onnxruntime gave us the input's buffer as output
-  expand(state, over, first, count, out);
+  expand(state, over, Place(over, first), count, out);
 }
 
 // --- neuron -----------------------------------------------------------------------------------
@@ -270,7 +308,8 @@ SNNC_BODY void neuron_block(const NeuronTask<T>& task, std::int64_t first, std::
   alignas(64) float current_buffer[block];
   const float* theta = task.threshold + first;
   if (!task.threshold_over.full()) {
-    expand(task.threshold, task.threshold_over, first, count, theta_buffer);
+    expand(task.threshold, task.threshold_over, Place(task.threshold_over, first), count,
+           theta_buffer);
     theta = theta_buffer;
   }
   float* v = task.membrane_out + first;
@@ -307,14 +346,304 @@ SNNC_BODY void neuron_body(const NeuronTask<T>& task, std::int64_t first, std::i
   }
 }
 
+// --- neuron with a schedule -------------------------------------------------------------------
+
+/// Rounds towards zero, to a positive zero too; `Value` is a float or a vector of floats of less
+/// than 2^31.
+template <typename Value>
+SNNC_BODY void truncate(const Value& x, Value& whole) {
+  if constexpr (std::is_same_v<Value, float>) {
+    whole = static_cast<float>(static_cast<std::int32_t>(x));
+  } else {
+    using Whole = decltype(x > x);
+    whole = __builtin_convertvector(__builtin_convertvector(x, Whole), Value);
+  }
+}
+
+/// What some neurons send, and their reset; `Value` is a float or a vector of floats.
+template <Firing firing, typename Value>
+SNNC_BODY void fire(const Value& u, const Value& theta, float levels, Value& v, Value& balance,
+                    Value& sent) {
+  const Value zero = {};
+  if constexpr (firing == Firing::single) {
+    sent = u >= theta ? zero + 1.0f : zero;
+  } else {
+    // Bounded before it is rounded down: the bounds are whole numbers.
+    const Value most = zero + levels;
+    const Value least = firing == Firing::balanced ? zero - levels : zero;
+    const Value quanta = u / theta;
+    const Value at_least = quanta > least ? quanta : least;
+    const Value bounded = at_least < most ? at_least : most;
+    truncate(bounded, sent);
+    if constexpr (firing == Firing::balanced) {
+      sent = sent > bounded ? sent - 1.0f : sent;
+      const Value owed = zero - balance;
+      sent = sent < owed ? owed : sent;
+      balance = balance + sent;
+    }
+  }
+  v = u - sent * theta;
+}
+
+/// A vector of what is sent, in the type of the spikes; through `buffer`, of which the caller makes
+/// halves, where they are not just 0 and 1.
+template <typename Set, Firing firing, bool stream>
+SNNC_BODY void send(const Floats<Set>& sent, float*, float* to) {
+  if constexpr (stream) {
+    Set::stream(sent, to);
+  } else {
+    std::memcpy(to, &sent, sizeof(sent));
+  }
+}
+template <typename Set, Firing firing, bool stream>
+SNNC_BODY void send(const Floats<Set>& sent, float* buffer, Half* to) {
+  if constexpr (firing == Firing::single) {
+    const Floats<Set> zero = {};
+    Shorts<Set> spikes;
+    make_spikes<Set>(sent > zero, to, spikes);
+    if constexpr (stream) {
+      Set::stream(spikes, to);
+    } else {
+      std::memcpy(to, &spikes, sizeof(spikes));
+    }
+  } else {
+    std::memcpy(buffer, &sent, sizeof(sent));
+  }
+}
+
+/// What a tile finds in a row of the schedule: zero, one number for all its neurons, or one for each.
+enum class Bias { zero, one, each };
+
+/// One step of one tile.
+template <typename Set, Firing firing, Bias kind, bool stream, typename T>
+SNNC_BODY void scheduled_step(const float* x, const float* theta, const float* bias, float levels,
+                              Floats<Set>* v, Floats<Set>* balance, T* spikes) {
+  constexpr std::int64_t width = Set::bytes / sizeof(float);
+  alignas(64) float buffer[tile<Set>];
+  Floats<Set> row = {};
+  if constexpr (kind == Bias::one) row = row + *bias;
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) {
+    Floats<Set> input, threshold, sent;
+    std::memcpy(&input, x + r * width, Set::bytes);
+    std::memcpy(&threshold, theta + r * width, Set::bytes);
+    if constexpr (kind == Bias::each) std::memcpy(&row, bias + r * width, Set::bytes);
+    // A zero is added too: it makes a negative zero positive.
+    const Floats<Set> u = (v[r] + input) + row;
+    Floats<Set>& owed = balance[firing == Firing::balanced ? r : 0];
+    fire<firing>(u, threshold, levels, v[r], owed, sent);
+    send<Set, firing, stream>(sent, buffer + r * width, spikes + r * width);
+  }
+  if constexpr (firing != Firing::single) write_back<Set>(buffer, tile<Set>, spikes);
+}
+
+/// How a tensor spreads over a tile where neighbours share its numbers: run i of the tile begins at
+/// `begin[i]` and is all the number at `offset[i]`.
+template <typename Set>
+struct Runs {
+  std::int64_t count = 0;
+  std::int64_t begin[tile<Set> + 1], offset[tile<Set>];
+
+  Runs(const Broadcast& over, Place place) {
+    const int last = over.rank - 1;
+    for (std::int64_t done = 0; done < tile<Set>; ++count) {
+      begin[count] = done;
+      offset[count] = place.offset(over);
+      done += over.extent[last] - place.digit[last];
+      place.next_run(over);
+    }
+    begin[count] = tile<Set>;
+  }
+
+  /// Writes the tile, in whole vectors: up to one vector more than the tile.
+  SNNC_BODY void spread(const float* source, float* out) const {
+    constexpr std::int64_t width = Set::bytes / sizeof(float);
+    for (std::int64_t run = 0; run < count; ++run) {
+      const Floats<Set> zero = {};
+      const Floats<Set> value = zero + source[offset[run]];
+      for (std::int64_t i = begin[run]; i < begin[run + 1]; i += width) {
+        std::memcpy(out + i, &value, Set::bytes);
+      }
+    }
+  }
+};
+
+/// Some steps of one tile, from step `t` to before step `end`; `stride` leads from the part of the
+/// schedule that is for one step to that for the next.
+template <typename Set, Firing firing, Bias kind, bool stream, typename T>
+SNNC_BODY void scheduled_steps(const ScheduledTask<T>& task, const float* theta, const float* bias,
+                               std::int64_t stride, std::int64_t first, std::int64_t t,
+                               std::int64_t end, const float*& x, float* wide, Floats<Set>* v,
+                               Floats<Set>* balance) {
+  for (; t < end; ++t, bias += stride) {
+    if (t > 0 && !task.static_current) {
+      x = as_floats<Set>(task.current + t * task.neurons + first, tile<Set>, wide);
+    }
+    scheduled_step<Set, firing, kind, stream>(x, theta, bias, task.levels, v, balance,
+                                              task.spikes + t * task.neurons + first);
+  }
+}
+
+/// One tile through all time-steps.  `settled` is its part of the last row, or null: all zero.
+template <typename Set, Firing firing, bool stream, typename T>
+SNNC_BODY void scheduled_tile(const ScheduledTask<T>& task, const float* theta,
+                              const float* settled, float* potentials, float* balances,
+                              std::int64_t first) {
+  constexpr std::int64_t width = Set::bytes / sizeof(float);
+  constexpr int balanced = firing == Firing::balanced ? Set::registers : 1;
+  alignas(64) float wide[tile<Set>];
+  Floats<Set> v[Set::registers], balance[balanced] = {};
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) {
+    std::memcpy(&v[r], potentials + r * width, Set::bytes);
+    if constexpr (firing == Firing::balanced) {
+      std::memcpy(&balance[r], balances + r * width, Set::bytes);
+    }
+  }
+  const float* x = as_floats<Set>(task.current + first, tile<Set>, wide);
+  const std::int64_t moving = task.settled();
+  if (moving) {
+    const Place place(task.row_over, first);
+    const float* row = task.row(0) + place.offset(task.row_over);
+    if (task.row_over.full()) {
+      scheduled_steps<Set, firing, Bias::each, stream>(task, theta, row, task.row_size, first, 0,
+                                                       moving, x, wide, v, balance);
+    } else if (place.one_for(task.row_over, tile<Set>)) {
+      scheduled_steps<Set, firing, Bias::one, stream>(task, theta, row, task.row_size, first, 0,
+                                                      moving, x, wide, v, balance);
+    } else {
+      // Several rows at a time: what was just stored would be slow to load again.
+      constexpr std::int64_t group = 8;
+      alignas(64) float rows[group * tile<Set> + width];
+      const bool shared = task.row_over.stride[task.row_over.rank - 1] == 0;
+      const Runs<Set> runs(task.row_over, place);
+      for (std::int64_t t = 0; t < moving; t += group) {
+        const std::int64_t end = std::min(t + group, moving);
+        for (std::int64_t i = t; i < end; ++i) {
+          float* out = rows + (i - t) * tile<Set>;
+          if (shared) {
+            runs.spread(task.row(i), out);
+          } else {
+            expand(task.row(i), task.row_over, place, tile<Set>, out);
+          }
+        }
+        scheduled_steps<Set, firing, Bias::each, stream>(task, theta, rows, tile<Set>, first, t,
+                                                         end, x, wide, v, balance);
+      }
+    }
+  }
+  if (settled) {
+    scheduled_steps<Set, firing, Bias::each, stream>(task, theta, settled, 0, first, moving,
+                                                     task.steps, x, wide, v, balance);
+  } else {
+    scheduled_steps<Set, firing, Bias::zero, stream>(task, theta, nullptr, 0, first, moving,
+                                                     task.steps, x, wide, v, balance);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) {
+    std::memcpy(potentials + r * width, &v[r], Set::bytes);
+    if constexpr (firing == Firing::balanced) {
+      std::memcpy(balances + r * width, &balance[r], Set::bytes);
+    }
+  }
+}
+
+template <Firing firing>
+SNNC_BODY void scheduled_row(const float* __restrict__ x, const float* __restrict__ theta,
+                             const float* __restrict__ bias, float levels, std::int64_t count,
+                             float* __restrict__ v, float* __restrict__ balance,
+                             float* __restrict__ sent) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float u = (v[i] + x[i]) + bias[i];
+    float none = 0.0f;
+    fire<firing>(u, theta[i], levels, v[i], firing == Firing::balanced ? balance[i] : none,
+                 sent[i]);
+  }
+}
+
+template <typename Set, Firing firing, typename T>
+SNNC_BODY void scheduled_block(const ScheduledTask<T>& task, std::int64_t first,
+                               std::int64_t count) {
+  alignas(64) float theta_buffer[block], row_buffer[block], current_buffer[block], sent[block];
+  const float* theta = task.threshold + first;
+  if (!task.threshold_over.full()) {
+    expand(task.threshold, task.threshold_over, Place(task.threshold_over, first), count,
+           theta_buffer);
+    theta = theta_buffer;
+  }
+  float* v = task.membrane_out + first;
+  start_state(task.membrane, task.membrane_over, first, count, v);
+  float* balance = nullptr;
+  if constexpr (firing == Firing::balanced) {
+    balance = task.balance_out + first;
+    start_state(task.balance, task.balance_over, first, count, balance);
+  }
+  const Place place(task.row_over, first);
+  const std::int64_t moving = task.settled();
+  const float* settled = row_buffer;
+  bool zero = false;
+  if (moving < task.steps) {
+    expand(task.row(moving), task.row_over, place, count, row_buffer);
+    std::uint32_t bits = 0;
+    for (std::int64_t i = 0; i < count; ++i) bits |= bit_cast<std::uint32_t>(row_buffer[i]);
+    zero = bits == 0;
+  }
+
+  std::int64_t done = 0;
+  for (; done + tile<Set> <= count; done += tile<Set>) {
+    const float* last = zero ? nullptr : settled + done;
+    float* balances = balance ? balance + done : nullptr;
+    if (task.stream) {
+      scheduled_tile<Set, firing, true>(task, theta + done, last, v + done, balances, first + done);
+    } else {
+      scheduled_tile<Set, firing, false>(task, theta + done, last, v + done, balances,
+                                         first + done);
+    }
+  }
+  if (task.stream) Set::end_of_streams();
+  const std::int64_t left = count - done;
+  if (!left) return;
+  if (moving < task.steps && done) std::memmove(row_buffer, row_buffer + done, left * sizeof(float));
+  const float* x = nullptr;
+  alignas(64) float moving_row[block];
+  const Place rest(task.row_over, first + done);
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    if (t == 0 || !task.static_current) {
+      x = as_floats<Set>(task.current + t * task.neurons + first + done, left, current_buffer);
+    }
+    if (t < moving) expand(task.row(t), task.row_over, rest, left, moving_row);
+    T* spikes = task.spikes + t * task.neurons + first + done;
+    scheduled_row<firing>(x, theta + done, t < moving ? moving_row : row_buffer, task.levels, left,
+                          v + done, balance ? balance + done : nullptr, place_of(spikes, sent));
+    write_back<Set>(sent, left, spikes);
+  }
+}
+
+template <typename Set, typename T>
+SNNC_BODY void scheduled_body(const ScheduledTask<T>& task, std::int64_t first,
+                              std::int64_t count) {
+  if (task.firing == Firing::single) {
+    scheduled_block<Set, Firing::single>(task, first, count);
+  } else if (task.firing == Firing::burst) {
+    scheduled_block<Set, Firing::burst>(task, first, count);
+  } else {
+    scheduled_block<Set, Firing::balanced>(task, first, count);
+  }
+}
+
 // --- sum over time ----------------------------------------------------------------------------
 
 SNNC_BODY void add(const float* __restrict__ x, std::int64_t count, float* __restrict__ y) {
   for (std::int64_t i = 0; i < count; ++i) y[i] = y[i] + x[i];
 }
 
+SNNC_BODY void add_weighted(const float* __restrict__ x, float weight, std::int64_t count,
+                            float* __restrict__ y) {
+  for (std::int64_t i = 0; i < count; ++i) y[i] = y[i] + weight * x[i];
+}
+
 /// One tile of sums, in registers.
-template <typename Set, typename T>
+template <typename Set, bool weighted, typename T>
 SNNC_BODY void sum_tile(const SumTask<T>& task, float* sums, std::int64_t first) {
   constexpr std::int64_t width = Set::bytes / sizeof(float);
   alignas(64) float wide[tile<Set>];
@@ -327,6 +656,7 @@ SNNC_BODY void sum_tile(const SumTask<T>& task, float* sums, std::int64_t first)
     for (int r = 0; r < Set::registers; ++r) {
       Floats<Set> value;
       std::memcpy(&value, x + r * width, Set::bytes);
+      if constexpr (weighted) value = task.weights[t] * value;
       y[r] = y[r] + value;
     }
   }
@@ -341,11 +671,20 @@ SNNC_BODY void sum_body(const SumTask<T>& task, std::int64_t first, std::int64_t
   start_state(task.total, task.total_over, first, count, y);
   std::int64_t done = 0;
   for (; done + tile<Set> <= count; done += tile<Set>) {
-    sum_tile<Set>(task, y + done, first + done);
+    if (task.weights) {
+      sum_tile<Set, true>(task, y + done, first + done);
+    } else {
+      sum_tile<Set, false>(task, y + done, first + done);
+    }
   }
   for (std::int64_t t = 0; t < task.steps && done < count; ++t) {
     const T* values = task.values + t * task.neurons + first + done;
-    add(as_floats<Set>(values, count - done, buffer), count - done, y + done);
+    const float* x = as_floats<Set>(values, count - done, buffer);
+    if (task.weights) {
+      add_weighted(x, task.weights[t], count - done, y + done);
+    } else {
+      add(x, count - done, y + done);
+    }
   }
 }
 
@@ -421,6 +760,41 @@ SNNC_BODY void analog_body(const AnalogTask<T>& task, std::int64_t first, std::i
     analog_block<Set, Analog::running_mean>(task, first, count);
   } else {
     analog_block<Set, Analog::telescope>(task, first, count);
+  }
+}
+
+// --- spikes at random -------------------------------------------------------------------------
+
+/// Elements from `first` on of one image at one step.
+template <typename T>
+SNNC_BODY void poisson_row(const Random& random, std::int64_t first, std::int64_t count,
+                           const float* __restrict__ probability, const T* __restrict__ sign,
+                           T* __restrict__ spikes) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float uniform = PoissonTask<T>::uniform(random, first + i);
+    spikes[i] = uniform < probability[i] ? sign[i] : T{};
+  }
+}
+
+template <typename Set, typename T>
+SNNC_BODY void poisson_body(const PoissonTask<T>& task, std::int64_t first, std::int64_t count) {
+  alignas(64) float wide[block], probability[block];
+  alignas(64) T sign[block];
+  const float scale = *task.scale;
+  while (count > 0) {
+    const std::int64_t image = first / task.size, element = first % task.size;
+    const std::int64_t run = std::min(count, task.size - element);
+    const float* x = as_floats<Set>(task.values + first, run, wide);
+    for (std::int64_t i = 0; i < run; ++i) {
+      probability[i] = std::fabs(x[i]) / scale;
+      sign[i] = signed_spike<T>(x[i] < 0);
+    }
+    for (std::int64_t t = 0; t < task.steps; ++t) {
+      poisson_row(task.random(image, t), element, run, probability, sign,
+                  task.spikes + t * task.neurons() + first);
+    }
+    first += run;
+    count -= run;
   }
 }
 
@@ -534,6 +908,14 @@ SNNC_AVX512 void neuron_avx512(const NeuronTask<T>& task, std::int64_t first, st
   neuron_body<Avx512>(task, first, count);
 }
 template <typename T>
+SNNC_AVX2 void scheduled_avx2(const ScheduledTask<T>& task, std::int64_t first, std::int64_t count) {
+  scheduled_body<Avx2>(task, first, count);
+}
+template <typename T>
+SNNC_AVX512 void scheduled_avx512(const ScheduledTask<T>& task, std::int64_t first, std::int64_t count) {
+  scheduled_body<Avx512>(task, first, count);
+}
+template <typename T>
 SNNC_AVX2 void sum_avx2(const SumTask<T>& task, std::int64_t first, std::int64_t count) {
   sum_body<Avx2>(task, first, count);
 }
@@ -548,6 +930,14 @@ SNNC_AVX2 void analog_avx2(const AnalogTask<T>& task, std::int64_t first, std::i
 template <typename T>
 SNNC_AVX512 void analog_avx512(const AnalogTask<T>& task, std::int64_t first, std::int64_t count) {
   analog_body<Avx512>(task, first, count);
+}
+template <typename T>
+SNNC_AVX2 void poisson_avx2(const PoissonTask<T>& task, std::int64_t first, std::int64_t count) {
+  poisson_body<Avx2>(task, first, count);
+}
+template <typename T>
+SNNC_AVX512 void poisson_avx512(const PoissonTask<T>& task, std::int64_t first, std::int64_t count) {
+  poisson_body<Avx512>(task, first, count);
 }
 template <typename T>
 SNNC_AVX2 void pool_avx2(const PoolTask<T>& task, std::int64_t plane, float* scratch) {
@@ -590,6 +980,16 @@ void neuron(const NeuronTask<T>& task, std::int64_t first, std::int64_t count, I
 }
 
 template <typename T>
+void scheduled(const ScheduledTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+#ifdef SNNC_X86
+  if (isa == Isa::avx512) return scheduled_avx512(task, first, count);
+  if (isa == Isa::avx2) return scheduled_avx2(task, first, count);
+#endif
+  (void)isa;
+  scheduled_body<Generic>(task, first, count);
+}
+
+template <typename T>
 void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
 #ifdef SNNC_X86
   if (isa == Isa::avx512) return sum_avx512(task, first, count);
@@ -609,6 +1009,16 @@ void analog(const AnalogTask<T>& task, std::int64_t first, std::int64_t count, I
   analog_body<Generic>(task, first, count);
 }
 
+template <typename T>
+void poisson(const PoissonTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+#ifdef SNNC_X86
+  if (isa == Isa::avx512) return poisson_avx512(task, first, count);
+  if (isa == Isa::avx2) return poisson_avx2(task, first, count);
+#endif
+  (void)isa;
+  poisson_body<Generic>(task, first, count);
+}
+
 std::int64_t pool_scratch(const Window& window) {
   return window.outputs() + window.in[2] + window.out[2] + window.inputs();
 }
@@ -625,10 +1035,14 @@ void pool(const PoolTask<T>& task, std::int64_t plane, float* scratch, Isa isa) 
 
 template void neuron(const NeuronTask<float>&, std::int64_t, std::int64_t, Isa);
 template void neuron(const NeuronTask<Half>&, std::int64_t, std::int64_t, Isa);
+template void scheduled(const ScheduledTask<float>&, std::int64_t, std::int64_t, Isa);
+template void scheduled(const ScheduledTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void time_sum(const SumTask<float>&, std::int64_t, std::int64_t, Isa);
 template void time_sum(const SumTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void analog(const AnalogTask<float>&, std::int64_t, std::int64_t, Isa);
 template void analog(const AnalogTask<Half>&, std::int64_t, std::int64_t, Isa);
+template void poisson(const PoissonTask<float>&, std::int64_t, std::int64_t, Isa);
+template void poisson(const PoissonTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void pool(const PoolTask<float>&, std::int64_t, float*, Isa);
 template void pool(const PoolTask<Half>&, std::int64_t, float*, Isa);
 

@@ -21,6 +21,11 @@ template <typename T>
 void neuron(const NeuronTask<T>& task, std::int64_t first, std::int64_t count,
             Isa isa = best_isa());
 
+/// The neurons [first, first + count) of a task with a schedule; count is at most `block`.
+template <typename T>
+void scheduled(const ScheduledTask<T>& task, std::int64_t first, std::int64_t count,
+               Isa isa = best_isa());
+
 /// The sums [first, first + count) of a task; count is at most `block`.
 template <typename T>
 void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count,
@@ -30,6 +35,11 @@ void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count,
 template <typename T>
 void analog(const AnalogTask<T>& task, std::int64_t first, std::int64_t count,
             Isa isa = best_isa());
+
+/// The elements [first, first + count) of all images of a task; count is at most `block`.
+template <typename T>
+void poisson(const PoissonTask<T>& task, std::int64_t first, std::int64_t count,
+             Isa isa = best_isa());
 
 /// Floats of scratch memory that one plane of max pooling needs.
 std::int64_t pool_scratch(const Window& window);

@@ -156,9 +156,83 @@ __global__ void __launch_bounds__(threads) neuron_kernel(const NeuronTask<T> tas
   store_floats(task.membrane_out + first, v);
 }
 
+// --- neuron with a schedule --------------------------------------------------------------------
+
+/// What one neuron sends, and its reset.
+template <Firing firing>
+__device__ float fire(float u, float theta, float levels, float& v, float& balance) {
+  float sent;
+  if (firing == Firing::single) {
+    sent = u >= theta ? 1.0f : 0.0f;
+  } else {
+    // Bounded before it is rounded down: the bounds are whole numbers.
+    const float least = firing == Firing::balanced ? -levels : 0.0f;
+    const float quanta = u / theta;
+    const float at_least = quanta > least ? quanta : least;
+    const float bounded = at_least < levels ? at_least : levels;
+    sent = static_cast<float>(static_cast<int>(bounded));
+    if (firing == Firing::balanced) {
+      sent = sent > bounded ? sent - 1.0f : sent;
+      const float owed = 0.0f - balance;
+      sent = sent < owed ? owed : sent;
+      balance = balance + sent;
+    }
+  }
+  v = u - sent * theta;
+  return sent;
+}
+
+/// Each thread takes `width` neurons through all time-steps.  The row of the schedule is read at
+/// every step until its last row is reached, which stays in registers.
+template <typename T, int width, Firing firing, bool static_current>
+__global__ void __launch_bounds__(threads) scheduled_kernel(const ScheduledTask<T> task) {
+  const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+  const std::int64_t first = thread * width;
+  if (first >= task.neurons) return;
+  const T* __restrict__ current = task.current + first;
+  T* __restrict__ spikes = task.spikes + first;
+  float v[width], theta[width], bias[width], balance[width];
+  std::int64_t place[width];
+  spread(task.membrane, task.membrane_over, first, v);
+  spread(task.threshold, task.threshold_over, first, theta);
+  if (firing == Firing::balanced) spread(task.balance, task.balance_over, first, balance);
+#pragma unroll
+  for (int i = 0; i < width; ++i) place[i] = position(task.row_over, first + i);
+  const std::int64_t settled = task.settled();
+
+  Pack<T, width> x[ahead];
+  if (static_current) x[0] = load<width>(current);
+  for (std::int64_t t = 0; t < task.steps; t += ahead) {
+    if (!static_current) {
+#pragma unroll
+      for (int a = 0; a < ahead; ++a) {
+        if (t + a < task.steps) x[a] = load<width>(current + (t + a) * task.neurons);
+      }
+    }
+#pragma unroll
+    for (int a = 0; a < ahead; ++a) {
+      if (t + a >= task.steps) break;
+      if (t + a <= settled) {
+        const float* row = task.row(t + a);
+#pragma unroll
+        for (int i = 0; i < width; ++i) bias[i] = row[place[i]];
+      }
+      Pack<T, width> sent;
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        const float u = (v[i] + widened(x[static_current ? 0 : a].value[i])) + bias[i];
+        sent.value[i] = narrowed<T>(fire<firing>(u, theta[i], task.levels, v[i], balance[i]));
+      }
+      store<width>(spikes + (t + a) * task.neurons, sent);
+    }
+  }
+  store_floats(task.membrane_out + first, v);
+  if (firing == Firing::balanced) store_floats(task.balance_out + first, balance);
+}
+
 // --- sum over time -----------------------------------------------------------------------------
 
-template <typename T, int width>
+template <typename T, int width, bool weighted>
 __global__ void __launch_bounds__(threads) sum_kernel(const SumTask<T> task) {
   const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
   const std::int64_t first = thread * width;
@@ -176,7 +250,10 @@ __global__ void __launch_bounds__(threads) sum_kernel(const SumTask<T> task) {
     for (int a = 0; a < ahead; ++a) {
       if (t + a >= task.steps) break;
 #pragma unroll
-      for (int i = 0; i < width; ++i) y[i] = y[i] + widened(x[a].value[i]);
+      for (int i = 0; i < width; ++i) {
+        const float value = widened(x[a].value[i]);
+        y[i] = y[i] + (weighted ? task.weights[t + a] * value : value);
+      }
     }
   }
   store_floats(task.total_out + first, y);
@@ -219,6 +296,22 @@ __global__ void __launch_bounds__(threads) analog_kernel(const AnalogTask<T> tas
     }
   }
   store_floats(task.state_out + first, state);
+}
+
+// --- spikes at random --------------------------------------------------------------------------
+
+/// One thread per spike.
+template <typename T>
+__global__ void __launch_bounds__(threads) poisson_kernel(const PoissonTask<T> task) {
+  const std::int64_t index = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+  const std::int64_t neurons = task.images * task.size;
+  if (index >= task.steps * neurons) return;
+  const std::int64_t t = index / neurons, neuron = index % neurons;
+  const float x = widened(task.values[neuron]);
+  const float probability = fabsf(x) / *task.scale;
+  const Random random = task.random(neuron / task.size, t);
+  const float uniform = PoissonTask<T>::uniform(random, neuron % task.size);
+  task.spikes[index] = narrowed<T>(uniform < probability ? (x < 0.0f ? -1.0f : 1.0f) : 0.0f);
 }
 
 // --- max pooling -------------------------------------------------------------------------------
@@ -360,6 +453,37 @@ void launch_neuron(const NeuronTask<T>& task, cudaStream_t stream) {
   }
 }
 
+template <typename T, int width, Firing firing>
+void launch_firing(const ScheduledTask<T>& task, cudaStream_t stream) {
+  const unsigned blocks = blocks_for((task.neurons + width - 1) / width);
+  if (task.static_current) {
+    scheduled_kernel<T, width, firing, true><<<blocks, threads, 0, stream>>>(task);
+  } else {
+    scheduled_kernel<T, width, firing, false><<<blocks, threads, 0, stream>>>(task);
+  }
+}
+
+template <typename T, int width>
+void launch_scheduled(const ScheduledTask<T>& task, cudaStream_t stream) {
+  if (task.firing == Firing::single) {
+    launch_firing<T, width, Firing::single>(task, stream);
+  } else if (task.firing == Firing::burst) {
+    launch_firing<T, width, Firing::burst>(task, stream);
+  } else {
+    launch_firing<T, width, Firing::balanced>(task, stream);
+  }
+}
+
+template <typename T, int width>
+void launch_sum(const SumTask<T>& task, cudaStream_t stream) {
+  const unsigned blocks = blocks_for((task.neurons + width - 1) / width);
+  if (task.weights) {
+    sum_kernel<T, width, true><<<blocks, threads, 0, stream>>>(task);
+  } else {
+    sum_kernel<T, width, false><<<blocks, threads, 0, stream>>>(task);
+  }
+}
+
 template <typename T, int width>
 void launch_analog(const AnalogTask<T>& task, cudaStream_t stream) {
   const unsigned blocks = blocks_for((task.neurons + width - 1) / width);
@@ -385,13 +509,25 @@ const char* neuron(const NeuronTask<T>& task, void* raw) {
 }
 
 template <typename T>
+const char* scheduled(const ScheduledTask<T>& task, void* raw) {
+  const auto stream = static_cast<cudaStream_t>(raw);
+  if (task.neurons % full_width<T> == 0 &&
+      aligned(task.current, task.spikes, task.membrane, task.membrane_out, task.balance,
+              task.balance_out, task.threshold)) {
+    launch_scheduled<T, full_width<T>>(task, stream);
+  } else {
+    launch_scheduled<T, 1>(task, stream);
+  }
+  return launched();
+}
+
+template <typename T>
 const char* time_sum(const SumTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
   if (task.neurons % full_width<T> == 0 && aligned(task.values, task.total, task.total_out)) {
-    constexpr int width = full_width<T>;
-    sum_kernel<T, width><<<blocks_for(task.neurons / width), threads, 0, stream>>>(task);
+    launch_sum<T, full_width<T>>(task, stream);
   } else {
-    sum_kernel<T, 1><<<blocks_for(task.neurons), threads, 0, stream>>>(task);
+    launch_sum<T, 1>(task, stream);
   }
   return launched();
 }
@@ -405,6 +541,14 @@ const char* analog(const AnalogTask<T>& task, void* raw) {
   } else {
     launch_analog<T, 1>(task, stream);
   }
+  return launched();
+}
+
+template <typename T>
+const char* poisson(const PoissonTask<T>& task, void* raw) {
+  const auto stream = static_cast<cudaStream_t>(raw);
+  const unsigned blocks = blocks_for(task.steps * task.neurons());
+  poisson_kernel<T><<<blocks, threads, 0, stream>>>(task);
   return launched();
 }
 
@@ -452,10 +596,14 @@ const char* pool(const PoolTask<T>& task, void* raw) {
 
 template const char* neuron(const NeuronTask<float>&, void*);
 template const char* neuron(const NeuronTask<Half>&, void*);
+template const char* scheduled(const ScheduledTask<float>&, void*);
+template const char* scheduled(const ScheduledTask<Half>&, void*);
 template const char* time_sum(const SumTask<float>&, void*);
 template const char* time_sum(const SumTask<Half>&, void*);
 template const char* analog(const AnalogTask<float>&, void*);
 template const char* analog(const AnalogTask<Half>&, void*);
+template const char* poisson(const PoissonTask<float>&, void*);
+template const char* poisson(const PoissonTask<Half>&, void*);
 template const char* pool(const PoolTask<float>&, void*);
 template const char* pool(const PoolTask<Half>&, void*);
 

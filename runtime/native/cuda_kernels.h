@@ -10,10 +10,16 @@ template <typename T>
 const char* neuron(const NeuronTask<T>& task, void* stream);
 
 template <typename T>
+const char* scheduled(const ScheduledTask<T>& task, void* stream);
+
+template <typename T>
 const char* time_sum(const SumTask<T>& task, void* stream);
 
 template <typename T>
 const char* analog(const AnalogTask<T>& task, void* stream);
+
+template <typename T>
+const char* poisson(const PoissonTask<T>& task, void* stream);
 
 template <typename T>
 const char* pool(const PoolTask<T>& task, void* stream);

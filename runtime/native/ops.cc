@@ -4,7 +4,10 @@
 // The meaning of every operator is its function body in snncompiler/dialect.py.
 
 #include <algorithm>
+#include <array>
 #include <functional>
+#include <iterator>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -196,15 +199,19 @@ class Context {
 
 // --- shapes ------------------------------------------------------------------------------------
 
+void require_one(const char* name, const Input& input) {
+  if (product(input.shape.begin(), input.shape.end()) != 1) {
+    throw std::invalid_argument("`" + std::string(name) + "` must be one number, not of shape " +
+                                text(input.shape));
+  }
+}
+
 /// The number of time-steps of this call, or before it.
 std::int64_t number_of(const char* name, const Input& input, std::int64_t least) {
-  const std::string quoted = "`" + std::string(name) + "`";
-  if (product(input.shape.begin(), input.shape.end()) != 1) {
-    throw std::invalid_argument(quoted + " must be one number, not of shape " + text(input.shape));
-  }
+  require_one(name, input);
   const std::int64_t number = *input.as<std::int64_t>();
   if (number < least) {
-    throw std::invalid_argument(quoted + " must be at least " + std::to_string(least) + ", not " +
+    throw std::invalid_argument("`" + std::string(name) + "` must be at least " + std::to_string(least) + ", not " +
                                 std::to_string(number));
   }
   return number;
@@ -305,13 +312,27 @@ struct Cpu {
     }
   }
 
+  /// Whether the spikes of a task are written past the caches.
+  template <typename Task>
+  static bool streams(const Task& task) {
+    const auto row = task.neurons * std::int64_t{sizeof(*task.spikes)};
+    return task.steps * row >= streamed && row % 64 == 0 &&
+           reinterpret_cast<std::uintptr_t>(task.spikes) % 64 == 0;
+  }
+
   template <typename T>
   static void run(const Context& context, NeuronTask<T> task) {
-    const auto row = task.neurons * std::int64_t{sizeof(T)};
-    task.stream = task.steps * row >= streamed && row % 64 == 0 &&
-                  reinterpret_cast<std::uintptr_t>(task.spikes) % 64 == 0;
+    task.stream = streams(task);
     in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
       cpu::neuron(task, first, count);
+    });
+  }
+
+  template <typename T>
+  static void run(const Context& context, ScheduledTask<T> task) {
+    task.stream = streams(task);
+    in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
+      cpu::scheduled(task, first, count);
     });
   }
 
@@ -326,6 +347,13 @@ struct Cpu {
   static void run(const Context& context, const AnalogTask<T>& task) {
     in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
       cpu::analog(task, first, count);
+    });
+  }
+
+  template <typename T>
+  static void run(const Context& context, const PoissonTask<T>& task) {
+    in_blocks(context, task.neurons(), task.steps, [&](std::int64_t first, std::int64_t count) {
+      cpu::poisson(task, first, count);
     });
   }
 
@@ -357,12 +385,20 @@ struct Cuda {
     check(cuda::neuron(task, context.stream()));
   }
   template <typename T>
+  static void run(const Context& context, const ScheduledTask<T>& task) {
+    check(cuda::scheduled(task, context.stream()));
+  }
+  template <typename T>
   static void run(const Context& context, const SumTask<T>& task) {
     check(cuda::time_sum(task, context.stream()));
   }
   template <typename T>
   static void run(const Context& context, const AnalogTask<T>& task) {
     check(cuda::analog(task, context.stream()));
+  }
+  template <typename T>
+  static void run(const Context& context, const PoissonTask<T>& task) {
+    check(cuda::poisson(task, context.stream()));
   }
   template <typename T>
   static void run(const Context& context, const PoolTask<T>& task) {
@@ -393,7 +429,7 @@ class Neuron {
   static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::float32,
                                                 ort::int64};
   static constexpr ort::ElementType outputs[] = {ort::undefined, ort::float32};
-  static constexpr int state_in = 2, state_out = 1;
+  static constexpr std::array<int, 1> states_in{2}, states_out{1};
 
   explicit Neuron(const Attributes& attributes)
       : static_current_(attributes.integer("static_current", 0) != 0) {}
@@ -426,20 +462,131 @@ class Neuron {
   bool static_current_;
 };
 
+template <Firing firing>
+class ScheduledNeuron {
+  static constexpr bool balanced = firing == Firing::balanced;
+  static constexpr std::size_t schedule_input = balanced ? 4 : 3;
+
+ public:
+  static constexpr const char* name = firing == Firing::single  ? "ScheduledRMPNeuron"
+                                      : firing == Firing::burst ? "BurstNeuron"
+                                                                : "SignedNeuron";
+  // current, threshold, membrane, balance where there is one, schedule, start, steps
+  static constexpr auto inputs = [] {
+    if constexpr (balanced) {
+      return std::array{ort::undefined, ort::float32, ort::float32, ort::float32,
+                        ort::float32,   ort::int64,   ort::int64};
+    } else {
+      return std::array{ort::undefined, ort::float32, ort::float32,
+                        ort::float32,   ort::int64,   ort::int64};
+    }
+  }();
+  static constexpr auto outputs = [] {
+    if constexpr (balanced) {
+      return std::array{ort::undefined, ort::float32, ort::float32};
+    } else {
+      return std::array{ort::undefined, ort::float32};
+    }
+  }();
+  static constexpr auto states_in = [] {
+    if constexpr (balanced) {
+      return std::array{2, 3};
+    } else {
+      return std::array{2};
+    }
+  }();
+  static constexpr auto states_out = [] {
+    if constexpr (balanced) {
+      return std::array{1, 2};
+    } else {
+      return std::array{1};
+    }
+  }();
+
+  explicit ScheduledNeuron(const Attributes& attributes)
+      : static_current_(attributes.integer("static_current", 0) != 0),
+        levels_(firing == Firing::single ? 1 : attributes.integer("levels", 0)) {
+    if (levels_ < 1 || levels_ > 1 << 24) {
+      throw std::invalid_argument("`levels` must be 1 to 2^24, not " + std::to_string(levels_));
+    }
+  }
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input current = context.input(0), threshold = context.input(1);
+    const Input membrane = context.input(2), schedule = context.input(schedule_input);
+    const std::int64_t start = number_of("start", context.input(schedule_input + 1), 0);
+    const std::int64_t steps = number_of("steps", context.input(schedule_input + 2), 1);
+    const Shape sample = samples_of("current", current.shape, static_current_ ? 1 : steps);
+    if (schedule.shape.empty() || schedule.shape[0] < 1) {
+      throw std::invalid_argument("`schedule` of shape " + text(schedule.shape) + " has no rows");
+    }
+    const Shape row(schedule.shape.begin() + 1, schedule.shape.end());
+    for_type(current.type, [&](auto zero) {
+      using T = decltype(zero);
+      ScheduledTask<T> task{};
+      task.current = current.as<T>();
+      task.threshold = threshold.as<float>();
+      task.membrane = membrane.as<float>();
+      task.schedule = schedule.as<float>();
+      task.threshold_over = broadcast("threshold", threshold.shape, sample);
+      task.membrane_over = broadcast("membrane", membrane.shape, sample);
+      task.row_over = broadcast("schedule", row, sample);
+      task.spikes = context.output<T>(0, folded(sample, steps));
+      task.membrane_out = context.output<float>(1, sample);
+      if constexpr (balanced) {
+        const Input balance = context.input(3);
+        task.balance = balance.as<float>();
+        task.balance_over = broadcast("balance", balance.shape, sample);
+        task.balance_out = context.output<float>(2, sample);
+      }
+      task.rows = schedule.shape[0];
+      task.row_size = elements(row);
+      task.start = start;
+      task.steps = steps;
+      task.neurons = elements(sample);
+      task.levels = static_cast<float>(levels_);
+      task.static_current = static_current_;
+      task.firing = firing;
+      if (task.neurons) Device::run(context, task);
+    });
+  }
+
+ private:
+  bool static_current_;
+  std::int64_t levels_;
+};
+
+template <bool weighted>
 class TimeSum {
  public:
-  static constexpr const char* name = "TimeSum";
-  static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::int64};
+  static constexpr const char* name = weighted ? "WeightedTimeSum" : "TimeSum";
+  static constexpr auto inputs = [] {
+    if constexpr (weighted) {
+      return std::array{ort::undefined, ort::float32, ort::float32, ort::int64};
+    } else {
+      return std::array{ort::undefined, ort::float32, ort::int64};
+    }
+  }();
   static constexpr ort::ElementType outputs[] = {ort::float32};
-  static constexpr int state_in = 1, state_out = 0;
+  static constexpr std::array<int, 1> states_in{weighted ? 2 : 1}, states_out{0};
 
   explicit TimeSum(const Attributes&) {}
 
   template <typename Device>
   void run(const Context& context) const {
-    const Input values = context.input(0), total = context.input(1);
-    const std::int64_t steps = number_of("steps", context.input(2), 1);
+    const Input values = context.input(0), total = context.input(weighted ? 2 : 1);
+    const std::int64_t steps = number_of("steps", context.input(weighted ? 3 : 2), 1);
     const Shape sample = samples_of("values", values.shape, steps);
+    const float* weights = nullptr;
+    if constexpr (weighted) {
+      const Input given = context.input(1);
+      if (elements(given.shape) != steps) {
+        throw std::invalid_argument("`weights` of shape " + text(given.shape) + " are not " +
+                                    std::to_string(steps) + ", one for each step");
+      }
+      weights = given.as<float>();
+    }
     for_type(values.type, [&](auto zero) {
       using T = decltype(zero);
       SumTask<T> task{};
@@ -447,6 +594,7 @@ class TimeSum {
       task.total = total.as<float>();
       task.total_over = broadcast("total", total.shape, sample);
       task.total_out = context.output<float>(0, sample);
+      task.weights = weights;
       task.steps = steps;
       task.neurons = elements(sample);
       if (task.neurons) Device::run(context, task);
@@ -463,7 +611,7 @@ class AnalogOperator {
   static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::int64,
                                                 ort::int64};
   static constexpr ort::ElementType outputs[] = {ort::undefined, ort::float32};
-  static constexpr int state_in = 1, state_out = 1;
+  static constexpr std::array<int, 1> states_in{1}, states_out{1};
 
   explicit AnalogOperator(const Attributes&) {}
 
@@ -490,12 +638,49 @@ class AnalogOperator {
   }
 };
 
+class PoissonEncoder {
+ public:
+  static constexpr const char* name = "PoissonEncoder";
+  static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::int64,
+                                                ort::int64,     ort::int64,   ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::undefined};
+  static constexpr std::array<int, 0> states_in{}, states_out{};
+
+  explicit PoissonEncoder(const Attributes&) {}
+
+  template <typename Device>
+  void run(const Context& context) const {
+    constexpr std::int64_t any = std::numeric_limits<std::int64_t>::min();
+    const Input values = context.input(0), scale = context.input(1);
+    require_one("scale", scale);
+    const std::int64_t seed = number_of("seed", context.input(2), any);
+    const std::int64_t first_image = number_of("first_image", context.input(3), any);
+    const std::int64_t start = number_of("start", context.input(4), 0);
+    const std::int64_t steps = number_of("steps", context.input(5), 1);
+    const Shape sample = samples_of("values", values.shape, 1);
+    for_type(values.type, [&](auto zero) {
+      using T = decltype(zero);
+      PoissonTask<T> task{};
+      task.values = values.as<T>();
+      task.scale = scale.as<float>();
+      task.spikes = context.output<T>(0, folded(sample, steps));
+      task.seed = seed;
+      task.first_image = first_image;
+      task.start = start;
+      task.steps = steps;
+      task.images = sample[0];
+      task.size = product(sample.begin() + 1, sample.end());
+      if (task.neurons()) Device::run(context, task);
+    });
+  }
+};
+
 class SpikeMaxPool {
  public:
   static constexpr const char* name = "SpikeMaxPool";
   static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::int64};
   static constexpr ort::ElementType outputs[] = {ort::undefined, ort::float32};
-  static constexpr int state_in = 1, state_out = 1;
+  static constexpr std::array<int, 1> states_in{1}, states_out{1};
 
   explicit SpikeMaxPool(const Attributes& attributes)
       : kernel_(attributes.integers("kernel_shape")),
@@ -616,8 +801,8 @@ struct Kernel {
 /// An operator on a device, described to onnxruntime.
 template <typename Operator, typename Device>
 struct Registration : ort::CustomOp {
-  static constexpr std::size_t input_count = sizeof(Operator::inputs) / sizeof(ort::ElementType);
-  static constexpr std::size_t output_count = sizeof(Operator::outputs) / sizeof(ort::ElementType);
+  static constexpr std::size_t input_count = std::size(Operator::inputs);
+  static constexpr std::size_t output_count = std::size(Operator::outputs);
 
   Registration() {
     GetName = [](const CustomOp*) { return Operator::name; };
@@ -629,17 +814,17 @@ struct Registration : ort::CustomOp {
     GetOutputTypeCount = [](const CustomOp*) { return output_count; };
     GetInputCharacteristic = [](const CustomOp*, std::size_t) { return ort::required; };
     GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return ort::required; };
-    // Numbers of steps are read by the host.
+    // Whole numbers, such as those of steps, are read by the host.
     GetInputMemoryType = [](const CustomOp*, std::size_t index) {
       return Operator::inputs[index] == ort::int64 ? ort::cpu_input : ort::device_default;
     };
     GetStartVersion = [](const CustomOp*) { return 1; };
     GetEndVersion = [](const CustomOp*) { return 0x7fffffff; };
     GetMayInplace = [](int** inputs, int** outputs) -> std::size_t {
-      static int state_in = Operator::state_in, state_out = Operator::state_out;
-      *inputs = &state_in;
-      *outputs = &state_out;
-      return 1;
+      static auto states_in = Operator::states_in, states_out = Operator::states_out;
+      *inputs = states_in.data();
+      *outputs = states_out.data();
+      return states_in.size();
     };
     ReleaseMayInplace = [](int*, int*) {};
 
@@ -673,10 +858,15 @@ template <typename Device>
 void add_all(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<Neuron<Reset::soft>, Device>(api, domain);
   add<Neuron<Reset::hard>, Device>(api, domain);
-  add<TimeSum, Device>(api, domain);
+  add<ScheduledNeuron<Firing::single>, Device>(api, domain);
+  add<ScheduledNeuron<Firing::burst>, Device>(api, domain);
+  add<ScheduledNeuron<Firing::balanced>, Device>(api, domain);
+  add<TimeSum<false>, Device>(api, domain);
+  add<TimeSum<true>, Device>(api, domain);
   add<SpikeMaxPool, Device>(api, domain);
   add<AnalogOperator<Analog::running_mean>, Device>(api, domain);
   add<AnalogOperator<Analog::telescope>, Device>(api, domain);
+  add<PoissonEncoder, Device>(api, domain);
 }
 
 /// The domain, made once and shared by all sessions.  It lives as long as the library is loaded.

@@ -50,6 +50,47 @@ struct NeuronTask {
   Reset reset;
 };
 
+/// What a neuron with a schedule sends at a step: one spike, a number of them, or a number of either
+/// sign that takes back no more than was sent.
+enum class Firing { single, burst, balanced };
+
+/// A neuron with soft reset and a schedule: at step t, counted from the very first one, row
+/// min(t, rows - 1) of the schedule is added to the current.
+template <typename T>
+struct ScheduledTask {
+  const T* current;
+  const float* threshold;
+  const float* membrane;
+  const float* balance;  // the sum of all that was sent; only for `balanced`
+  const float* schedule;
+  T* spikes;
+  float* membrane_out;
+  float* balance_out;
+  Broadcast threshold_over;
+  Broadcast membrane_over;
+  Broadcast balance_over;
+  Broadcast row_over;
+  std::int64_t rows;
+  std::int64_t row_size;  // elements
+  std::int64_t start;     // steps before this call
+  std::int64_t steps;
+  std::int64_t neurons;
+  float levels;  // the largest number that is sent; not for `single`
+  bool static_current;
+  bool stream;  // on the CPU: write the spikes past the caches
+  Firing firing;
+
+  /// The first step of this call that takes the last row; all later ones do.
+  SNNC_DEVICE std::int64_t settled() const {
+    if (start >= rows - 1) return 0;
+    return rows - 1 - start < steps ? rows - 1 - start : steps;
+  }
+  /// The row of step `t` of this call, which is at most `settled()`.
+  SNNC_DEVICE const float* row(std::int64_t t) const {
+    return schedule + (start < rows - 1 ? start + t : rows - 1) * row_size;
+  }
+};
+
 template <typename T>
 struct SumTask {
   const T* values;
@@ -58,6 +99,7 @@ struct SumTask {
   Broadcast total_over;
   std::int64_t steps;
   std::int64_t neurons;
+  const float* weights;  // one for each step, or null: a plain sum
 };
 
 enum class Analog { running_mean, telescope };
@@ -80,6 +122,62 @@ struct AnalogTask {
   /// so that no `start` overflows.
   SNNC_DEVICE float done(std::int64_t t) const {
     return static_cast<float>(static_cast<std::uint64_t>(start) + static_cast<std::uint64_t>(t));
+  }
+};
+
+/// Random numbers from a counter: a state of two words, to which numbers are added, each followed by
+/// rounds of a Feistel network.  No operation leaves what int64 holds, for the function body.
+struct Random {
+  static constexpr int rounds = 6;
+  static constexpr std::uint32_t key = 0x9E3779B9;
+
+  std::uint32_t a = 0, b = 0;
+
+  SNNC_DEVICE Random with(std::uint64_t number) const {
+    std::uint32_t x = a + static_cast<std::uint32_t>(number);
+    std::uint32_t y = b + static_cast<std::uint32_t>(number >> 32);
+#ifndef __CUDACC__
+#pragma GCC unroll 6  // else a loop over elements is not vectorized
+#endif
+    for (std::uint32_t i = 1; i <= rounds; ++i) {
+      const std::int64_t root = static_cast<std::int32_t>(x + i * key);
+      const std::uint32_t sum = y + static_cast<std::uint32_t>(root * root >> 16);
+      y = x;
+      x = sum;
+    }
+    Random mixed;
+    mixed.a = x;
+    mixed.b = y;
+    return mixed;
+  }
+};
+
+/// Spikes at random: value x fires with the sign of x and the probability |x| / scale.
+template <typename T>
+struct PoissonTask {
+  const T* values;
+  const float* scale;
+  T* spikes;
+  std::int64_t seed;
+  std::int64_t first_image;  // number of the first sample of this call
+  std::int64_t start;        // steps before this call
+  std::int64_t steps;
+  std::int64_t images;
+  std::int64_t size;  // elements of an image
+
+  std::int64_t neurons() const { return images * size; }
+
+  /// The state of image `image` at step `t` of this call.
+  SNNC_DEVICE Random random(std::int64_t image, std::int64_t t) const {
+    const auto number = [](std::int64_t before, std::int64_t index) {
+      return static_cast<std::uint64_t>(before) + static_cast<std::uint64_t>(index);
+    };
+    return Random{}.with(number(seed, 0)).with(number(first_image, image)).with(number(start, t));
+  }
+  /// A random number in [0, 1) of 24 bits for one element.
+  SNNC_DEVICE static float uniform(const Random& random, std::int64_t element) {
+    const std::uint32_t word = random.with(static_cast<std::uint64_t>(element)).a;
+    return static_cast<float>(static_cast<std::int32_t>(word >> 8)) * 5.9604644775390625e-8f;
   }
 };
 

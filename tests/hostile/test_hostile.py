@@ -32,6 +32,7 @@ from snncompiler import pipeline
 from snncompiler.compiled import read_compiled
 from snncompiler.diagnostics import CODES
 from snncompiler.errors import Refused
+from snncompiler.options import Options
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -122,7 +123,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def compiled() -> bytes:
     """The linear network, compiled."""
-    options = pipeline.Options(steps=4, threshold="max")
+    options = Options(steps=4, threshold="max")
     raw: bytes = pipeline.compile_model(linear(), options, X).model.SerializeToString()
     return raw
 
@@ -330,9 +331,9 @@ def test_24_a_link_stays_a_link(server: Server, tmp_path: Path) -> None:
 
 
 def test_26_a_saved_calibration_of_another_model() -> None:
-    made = pipeline.compile_model(linear(), pipeline.Options(), X)
+    made = pipeline.compile_model(linear(), Options(), X)
     with pytest.raises(Refused) as caught:
-        pipeline.compile_model(linear(w=W + 1), pipeline.Options(), made.calibration)
+        pipeline.compile_model(linear(w=W + 1), Options(), made.calibration)
     assert [finding.code for finding in caught.value.findings] == ["SNNC306"]
 
 
@@ -347,7 +348,7 @@ def test_28_two_compiles_to_one_output(tmp_path: Path) -> None:
     alone = {}
     for steps in (3, 5):
         target = tmp_path / f"{steps}.onnx"
-        model = pipeline.compile_model(tmp_path / "net.onnx", pipeline.Options(steps=steps)).model
+        model = pipeline.compile_model(tmp_path / "net.onnx", Options(steps=steps)).model
         target.write_bytes(model.SerializeToString(deterministic=True))
         alone[steps] = target.read_bytes()
     before = set(listing(tmp_path))

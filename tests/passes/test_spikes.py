@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snncompiler import pipeline
-from snncompiler.calibration import with_outputs
 from snncompiler.errors import Refused
+from snncompiler.graph import with_outputs
+from snncompiler.options import Options
 
 #: A neuron's decoded value is off by |v(T) - v(0)|/T, exactly; v stays within some θ of its start,
 #: as the ANN's activation, which the current converges to, is at most θ (thresholds are the maxima).
@@ -272,7 +273,9 @@ def test_a_max_that_broadcasts_keeps_its_shape(zeros: tuple[int, ...]) -> None:
 def test_a_layer_keeps_its_calibrated_threshold_per_channel() -> None:
     model = parse("g (float[N,2,3] x) => (float[N,2,3] y) { [act] y = Relu (x) }")
     x = np.abs(random(0, 5, 2, 3)) * np.array([1, 10], np.float32)[:, None]
-    compiled = pipeline.compile_model(model, pipeline.Options(threshold="max"), x)
+    compiled = pipeline.compile_model(
+        model, Options(threshold="max", correction="none", readout="mean"), x
+    )
     assert np.array_equal(compiled.calibration.thresholds["act"], x.max(axis=(0, 2)))
     emitted = {t.name: t for t in compiled.model.graph.initializer}["act/threshold"]
     assert list(emitted.dims) == [2, 1]

@@ -4,6 +4,8 @@
 // gets blocks of one thread, so that barriers have nothing to do.
 #pragma once
 
+#include <math.h>
+
 #include <cfloat>
 #include <cstdint>
 #include <cstring>

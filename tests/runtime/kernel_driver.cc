@@ -25,6 +25,14 @@ void run(const NeuronTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::neuron(task, nullptr)) std::puts(error);
 }
 template <typename T>
+void run(const ScheduledTask<T>& task, cpu::Isa) {
+  if (const char* error = cuda::scheduled(task, nullptr)) std::puts(error);
+}
+template <typename T>
+void run(const PoissonTask<T>& task, cpu::Isa) {
+  if (const char* error = cuda::poisson(task, nullptr)) std::puts(error);
+}
+template <typename T>
 void run(const SumTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::time_sum(task, nullptr)) std::puts(error);
 }
@@ -43,6 +51,18 @@ template <typename T>
 void run(const NeuronTask<T>& task, cpu::Isa isa) {
   for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
     cpu::neuron(task, first, std::min(cpu::block, task.neurons - first), isa);
+  }
+}
+template <typename T>
+void run(const ScheduledTask<T>& task, cpu::Isa isa) {
+  for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
+    cpu::scheduled(task, first, std::min(cpu::block, task.neurons - first), isa);
+  }
+}
+template <typename T>
+void run(const PoissonTask<T>& task, cpu::Isa isa) {
+  for (std::int64_t first = 0; first < task.neurons(); first += cpu::block) {
+    cpu::poisson(task, first, std::min(cpu::block, task.neurons() - first), isa);
   }
 }
 template <typename T>
@@ -194,6 +214,156 @@ void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, st
     wanted[i] = y;
   }
   expect(same(after, wanted), "sum", neurons, steps);
+
+  std::vector<float> weights(steps);
+  for (float& weight : weights) weight = random_float();
+  sum.weights = weights.data();
+  run(sum, isa);
+  for (std::int64_t i = 0; i < neurons; ++i) {
+    float y = membrane[0];
+    for (std::int64_t t = 0; t < steps; ++t) {
+      const float weighted = weights[t] * value_of(current[t * neurons + i]);
+      y = y + weighted;
+    }
+    wanted[i] = y;
+  }
+  expect(same(after, wanted), "weighted sum", neurons, steps);
+}
+
+/// How a row of the schedule is given.
+enum class Rows { scalar, channels, full };
+
+/// A neuron with a schedule of `rows` rows, the last one zero or not, from step `start` on.
+template <typename T>
+void scheduled(cpu::Isa isa, std::int64_t channels, std::int64_t each, std::int64_t steps,
+               std::int64_t start, std::int64_t rows, bool ends, Rows kind, Firing firing,
+               bool is_static) {
+  const std::int64_t neurons = channels * each;
+  const std::int64_t size = kind == Rows::scalar ? 1 : kind == Rows::channels ? channels : neurons;
+  std::vector<T> current(neurons * (is_static ? 1 : steps)), spikes(neurons * steps);
+  std::vector<float> threshold(channels), membrane(1, 0.25f), balance(neurons), schedule(rows * size);
+  std::vector<float> after(neurons), balance_after(neurons);
+  for (T& x : current) x = random_value<T>();
+  for (float& theta : threshold) theta = 0.8f + random_float();
+  for (float& n : balance) n = static_cast<float>(random_bits() >> 30);
+  for (float& b : schedule) b = random_float();
+  if (ends) std::fill(schedule.end() - size, schedule.end(), 0.0f);
+  const float levels = firing == Firing::single ? 1.0f : 3.0f;
+
+  std::vector<T> wanted_spikes(neurons * steps);
+  std::vector<float> wanted(neurons), wanted_balance(balance);
+  for (std::int64_t i = 0; i < neurons; ++i) {
+    float v = membrane[0];
+    float& n = wanted_balance[i];
+    const float theta = threshold[i / each];
+    for (std::int64_t t = 0; t < steps; ++t) {
+      const std::int64_t place = size == 1 ? 0 : kind == Rows::channels ? i / each : i;
+      const float b = schedule[std::min(start + t, rows - 1) * size + place];
+      const float u = (v + value_of(current[is_static ? i : t * neurons + i])) + b;
+      float k = u >= theta ? 1.0f : 0.0f;
+      if (firing != Firing::single) {
+        const float least = firing == Firing::burst ? 0.0f : -levels;
+        k = std::min(std::max(std::floor(u / theta), least), levels);
+      }
+      if (firing == Firing::balanced) {
+        k = std::max(k, 0.0f - n) + 0.0f;
+        n = n + k;
+      }
+      v = u - theta * k;
+      wanted_spikes[t * neurons + i] = rounded<T>(k);
+    }
+    wanted[i] = v;
+  }
+  ScheduledTask<T> task{};
+  task.current = current.data();
+  task.threshold = threshold.data();
+  task.membrane = membrane.data();
+  task.balance = balance.data();
+  task.schedule = schedule.data();
+  task.spikes = spikes.data();
+  task.membrane_out = after.data();
+  task.balance_out = balance_after.data();
+  task.threshold_over = over(neurons, channels);
+  task.membrane_over.extent[0] = neurons;
+  task.balance_over.extent[0] = neurons;
+  task.balance_over.stride[0] = 1;
+  task.row_over = over(neurons, channels);
+  if (kind != Rows::channels) {
+    task.row_over = task.membrane_over;
+    task.row_over.stride[0] = kind == Rows::full ? 1 : 0;
+  }
+  task.rows = rows;
+  task.row_size = size;
+  task.start = start;
+  task.steps = steps;
+  task.neurons = neurons;
+  task.levels = levels;
+  task.static_current = is_static;
+  task.firing = firing;
+  run(task, isa);
+  expect(same(spikes, wanted_spikes) && same(after, wanted), "scheduled", neurons, steps);
+  if (firing == Firing::balanced) {
+    expect(same(balance_after, wanted_balance), "balance", neurons, steps);
+  }
+}
+
+template <typename T>
+void schedules(cpu::Isa isa) {
+  for (const Firing firing : {Firing::single, Firing::burst, Firing::balanced}) {
+    for (const Rows kind : {Rows::scalar, Rows::channels, Rows::full}) {
+      for (const std::int64_t each : {1, 5, 49, 257, 1000}) {
+        for (const bool ends : {false, true}) {
+          const bool is_static = (each + (ends ? 1 : 0)) % 2;
+          scheduled<T>(isa, 3, each, 7, 0, 1, ends, kind, firing, is_static);
+          scheduled<T>(isa, 3, each, 7, 2, 6, ends, kind, firing, !is_static);
+          scheduled<T>(isa, 9, each, 11, 0, 20, ends, kind, firing, is_static);
+          scheduled<T>(isa, 1, each, 3, 30, 20, ends, kind, firing, !is_static);
+        }
+      }
+    }
+  }
+}
+
+/// Spikes at random, against the definition in integers of 64 bits, as the function body has it.
+template <typename T>
+void poisson(cpu::Isa isa, std::int64_t images, std::int64_t size, std::int64_t steps) {
+  std::vector<T> values(images * size), spikes(values.size() * steps), wanted(spikes.size());
+  for (T& x : values) x = random_value<T>();
+  const float scale = 1.25f;
+  PoissonTask<T> task{};
+  task.values = values.data();
+  task.scale = &scale;
+  task.spikes = spikes.data();
+  task.seed = 0x123456789abcdefll;
+  task.first_image = 0xfffffffell;
+  task.start = 0xfffffffell;
+  task.steps = steps;
+  task.images = images;
+  task.size = size;
+  run(task, isa);
+  const auto mix = [](std::uint64_t (&words)[2], std::uint64_t number) {
+    words[0] += number & 0xffffffffu;
+    words[1] += number >> 32;
+    for (std::uint64_t i = 1; i <= 6; ++i) {
+      const auto root = std::int64_t{static_cast<std::int32_t>(words[0] + i * 0x9E3779B9u)};
+      const std::uint64_t sum = words[1] + static_cast<std::uint64_t>(root * root / 65536);
+      words[1] = words[0] & 0xffffffffu;
+      words[0] = sum & 0xffffffffu;
+    }
+  };
+  for (std::int64_t t = 0; t < steps; ++t) {
+    for (std::int64_t i = 0; i < images * size; ++i) {
+      std::uint64_t words[2] = {0, 0};
+      mix(words, static_cast<std::uint64_t>(task.seed));
+      mix(words, static_cast<std::uint64_t>(task.first_image + i / size));
+      mix(words, static_cast<std::uint64_t>(task.start + t));
+      mix(words, static_cast<std::uint64_t>(i % size));
+      const float x = value_of(values[i]);
+      const bool fires = static_cast<float>(words[0] >> 8) * 0x1p-24f < std::fabs(x) / scale;
+      wanted[t * images * size + i] = rounded<T>(fires ? (x < 0 ? -1.0f : 1.0f) : 0.0f);
+    }
+  }
+  expect(same(spikes, wanted), "poisson", images * size, steps);
 }
 
 /// A running mean or its undoing: from one number for all neurons, then on in place.
@@ -299,6 +469,11 @@ void all(cpu::Isa isa) {
         }
       }
     }
+  }
+  schedules<T>(isa);
+  for (const std::int64_t size : {1, 5, 64, 257, 3072}) {
+    poisson<T>(isa, 1, size, 4);
+    poisson<T>(isa, 3, size, 3);
   }
   for (const Analog kind : {Analog::running_mean, Analog::telescope}) {
     for (const std::int64_t neurons : {1, 5, 16, 24, 64, 257, 1000, 2048, 3001}) {

@@ -78,7 +78,7 @@ def run(
     device: str = "cpu",
 ) -> list[Array]:
     """The outputs of one node; the type of the first input is the type `T`."""
-    if name.endswith("Neuron"):
+    if name in dialect.NEURONS:
         attributes = {"static_current": 0, **(attributes or {})}
     arrays = {key: np.asarray(value) for key, value in feeds.items()}
     dtype = str(next(iter(arrays.values())).dtype)

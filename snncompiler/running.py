@@ -1,0 +1,456 @@
+"""Calibration on the running spiking network, layer by layer.
+
+What a layer receives depends on the spikes of the layers before it, so layers are settled from the
+input on: a *segment* of the network computes a layer's currents at every time-step from the recorded
+spikes of earlier layers, the layer is settled on them, and then it fires.  Every layer runs once or
+twice, so the whole costs about two forward passes.  Spikes are kept as bits, and only as long as a
+later layer reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from snncompiler import dialect
+from snncompiler.graph import with_outputs
+from snncompiler.passes.attach_functions import attach_functions
+from snncompiler.runtime.session import create_session
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Feeds = Mapping[str, Array]
+
+#: The input that tells a Poisson encoder which image is the first (`UnrollTime`).
+FIRST_IMAGE = "snnc_first_image"
+#: Currents of a layer are held where they take at most this many bytes, else computed twice.
+_HELD_BYTES = 384 << 20
+#: What a batch of a segment may take: its currents and the spikes that it reads.
+_BATCH_BYTES = 128 << 20
+#: Images that run through the ANN at once.
+ANN_BATCH = 8
+#: Positions of a channel, over all images, on which a layer is settled.
+POSITIONS = 4096
+#: Halvings of the interval in which a charge is searched: its width is θ, so 2^-14·θ is left.
+_HALVINGS = 14
+
+
+@dataclass(frozen=True)
+class Window:
+    """All time-steps of a network as one graph without control flow (`UnrollTime`, cuda-graph form).
+
+    `opsets` are those of the source; `steps` is the number of time-steps.
+    """
+
+    graph: onnx.GraphProto
+    opsets: Sequence[onnx.OperatorSetIdProto]
+    steps: int
+
+    @property
+    def inputs(self) -> set[str]:
+        """What the user feeds, and the number of the first image where it matters."""
+        given = {tensor.name for tensor in self.graph.initializer} - {FIRST_IMAGE}
+        return {entry.name for entry in self.graph.input} - given
+
+    def neurons(self) -> list[onnx.NodeProto]:
+        return [node for node in self.graph.node if is_neuron(node)]
+
+    def before(self, wanted: str) -> tuple[list[onnx.NodeProto], list[str]]:
+        """The nodes that compute `wanted` from inputs and spikes, and which of these they read."""
+        stops = self.inputs | {node.output[0] for node in self.neurons()}
+        needed, reads = {wanted} - stops, {wanted} & stops
+        nodes = []
+        for node in reversed(self.graph.node):
+            if any(name in needed for name in node.output):
+                nodes.append(node)
+                reads.update(name for name in node.input if name in stops)
+                needed.update(name for name in node.input if name not in stops)
+        return nodes[::-1], sorted(reads)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A rectifier of the ANN that becomes a neuron layer: its name, its output, its channels."""
+
+    name: str
+    output: str
+    channels: int
+
+
+def is_neuron(node: onnx.NodeProto) -> bool:
+    return node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS
+
+
+@dataclass
+class Recording:
+    """The spikes of one layer over all time-steps: bits, or bytes where a step has several levels."""
+
+    binary: bool
+    shape: tuple[int, ...] = ()
+    parts: list[tuple[int, Array]] = field(default_factory=list)
+
+    def add(self, spikes: Floats) -> None:
+        """Add the folded spikes [steps*m, ...] of m images."""
+        self.shape = spikes.shape[1:]
+        packed = np.packbits(spikes > 0) if self.binary else spikes.astype(np.int8)
+        self.parts.append((spikes.size, packed))
+
+    def take(self, index: int) -> Floats:
+        size, packed = self.parts[index]
+        values = np.unpackbits(packed, count=size) if self.binary else packed
+        return values.astype(np.float32).reshape(-1, *self.shape)
+
+
+class RunningNetwork:
+    """The spikes of the layers settled so far, on fixed images in fixed batches.
+
+    feeds: images by input name, [n, ...].  batch: images that run at once.
+    """
+
+    def __init__(self, feeds: Feeds, batch: int) -> None:
+        self.feeds = feeds
+        count = len(next(iter(feeds.values())))
+        self.parts = [slice(at, min(at + batch, count)) for at in range(0, count, batch)]
+        self.recordings: dict[str, Recording] = {}
+
+    def currents(self, window: Window, node: onnx.NodeProto) -> Iterator[Floats]:
+        """What a layer receives, batch by batch: [steps*m, ...], or [m, ...] where it is static."""
+        nodes, reads = window.before(node.input[0])
+        spiking = [name for name in reads if name not in window.inputs]
+        model = _model(window, nodes, reads, [node.input[0]])
+        session = create_session(model)
+        for index, part in enumerate(self.parts):
+            given = {name: self.recordings[name].take(index) for name in spiking}
+            for name in reads:
+                if name in self.feeds:
+                    given[name] = self.feeds[name][part]
+                elif name == FIRST_IMAGE:
+                    given[name] = np.array(part.start, np.int64)
+            yield session.run(None, given)[0]
+
+    def fire(
+        self,
+        window: Window,
+        node: onnx.NodeProto,
+        schedule: Floats | None,
+        currents: Iterator[Floats],
+    ) -> None:
+        """Let a layer fire on its currents, with a schedule [S, C, ...] if it takes one; record it."""
+        names = [node.input[0]]
+        given: dict[str, Array] = {}
+        if schedule is not None:
+            ports = [port.name for port in dialect.OPERATORS[node.op_type].inputs]
+            names.append(node.input[ports.index("schedule")])
+            given[names[1]] = schedule
+        session = create_session(_model(window, [node], names, [node.output[0]]))
+        binary = _attribute(node, "levels") <= 1 and node.op_type != "SignedNeuron"
+        recording = Recording(binary)
+        for current in currents:
+            recording.add(session.run(None, {**given, names[0]: current})[0])
+        self.recordings[node.output[0]] = recording
+
+    def forget(self, window: Window, settled: set[str]) -> None:
+        """Drop the recordings that no layer outside `settled` reads."""
+        needed: set[str] = set()
+        for node in window.neurons():
+            if node.name not in settled:
+                needed.update(window.before(node.input[0])[1])
+        for name in set(self.recordings) - needed:
+            del self.recordings[name]
+
+
+def _model(
+    window: Window, nodes: Sequence[onnx.NodeProto], inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """Some nodes of the window as a model of their own."""
+    read = {name for node in nodes for name in node.input} - set(inputs)
+    kinds = {entry.name: entry for entry in window.graph.input}
+
+    def entry(name: str) -> onnx.ValueInfoProto:
+        return kinds.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+    graph = helper.make_graph(
+        nodes,
+        "segment",
+        [entry(name) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        initializer=[tensor for tensor in window.graph.initializer if tensor.name in read],
+    )
+    return attach_functions(graph, window.opsets)
+
+
+# --- sampling ---
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which positions of a layer are looked at: for every image the same number, seeded."""
+
+    channels: int
+    places: NDArray[np.int64]
+
+    @staticmethod
+    def draw(shape: Sequence[int], channels: int, images: int, seed: int) -> Sampling:
+        """For a layer whose output has `shape` [C, ...] for one image."""
+        size = int(np.prod(shape, dtype=np.int64)) // channels
+        count = min(size, -(-POSITIONS // images))
+        rng = np.random.default_rng(seed)
+        places = np.stack([rng.permutation(size)[:count] for _ in range(images)])
+        return Sampling(channels, places)
+
+    def take(self, values: Floats, part: slice) -> Floats:
+        """From [k*m, ...], k steps of the m images of `part`, to [k, C, P]."""
+        places = self.places[part]
+        images = len(places)
+        steps = len(values) // images
+        split = values.reshape(steps, images, self.channels, -1)
+        picked = np.take_along_axis(split, places[None, :, None, :], axis=3)
+        return np.ascontiguousarray(picked.transpose(0, 2, 1, 3)).reshape(steps, self.channels, -1)
+
+
+# --- corrections ---
+
+#: `auto` is chosen by the network's task (`Options.resolved`).
+Correction = Literal["auto", "none", "schedule", "bias", "potential"]
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a layer received at the sampled positions, and what it should give.
+
+    currents: [steps or 1, C, P], one step where it is static.  analog: the ANN's activations there,
+    [C, P].  quantum: θ, or θ/G of a neuron with G levels, [C, 1].  start: potential at the start,
+    [C, 1].  levels: G.  signed: negative spikes may take back earlier ones.
+    """
+
+    currents: Floats
+    analog: Floats
+    quantum: Floats
+    start: Floats
+    levels: int = 1
+    signed: bool = False
+
+    def at(self, step: int) -> Floats:
+        return np.asarray(self.currents[0 if len(self.currents) == 1 else step], np.float32)
+
+    def spikes(self, u: Floats, balance: Floats) -> Floats:
+        """k of every neuron at a potential u after its current, [C, P]."""
+        if self.levels == 1 and not self.signed:
+            return np.asarray(u >= self.quantum, np.float32)
+        lowest = -balance if self.signed else np.float32(0)
+        k = np.maximum(np.clip(np.floor(u / self.quantum), -self.levels, self.levels), lowest)
+        return np.asarray(k, np.float32)
+
+
+def quantile_schedule(received: Received, steps: int) -> Floats:
+    """Charges b [steps, C] that let every channel fire at the ANN's rate from the first step on.
+
+    At each step the charge is found that makes the mean spike count of the channel so far, over the
+    sampled positions, the ANN's: for binary spikes, the fraction p = mean(a)/θ of the neurons, those
+    with the largest potentials, fires.  At most ±θ/2 a step; what a step could not reach, the next one
+    catches up with.
+    """
+    theta = received.quantum
+    rate = received.analog.mean(axis=1, keepdims=True, dtype=np.float64) / theta
+    given = np.zeros_like(rate)
+    v = np.broadcast_to(received.start, received.analog.shape).astype(np.float32)
+    balance = np.zeros_like(v)
+    charges = np.zeros((steps, len(theta)), np.float32)
+    for step in range(steps):
+        u = v + received.at(step)
+        wanted = rate * (step + 1) - given
+        low, high = -theta / 2, theta / 2
+        for _ in range(_HALVINGS):
+            middle = np.asarray((low + high) / 2, np.float32)
+            k = received.spikes(u + middle, balance)
+            enough = k.mean(axis=1, keepdims=True, dtype=np.float64) >= wanted
+            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+        charge = high.astype(np.float32)
+        charges[step] = charge[:, 0]
+        k = received.spikes(u + charge, balance)
+        given += k.mean(axis=1, keepdims=True, dtype=np.float64)
+        v = (u + charge) - theta * k
+        balance = balance + k
+    return charges
+
+
+def mean_difference(received: Received, steps: int) -> Floats:
+    """ANN minus SNN: mean activation minus mean output over `steps` steps without a charge, [C]."""
+    theta = received.quantum
+    v = np.broadcast_to(received.start, received.analog.shape).astype(np.float32)
+    balance = np.zeros_like(v)
+    for step in range(steps):
+        u = v + received.at(step)
+        k = received.spikes(u, balance)
+        v = u - theta * k
+        balance = balance + k
+    given = (theta * balance).mean(axis=1, dtype=np.float64) / steps
+    return np.asarray(received.analog.mean(axis=1, dtype=np.float64) - given, np.float32)
+
+
+def correct(received: Received, correction: Correction, steps: int) -> Floats:
+    """The schedule [S, C] of a layer; its last row holds for all later steps.
+
+    `schedule`: a charge for each of the first `steps` steps, then none.  `bias`: the mean difference
+    to the ANN over `steps` steps, at every step.  `potential`: the same charge, all at the first step.
+    """
+    if correction == "schedule":
+        charges = quantile_schedule(received, steps)
+    elif correction == "bias":
+        return mean_difference(received, steps)[None]
+    else:
+        charges = steps * mean_difference(received, steps)[None]
+    return np.concatenate([charges, np.zeros_like(charges[:1])])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The ANN's activations of one layer at the sampled positions, [C, P]; `shape` of one image."""
+
+    sampling: Sampling
+    shape: tuple[int, ...]
+    activations: Floats
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def sample_ann(
+    ann: onnx.ModelProto, layers: Sequence[Layer], feeds: Feeds, batch: int, seed: int
+) -> dict[str, Sampled]:
+    """Run the normalized ANN and keep its activations at the positions on which layers are settled."""
+    names = [layer.output for layer in layers]
+    session = create_session(with_outputs(ann, names))
+    images = len(next(iter(feeds.values())))
+    samplings: dict[str, Sampling] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    picked: dict[str, list[Floats]] = {layer.name: [] for layer in layers}
+    for at in range(0, images, batch):
+        part = slice(at, min(at + batch, images))
+        values = session.run(names, {name: array[part] for name, array in feeds.items()})
+        for layer, value in zip(layers, values, strict=True):
+            if layer.name not in samplings:
+                shapes[layer.name] = value.shape[1:]
+                samplings[layer.name] = Sampling.draw(value.shape[1:], layer.channels, images, seed)
+            picked[layer.name].append(samplings[layer.name].take(value, part)[0])
+    return {
+        layer.name: Sampled(
+            samplings[layer.name], shapes[layer.name], np.concatenate(picked[layer.name], axis=1)
+        )
+        for layer in layers
+    }
+
+
+def settle_corrections(
+    window: Window,
+    ann: onnx.ModelProto,
+    layers: Sequence[Layer],
+    feeds: Feeds,
+    correction: Correction,
+    *,
+    batch: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Floats]:
+    """The schedules [S, C] of all layers, settled from the input on, as `correct` says.
+
+    window: the network with its thresholds set, over the steps of the correction; its neurons take a
+    schedule.  ann: the normalized ANN.  feeds: images by input name, [n, ...].  batch: the only batch
+    size that the network takes, of which n is a multiple.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    order = [node for node in window.neurons() if node.name in by_name]
+    sampled = sample_ann(ann, [by_name[n.name] for n in order], feeds, batch or ANN_BATCH, seed)
+    largest = max(one.size for one in sampled.values())
+    size = batch or max(1, _BATCH_BYTES // (8 * window.steps * largest))
+    network = RunningNetwork(feeds, size)
+    constants = {tensor.name: tensor for tensor in window.graph.initializer}
+    images = len(next(iter(feeds.values())))
+    schedules: dict[str, Floats] = {}
+    for done, node in enumerate(order):
+        layer, seen = by_name[node.name], sampled[node.name]
+        steps = 1 if _attribute(node, "static_current") else window.steps
+        held: list[Floats] = []
+        hold = 4 * seen.size * images * steps <= _HELD_BYTES
+        parts = []
+        for part, current in zip(network.parts, network.currents(window, node), strict=True):
+            parts.append(seen.sampling.take(current, part))
+            if hold:
+                held.append(current)
+        received = Received(
+            currents=np.concatenate(parts, axis=2),
+            analog=seen.activations,
+            quantum=_column(constants[node.input[1]], layer.channels),
+            start=_column(constants[node.input[2]], layer.channels),
+            levels=_attribute(node, "levels") or 1,
+            signed=node.op_type == "SignedNeuron",
+        )
+        schedule = correct(received, correction, window.steps)
+        schedules[layer.name] = schedule
+        spread = schedule.reshape(*schedule.shape, *[1] * (len(seen.shape) - 1))
+        network.fire(window, node, spread, iter(held) if hold else network.currents(window, node))
+        network.forget(window, set(schedules))
+        if progress:
+            progress(done + 1, len(order))
+    return schedules
+
+
+def settle_largest_currents(
+    make_window: Callable[[Mapping[str, Floats]], Window],
+    layers: Sequence[Layer],
+    feeds: Feeds,
+    *,
+    per_channel: bool,
+    alpha: float,
+    batch: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Floats]:
+    """Thresholds by the paper: the largest current of each layer in the running spiking network.
+
+    Layer by layer, with the thresholds of earlier layers already set, θ = α·max(current) over all steps
+    and images (Han, Srinivasan, Roy, RMP-SNN, CVPR 2020, V_in^max).  `make_window` makes the network
+    with the given thresholds over the steps of the observation.  A layer that receives nothing positive
+    gets no threshold.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    thresholds: dict[str, Floats] = {layer.name: np.ones(1, np.float32) for layer in layers}
+    window = make_window(thresholds)
+    order = [node.name for node in window.neurons() if node.name in by_name]
+    found: dict[str, Floats] = {}
+    network: RunningNetwork | None = None
+    for done, name in enumerate(order):
+        node = next(node for node in window.neurons() if node.name == name)
+        if network is None:
+            network = RunningNetwork(feeds, batch or 1)
+        largest = np.zeros(by_name[name].channels if per_channel else 1, np.float32)
+        for part, current in zip(network.parts, network.currents(window, node), strict=True):
+            images = part.stop - part.start
+            split = current.reshape(len(current) // images, images, len(largest), -1)
+            largest = np.maximum(largest, split.max(axis=(0, 1, 3)))
+        if (largest > 0).any():
+            found[name] = np.where(largest > 0, largest, largest.max()) * np.float32(alpha)
+            thresholds[name] = found[name]
+        window = make_window(thresholds)
+        node = next(node for node in window.neurons() if node.name == name)
+        network.fire(window, node, None, network.currents(window, node))
+        network.forget(window, set(order[: done + 1]))
+        if progress:
+            progress(done + 1, len(order))
+    return found
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), 0)
+
+
+def _column(tensor: onnx.TensorProto, channels: int) -> Floats:
+    """A scalar or per-channel constant as [C, 1]."""
+    values = numpy_helper.to_array(tensor).reshape(-1, 1)
+    return np.broadcast_to(values, (channels, 1)).astype(np.float32)
