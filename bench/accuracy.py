@@ -562,7 +562,7 @@ def regressor_table(content: Row) -> str:
 
 
 def verdict(content: Row) -> list[str]:
-    """What is to be reached, and whether it is, with all images of the set or fewer."""
+    """What is to be reached, and whether it is, on how many images."""
     found = all_figures(content)
     lines = []
     for names, given, figure, bounds in TARGETS:
@@ -572,11 +572,12 @@ def verdict(content: Row) -> list[str]:
                 if one is None:
                     continue
                 value = getattr(one, figure)
+                images = content["cases"][name]["images"]
                 good = value <= bound if figure == "drop" else value >= bound
                 word = "at most" if figure == "drop" else "at least"
                 lines.append(
                     f"{'reached' if good else 'MISSED'}: {name}, {given}, {figure} at T = {steps}: "
-                    f"{value:.2f} ({word} {bound:g})"
+                    f"{value:.2f} ({word} {bound:g}), {images} images"
                 )
     return lines
 

@@ -4,8 +4,9 @@
 
 A neuron layer must read its currents and write its spikes, so a plain copy of as many bytes is the
 floor.  RMPNeuron is measured, and ScheduledRMPNeuron twice: behind the end of its schedule ("settled",
-the last row is zero) and in the middle of it ("moving", another row at every step).  Each figure is a median of rounds in which the candidates take turns.  Buffers are made once
-and bound, so that no allocation is timed.
+the last row is zero) and in the middle of it ("moving", another row at every step).  Each figure is a
+median of rounds in which the candidates take turns.  Buffers are made once and bound, so that no
+allocation is timed.
 """
 
 from __future__ import annotations

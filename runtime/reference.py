@@ -95,9 +95,7 @@ def scheduled_rmp_neuron(
     def quanta(u: Array, theta: Array) -> Array:
         return (u >= theta).astype(np.float32)
 
-    return _scheduled(
-        current, threshold, membrane, schedule, start, steps, static_current, quanta
-    )
+    return _scheduled(current, threshold, membrane, schedule, start, steps, static_current, quanta)
 
 
 def burst_neuron(
@@ -119,9 +117,7 @@ def burst_neuron(
     def quanta(u: Array, theta: Array) -> Array:
         return np.floor(_bounded(u / theta, 0, levels))
 
-    return _scheduled(
-        current, threshold, membrane, schedule, start, steps, static_current, quanta
-    )
+    return _scheduled(current, threshold, membrane, schedule, start, steps, static_current, quanta)
 
 
 def signed_neuron(
@@ -177,7 +173,7 @@ def weighted_time_sum(values: Array, weights: Array, total: Array, steps: int) -
     """`y = y + w_t·x_t`, one step after the other, each product rounded.  Returns `[N, ...]`."""
     held = _steps_of(values, steps)
     y = np.broadcast_to(np.float32(total), held.shape[1:]).copy()
-    for w, x in zip(np.float32(weights), held, strict=True):
+    for w, x in zip(weights.astype(np.float32), held, strict=True):
         y = y + w * x
     return y
 

@@ -159,7 +159,7 @@ def test_the_page_has_all_tables_and_what_failed() -> None:
     assert "| toycar | default | 2 | 1 | AUC (ANN 0.9000) | 0.7000 |" in text
     assert "- kws, a|b: Refused: no" in text
     assert "MISSED: resnet20, default, agreement at T = 16: 95.00" not in text
-    assert "reached: resnet20, default, agreement at T = 16: 95.00 (at least 94)" in text
+    assert "reached: resnet20, default, agreement at T = 16: 95.00 (at least 94), 20 images" in text
     assert "- resnet20: 20 of `sets/x.npz`; calibrated on sets/y.npz" in text
 
 

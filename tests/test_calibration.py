@@ -181,7 +181,9 @@ def test_max_is_the_largest_activation(alpha: float) -> None:
 def test_percentile_is_that_of_all_activations() -> None:
     model, x = network(), random(2, 200, 2, 4, 4)
     (r,) = real(model, x, "r")
-    found = thresholds(model, x, percentile=99.0).calibration.thresholds["first"]
+    found = thresholds(model, x, threshold="percentile", percentile=99.0).calibration.thresholds[
+        "first"
+    ]
     rows = np.moveaxis(r, 1, 0).reshape(3, -1)
     # A bin is at most 1/1024 of the layer's maximum wide; neighbours of 3,200 values are closer.
     assert (abs(found - np.percentile(rows, 99.0, axis=1)) <= 2 * r.max() / 1024).all()
@@ -215,7 +217,9 @@ def test_a_layer_that_fires_rarely_takes_its_maximum() -> None:
     x = np.full((5000, 1), -1, np.float32)
     x[17] = 2.5
     model = parse("g (float[N,1] x) => (float[N,1] y) { [act] y = Relu (x) }")
-    compiled = pipeline.compile_model(model, Options(threshold="percentile", percentile=99.0), x, samples=None)
+    compiled = pipeline.compile_model(
+        model, Options(threshold="percentile", percentile=99.0), x, samples=None
+    )
     assert compiled.calibration.thresholds["act"].tolist() == [2.5]
     assert compiled.calibration.samples == 5000
 

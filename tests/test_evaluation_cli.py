@@ -31,7 +31,14 @@ def snn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_table_of_a_diagnosis(snn: Path) -> None:
     args = ("eval", RESNET, snn, "--data", TEST, *SCALED, "--steps", "4,16", "--limit", 24)
     told = good(*args, "--diagnose").out
-    for text in ("quantised ANN", "unevenness", "inherited", "Errors at T = 16", "mainly"):
+    for text in (
+        "quantised ANN",
+        "unevenness",
+        "inherited",
+        "Errors at T = 16",
+        "mainly",
+        "the schedule",
+    ):
         assert text in told
     plain = good(*args).out
     assert "95 %" in plain and "drop" in plain

@@ -141,13 +141,12 @@ def test_layers_samples_and_odd_shapes() -> None:
     found = trace(model, INPUT, samples=100, steps=2, layers=[names[1], names[1]])
     assert [layer.layer for layer in found.layers] == names[1:] and found.samples == 6
     assert found.layers[0].shape == (5, 3, 3)
-    fixed = parse("g (float[4,3] x) => (float[4,3] y) { h = Relu (x)  n = Neg (h)  y = Relu (n) }")
+    flat = parse("g (float[N,3] x) => (float[N,3] y) { h = Relu (x)  n = Neg (h)  y = Relu (n) }")
     x = random(0, 4, 3)
-    filled = trace(compile_text(fixed, x), x[:3], samples=3, steps=4, neurons=None, ann=fixed)
-    assert filled.layers[0].spikes.shape == (4, 3, 3)
-    wanted = np.maximum(x[:3], 0)
-    assert filled.layers[0].activation is not None
-    assert np.array_equal(filled.layers[0].activation, wanted)
+    square = trace(compile_text(flat, x), x[:3], samples=3, steps=4, neurons=None, ann=flat)
+    assert square.layers[0].spikes.shape == (4, 3, 3)
+    assert square.layers[0].activation is not None
+    assert np.array_equal(square.layers[0].activation, np.maximum(x[:3], 0))
     elsewhere = parse(
         """g (float[N,2,3] x) => (float[N,2,3] y)
         { h = Relu (x)  t = Transpose <perm = [1, 0, 2]> (h)  r = Relu (t)

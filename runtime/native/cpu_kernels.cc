@@ -348,7 +348,7 @@ SNNC_BODY void neuron_body(const NeuronTask<T>& task, std::int64_t first, std::i
 
 // --- neuron with a schedule -------------------------------------------------------------------
 
-/// Rounds towards zero, to a positive zero too; `Value` is a float or a vector of floats of less
+/// Rounds towards zero, to a zero of either sign; `Value` is a float or a vector of floats of less
 /// than 2^31.
 template <typename Value>
 SNNC_BODY void truncate(const Value& x, Value& whole) {
@@ -376,7 +376,7 @@ SNNC_BODY void fire(const Value& u, const Value& theta, float levels, Value& v, 
     const Value bounded = at_least < most ? at_least : most;
     truncate(bounded, sent);
     if constexpr (firing == Firing::balanced) {
-      sent = sent > bounded ? sent - 1.0f : sent;
+      sent = (sent > bounded ? sent - 1.0f : sent) + 0.0f;  // no negative zero
       const Value owed = zero - balance;
       sent = sent < owed ? owed : sent;
       balance = balance + sent;

@@ -172,7 +172,7 @@ __device__ float fire(float u, float theta, float levels, float& v, float& balan
     const float bounded = at_least < levels ? at_least : levels;
     sent = static_cast<float>(static_cast<int>(bounded));
     if (firing == Firing::balanced) {
-      sent = sent > bounded ? sent - 1.0f : sent;
+      sent = (sent > bounded ? sent - 1.0f : sent) + 0.0f;  // no negative zero
       const float owed = 0.0f - balance;
       sent = sent < owed ? owed : sent;
       balance = balance + sent;

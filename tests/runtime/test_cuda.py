@@ -73,6 +73,73 @@ def test_neuron(name: str, dtype: str, static: bool) -> None:
     assert cases > 0
 
 
+@pytest.mark.parametrize("static", [False, True], ids=["temporal", "static"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["ScheduledRMPNeuron", "BurstNeuron", "SignedNeuron"])
+def test_scheduled_neuron(name: str, dtype: str, static: bool) -> None:
+    rng = np.random.default_rng(5)
+    numpy: Any = {
+        "ScheduledRMPNeuron": reference.scheduled_rmp_neuron,
+        "BurstNeuron": reference.burst_neuron,
+        "SignedNeuron": reference.signed_neuron,
+    }[name]
+    levels = {} if name == "ScheduledRMPNeuron" else {"levels": 3}
+    cases = 0
+    for sample in SAMPLES:
+        for start, steps, rows in ((0, 1, 1), (0, 7, 1), (0, 7, 4), (2, 7, 30), (9, 4, 5)):
+            for threshold in thresholds(sample, rng):
+                leading = sample[0] * (1 if static else steps)
+                feeds: dict[str, Any] = {
+                    "current": rng.normal(0.2, 1, (leading, *sample[1:])).astype(dtype),
+                    "threshold": threshold,
+                    "membrane": rng.normal(0, 1, sample).astype(np.float32),
+                }
+                if name == "SignedNeuron":
+                    feeds["balance"] = rng.integers(0, 3, sample).astype(np.float32)
+                schedule = rng.normal(0, 1, (rows, *threshold.shape)).astype(np.float32)
+                feeds |= {"schedule": schedule, "start": start, "steps": steps}
+                wanted = list(numpy(**feeds, **levels, static_current=static))
+                got = on_gpu(name, feeds, {"static_current": int(static), **levels})
+                assert_same_bits(got, wanted, (sample, start, steps, rows, threshold.shape))
+                cases += 1
+    assert cases > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weighted_time_sum(dtype: str) -> None:
+    rng = np.random.default_rng(6)
+    cases = 0
+    for sample in SAMPLES:
+        for steps in (1, 4, 7):
+            values = rng.normal(0, 1, (steps * sample[0], *sample[1:])).astype(dtype)
+            weights = rng.normal(0, 1, steps).astype(np.float32)
+            feeds = {"values": values, "weights": weights, "total": np.float32(0.5), "steps": steps}
+            wanted = [reference.weighted_time_sum(values, weights, np.array(0.5), steps)]
+            assert_same_bits(on_gpu("WeightedTimeSum", feeds), wanted, sample)
+            cases += 1
+    assert cases == len(SAMPLES) * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_poisson_encoder(dtype: str) -> None:
+    rng = np.random.default_rng(7)
+    cases = 0
+    for sample in SAMPLES:
+        for seed, image, start, steps in ((0, 0, 0, 1), (5, 2**32 - 1, 7, 4), (2**63 - 1, 3, 0, 3)):
+            feeds: dict[str, Any] = {
+                "values": rng.normal(0, 1, sample).astype(dtype),
+                "scale": np.float32(1.5),
+                "seed": seed,
+                "first_image": image,
+                "start": start,
+                "steps": steps,
+            }
+            wanted = [reference.poisson_encoder(**feeds)]
+            assert_same_bits(on_gpu("PoissonEncoder", feeds), wanted, (sample, seed))
+            cases += 1
+    assert cases == len(SAMPLES) * 3
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_time_sum(dtype: str) -> None:
     rng = np.random.default_rng(1)
@@ -109,32 +176,51 @@ def test_analog(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["RMPNeuron", "TimeSum", "RunningMean", "Telescope"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RMPNeuron",
+        "ScheduledRMPNeuron",
+        "BurstNeuron",
+        "SignedNeuron",
+        "TimeSum",
+        "WeightedTimeSum",
+        "RunningMean",
+        "Telescope",
+    ],
+)
 def test_chunks_give_what_the_whole_gives(name: str, dtype: str) -> None:
-    """The state that comes out of one call goes into the next, on the GPU as on the CPU."""
+    """The states that come out of one call go into the next, on the GPU as on the CPU."""
     operator = dialect.OPERATORS[name]
-    values_name = operator.inputs[0].name
-    state_name = operator.inputs[operator.states[0][0]].name
-    values = np.random.default_rng(4).normal(0.2, 1, (9, 2, 3, 7)).astype(dtype)
+    rng = np.random.default_rng(4)
+    values = rng.normal(0.2, 1, (9, 2, 3, 7)).astype(dtype)
+    weights, schedule = (rng.normal(0, 1, shape).astype(np.float32) for shape in ((9,), (4, 3, 1)))
+    levels = {"levels": 2} if any(a.name == "levels" for a in operator.attributes) else {}
+    states = [operator.inputs[state_in].name for state_in, _ in operator.states]
+    known = {port.name for port in operator.inputs}
 
-    def call(first: int, last: int, state: Array) -> list[Array]:
+    def call(first: int, last: int, held: list[Array]) -> tuple[list[Array], list[Array]]:
         feeds: dict[str, Any] = {
-            values_name: values[first:last].reshape(-1, 3, 7),
+            operator.inputs[0].name: values[first:last].reshape(-1, 3, 7),
             "threshold": np.float32(0.6),
-            state_name: state,
+            "weights": weights[first:last],
+            "schedule": schedule,
+            **dict(zip(states, held, strict=True)),
             "start": first,
             "steps": last - first,
         }
-        known = {port.name for port in operator.inputs}
-        return list(on_gpu(name, {key: feeds[key] for key in feeds if key in known}))
+        got = list(on_gpu(name, {key: feeds[key] for key in feeds if key in known}, levels))
+        after = [got[state_out] for _, state_out in operator.states]
+        return got[: len(got) - len(after)], after
 
-    whole = call(0, 9, np.zeros((), np.float32))
-    state, trains = np.zeros((), np.float32), []
+    zeros = [np.zeros((), np.float32) for _ in states]
+    whole, whole_after = call(0, 9, zeros)
+    held, trains = zeros, []
     for first, last in ((0, 1), (1, 5), (5, 9)):
-        *train, state = call(first, last, state)
+        train, held = call(first, last, held)
         trains.append(train)
     joined = [np.concatenate(parts) for parts in zip(*trains, strict=True)]
-    assert_same_bits([*joined, state], whole)
+    assert_same_bits([*joined, *held], [*whole, *whole_after])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -223,6 +223,69 @@ def test_wrong_starts_are_refused_by_name(name: str, changed: dict[str, Any], me
     assert message in str(raised.value)
 
 
+SCHEDULED_FEEDS = {
+    "current": CURRENT,
+    "threshold": np.float32(1),
+    "membrane": np.float32(0),
+    "schedule": np.zeros((2, 5), np.float32),
+    "start": 0,
+    "steps": 4,
+}
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("ScheduledRMPNeuron", {"schedule": np.float32(0)}, "`schedule` of shape [] has no rows"),
+        ("ScheduledRMPNeuron", {"schedule": np.zeros((0, 5), np.float32)}, "[0, 5] has no rows"),
+        (
+            "ScheduledRMPNeuron",
+            {"schedule": np.zeros((2, 4), np.float32)},
+            "`schedule` of shape [4]",
+        ),
+        ("ScheduledRMPNeuron", {"start": -1}, "`start` must be at least 0, not -1"),
+        ("BurstNeuron", {"levels": 0}, "`levels` must be 1 to 2^24, not 0"),
+        ("BurstNeuron", {"levels": 2**24 + 1}, "`levels` must be 1 to 2^24, not 16777217"),
+        ("SignedNeuron", {"balance": np.ones(4, np.float32)}, "`balance` of shape [4] does not"),
+    ],
+)
+def test_wrong_schedules_are_refused_by_name(
+    name: str, changed: dict[str, Any], message: str
+) -> None:
+    attributes = {"levels": changed.get("levels", 1)} if name != "ScheduledRMPNeuron" else {}
+    feeds = {**SCHEDULED_FEEDS, **({"balance": np.float32(0)} if name == "SignedNeuron" else {})}
+    feeds |= {key: value for key, value in changed.items() if key != "levels"}
+    with pytest.raises(Exception, match=f"{name}( 'my_{name}')?: ") as raised:
+        run(name, feeds, attributes=attributes)
+    assert message in str(raised.value)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    ("name", "feeds", "message"),
+    [
+        (
+            "WeightedTimeSum",
+            {"values": CURRENT, "weights": np.ones(3, np.float32), "total": np.float32(0)},
+            "`weights` of shape [3] are not 4, one for each step",
+        ),
+        (
+            "PoissonEncoder",
+            {"values": CURRENT, "scale": np.ones(2, np.float32), "seed": 0, "first_image": 0}
+            | {"start": 0},
+            "`scale` must be one number, not of shape [2]",
+        ),
+    ],
+)
+def test_wrong_weights_and_scales_are_refused_by_name(
+    name: str, feeds: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception, match=f"{name} 'my_{name}': ") as raised:
+        run(name, {**feeds, "steps": 4})
+    assert message in str(raised.value)
+
+
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("name", dialect.OPERATORS)
 def test_other_types_are_refused(name: str) -> None:

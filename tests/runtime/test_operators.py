@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from one_node import Array, assert_same_bits, one_node, run
 from onnx import TensorProto, helper
 
+from snncompiler import dialect
 from snncompiler.runtime import reference, register
 
 #: onnxruntime 1.20 keeps a last window that starts in the padding at the end; ONNX and all later
@@ -30,6 +31,12 @@ NEURONS: dict[str, Callable[..., tuple[Array, Array]]] = {
 ANALOG: dict[str, tuple[str, Callable[..., tuple[Array, Array]]]] = {
     "RunningMean": ("total", reference.running_mean),
     "Telescope": ("previous", reference.telescope),
+}
+#: Of each neuron with a schedule: its reference, and its levels, if it has any.
+SCHEDULED: dict[str, tuple[Callable[..., tuple[Array, ...]], dict[str, int]]] = {
+    "ScheduledRMPNeuron": (reference.scheduled_rmp_neuron, {}),
+    "BurstNeuron": (reference.burst_neuron, {"levels": 3}),
+    "SignedNeuron": (reference.signed_neuron, {"levels": 2}),
 }
 DTYPES = ("float32", "float16")
 SEEDS = st.integers(0, 2**32 - 1)
@@ -129,6 +136,313 @@ def test_neuron_takes_special_values(name: str) -> None:
         for one, other in zip(got, wanted, strict=True):
             np.testing.assert_array_equal(one, other)  # the bits of a NaN are free
             assert (np.signbit(one) == np.signbit(other))[~np.isnan(other)].all()
+
+
+def scheduled_feeds(
+    name: str, current: Array, threshold: Array, membrane: Array, **others: Any
+) -> dict[str, Any]:
+    """The inputs of a neuron with a schedule; `balance` is left out where it has none."""
+    feeds = {"current": current, "threshold": threshold, "membrane": membrane, **others}
+    if name != "SignedNeuron":
+        feeds.pop("balance", None)
+    return feeds
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["temporal", "static"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_scheduled_neuron(name: str, dtype: str, static: bool) -> None:
+    """Schedules shorter and longer than the window, of one row, before and behind their end."""
+    cases = 0
+    numpy, levels = SCHEDULED[name]
+    starts = st.sampled_from([0, 0, 1, 2, 7, 1000, 2**63 - 1])
+
+    @given(
+        SAMPLES,
+        st.integers(1, 9),
+        starts,
+        st.sampled_from([1, 1, 2, 3, 8, 25]),
+        st.sampled_from([1, 2]),
+        SEEDS,
+        st.data(),
+    )
+    def check(
+        sample: list[int],
+        steps: int,
+        start: int,
+        rows: int,
+        threads: int,
+        seed: int,
+        data: st.DataObject,
+    ) -> None:
+        nonlocal cases
+        leading = sample[0] if static else steps * sample[0]
+        schedule = normal(seed + 3, [rows, *data.draw(broadcastable(sample))])
+        if data.draw(st.booleans()):
+            schedule[-1] = 0
+        feeds = scheduled_feeds(
+            name,
+            normal(seed, [leading, *sample[1:]], dtype),
+            positive(seed + 1, data.draw(broadcastable(sample))),
+            normal(seed + 2, data.draw(broadcastable(sample))),
+            balance=np.float32(data.draw(st.integers(0, 3))),
+            schedule=schedule,
+            start=start,
+            steps=steps,
+        )
+        wanted = list(numpy(**feeds, **levels, static_current=static))
+        for native in (False, True):
+            attributes = {"static_current": int(static), **levels}
+            got = run(name, feeds, attributes=attributes, native=native, threads=threads)
+            assert_same_bits(got, wanted, f"native={native}")
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_scheduled_neuron_at_the_edges_of_tiles_and_blocks(name: str, dtype: str) -> None:
+    """Rows of one number, of one per channel (of 49 neurons, or of many) and of one per neuron."""
+    cases = 0
+    numpy, levels = SCHEDULED[name]
+    for channels, each in ((1, 1), (1, 255), (1, 256), (3, 49), (40, 49), (2, 1025), (512, 1)):
+        for row in ((), (channels, 1), (channels, each), (1, each)):
+            for rows in (1, 12):
+                schedule = normal(cases, [rows, *row])
+                schedule[-1] = 0
+                feeds = scheduled_feeds(
+                    name,
+                    normal(channels, [11, channels, each], dtype),
+                    positive(1, [channels, 1]),
+                    np.float32(0.25),
+                    balance=np.float32(1),
+                    schedule=schedule,
+                    start=2,
+                    steps=11,
+                )
+                wanted = list(numpy(**feeds, **levels))
+                for threads in (1, 2):
+                    got = run(name, feeds, attributes=levels, threads=threads)
+                    assert_same_bits(got, wanted, (channels, each, row, rows))
+                    cases += 1
+    assert cases == 7 * 4 * 2 * 2
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_scheduled_neuron_takes_special_values(name: str) -> None:
+    """Infinities, NaN, zeros of both signs, subnormal numbers, quotients that are too large."""
+    numpy, levels = SCHEDULED[name]
+    values = [np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-45, -1e-45, 1.0, 0.5, -3.0, 3.4e38]
+    current = np.tile(np.array([np.roll(values, step) for step in range(4)], np.float32), (1, 3))
+    count = current.shape[1]
+    feeds = scheduled_feeds(
+        name,
+        current,
+        np.resize(np.array([1.0, 0.5, 3e38, 1e-45], np.float32), count),
+        np.resize(np.array([0.0, -0.0, 0.5], np.float32), count),
+        balance=np.resize(np.array([0.0, -0.0, 5.0], np.float32), count),
+        schedule=np.array([-0.0, 0.0], np.float32),
+        start=0,
+        steps=4,
+    )
+    with np.errstate(all="ignore"):
+        wanted = numpy(**feeds, **levels)
+    for native in (False, True):
+        got = run(name, feeds, attributes=levels, native=native)
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)  # the bits of a NaN are free
+            assert (np.signbit(one) == np.signbit(other))[~np.isnan(other)].all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_scheduled_neuron_with_spikes_past_the_caches(name: str, dtype: str) -> None:
+    steps, neurons = 16, 33 * 2**20 // 16 // (4 if dtype == "float32" else 2) // 64 * 64
+    numpy, levels = SCHEDULED[name]
+    feeds = scheduled_feeds(
+        name,
+        normal(5, [steps, neurons], dtype),
+        np.float32(0.7),
+        np.float32(0.35),
+        balance=np.float32(0),
+        schedule=np.array([0.5, -0.25, 0], np.float32),
+        start=0,
+        steps=steps,
+    )
+    got = run(name, feeds, attributes=levels, threads=2)
+    assert_same_bits(got, list(numpy(**feeds, **levels)))
+
+
+def test_a_silent_schedule_changes_nothing() -> None:
+    feeds = {"current": normal(1, [5, 3, 40]), "threshold": np.float32(0.7)}
+    feeds |= {"membrane": np.float32(0.35), "steps": 5}
+    zero = np.zeros((1, 3, 1), np.float32)
+    got = run("ScheduledRMPNeuron", {**feeds, "schedule": zero, "start": 0})
+    assert_same_bits(got, run("RMPNeuron", feeds))
+    got = run(
+        "BurstNeuron", {**feeds, "schedule": zero, "start": 0}, attributes={"levels": 1}
+    )  # floor(u / θ) > 0 where u >= θ: the quotient of ordered numbers is at least 1
+    assert_same_bits(got, run("RMPNeuron", feeds))
+
+
+def test_a_signed_neuron_never_owes() -> None:
+    current, steps = normal(2, [64, 3, 40]) * 3, 64
+    feeds = {"current": current, "threshold": np.float32(0.5), "membrane": np.float32(0)}
+    feeds |= {"balance": np.float32(0), "schedule": np.zeros(1, np.float32), "start": 0}
+    k, _, n = run("SignedNeuron", {**feeds, "steps": steps}, attributes={"levels": 4})
+    sent = np.cumsum(k, axis=0)
+    assert k.min() == -4 and k.max() == 4 and sent.min() == 0
+    assert_same_bits([n[0]], [sent[-1]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weighted_time_sum(dtype: str) -> None:
+    cases = 0
+
+    @given(SAMPLES, st.integers(1, 9), st.sampled_from([1, 2]), SEEDS, st.data())
+    def check(sample: list[int], steps: int, threads: int, seed: int, data: st.DataObject) -> None:
+        nonlocal cases
+        values = normal(seed, [steps * sample[0], *sample[1:]], dtype)
+        weights = normal(seed + 1, [steps])
+        total = normal(seed + 2, data.draw(broadcastable(sample)))
+        feeds = {"values": values, "weights": weights, "total": total, "steps": steps}
+        wanted = [reference.weighted_time_sum(values, weights, total, steps)]
+        for native in (False, True):
+            got = run("WeightedTimeSum", feeds, native=native, threads=threads)
+            assert_same_bits(got, wanted, f"native={native}")
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_poisson_encoder(dtype: str) -> None:
+    cases = 0
+    whole = st.sampled_from([0, 1, 5, 2**32 - 2, 2**32, 2**63 - 1])
+
+    @given(
+        SAMPLES,
+        st.integers(1, 6),
+        whole,
+        whole | st.just(-3),
+        whole,
+        st.sampled_from([1, 2]),
+        SEEDS,
+    )
+    def check(
+        sample: list[int], steps: int, start: int, seed: int, image: int, threads: int, data: int
+    ) -> None:
+        nonlocal cases
+        feeds = {
+            "values": normal(data, sample, dtype),
+            "scale": np.float32(1.5),
+            "seed": seed,
+            "first_image": image,
+            "start": start,
+            "steps": steps,
+        }
+        wanted = [reference.poisson_encoder(**feeds)]
+        for native in (False, True):
+            got = run("PoissonEncoder", feeds, native=native, threads=threads)
+            assert_same_bits(got, wanted, f"native={native}")
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["body", "kernel"])
+def test_poisson_encoder_does_not_depend_on_batch_or_chunk(native: bool) -> None:
+    values = normal(1, [6, 3, 700])
+    feeds = {"scale": np.float32(2), "seed": 7}
+
+    def call(images: slice, first: int, last: int) -> Array:
+        part = values[images]
+        more = {"first_image": 100 + images.start, "start": first, "steps": last - first}
+        (spikes,) = run("PoissonEncoder", {"values": part, **feeds, **more}, native=native)
+        return spikes.reshape(last - first, *part.shape)
+
+    whole = call(slice(0, 6), 0, 9)
+    for images in (slice(0, 1), slice(1, 4), slice(5, 6)):
+        for first, last in ((0, 9), (0, 1), (3, 8)):
+            part = np.ascontiguousarray(whole[first:last, images])
+            assert_same_bits([call(images, first, last)], [part])
+
+
+def test_poisson_encoder_has_the_rates_it_should_have() -> None:
+    """Values of 0, beyond the scale and of both signs; the mean within five standard deviations."""
+    values = np.array([[0.0, -0.0, 0.25, -0.25, 1.0, -1.0, 1.5, np.nan, -1e-12]], np.float32)
+    steps = 20_000
+    feeds = {"values": values, "scale": np.float32(1), "seed": 3, "first_image": 0, "start": 0}
+    (spikes,) = run("PoissonEncoder", {**feeds, "steps": steps})
+    wanted = np.array([0, 0, 0.25, -0.25, 1, -1, 1, 0, 0])
+    bound = 5 * np.sqrt(np.abs(wanted) * (1 - np.abs(wanted)) / steps)
+    assert (np.abs(spikes.mean(axis=0) - wanted) <= bound).all()
+
+
+def _z_of_counts(counts: Array) -> float:
+    """How many standard deviations chi-square lies from what equal chances would give."""
+    expected, freedom = counts.sum() / counts.size, counts.size - 1
+    return float((((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1])
+def test_random_numbers_are_uniform_and_independent(seed: int) -> None:
+    """Mean, variance, histograms, correlations and pairs along steps, images and elements."""
+    axes = [np.arange(count, dtype=np.uint64) for count in (32, 32, 1024)]
+    step, image, element = np.ix_(*axes)
+    words = reference.random_words(seed, image, step, element)
+    assert words.shape == (32, 32, 1024)
+    uniform = (words >> np.uint32(8)).astype(np.float64) / 2**24 - 0.5
+    count = uniform.size
+    assert abs(uniform.mean()) < 5 / np.sqrt(12 * count)
+    assert abs((uniform**2).mean() - 1 / 12) < 5 * np.sqrt((1 / 80 - 1 / 144) / count)
+    for shift in (24, 16, 8, 0):
+        octet = (words >> np.uint32(shift)) & np.uint32(255)
+        assert abs(_z_of_counts(np.bincount(octet.ravel(), minlength=256))) < 5
+    top = (words >> np.uint32(24)).astype(np.int64)
+    for axis in range(3):
+        along, bits = np.moveaxis(uniform, axis, 0), np.moveaxis(top, axis, 0)
+        for lag in (1, 2, 3, 8, 16):
+            products = along[:-lag] * along[lag:]
+            assert abs(products.mean()) * 12 * np.sqrt(products.size) < 5
+        pairs = np.bincount((bits[:-1] * 256 + bits[1:]).ravel(), minlength=2**16)
+        assert abs(_z_of_counts(pairs)) < 5
+        sums = along.sum(axis=0) * np.sqrt(12 / len(along))
+        assert abs(sums.var() - 1) < 5 * np.sqrt(2 / sums.size)
+
+
+def test_random_numbers_of_different_seeds_are_independent() -> None:
+    seeds = [*range(40), *(2**bit for bit in range(6, 63)), 2**63 - 1]
+    element = np.arange(4096, dtype=np.uint64)
+    words = np.array([reference.random_words(seed, 0, 0, element) for seed in seeds])
+    uniform = ((words >> np.uint32(8)).astype(np.float64) / 2**24 - 0.5) * np.sqrt(12)
+    correlations = (uniform @ uniform.T / np.sqrt(element.size))[np.triu_indices(len(seeds), 1)]
+    assert np.abs(correlations).max() < 6 and abs(correlations.std() - 1) < 0.1
+
+
+def test_every_bit_of_seed_image_step_and_element_matters() -> None:
+    """Flipping any of them flips every bit of the result half the time."""
+    rng = np.random.default_rng(0)
+    count = 4000
+    numbers = [rng.integers(0, most, count).astype(np.uint64) for most in (50_000, 500, 4000)]
+    plain = reference.random_words(5, *numbers)
+    cases = 0
+    for which in range(4):
+        for bit in range(63):
+            flipped, seed = list(numbers), 5
+            if which == 3:
+                seed = 5 ^ (1 << bit)
+            else:
+                flipped[which] = flipped[which] ^ np.uint64(1 << bit)
+            change = plain ^ reference.random_words(seed, *flipped)
+            flips = np.unpackbits(change.view(np.uint8).reshape(count, 4), axis=1).mean(axis=0)
+            assert np.abs(flips - 0.5).max() < 6 * 0.5 / np.sqrt(count), (which, bit)
+            cases += 1
+    assert cases == 4 * 63
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -379,10 +693,15 @@ def test_spike_max_pool_of_common_networks() -> None:
     assert cases == 8
 
 
+#: Of each operator with a state: the name of its values, of its last state, and its attributes.
 STATEFUL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "RMPNeuron": ("current", "membrane", {"static_current": 0}),
     "HardResetNeuron": ("current", "membrane", {"static_current": 0}),
+    "ScheduledRMPNeuron": ("current", "membrane", {"static_current": 0}),
+    "BurstNeuron": ("current", "membrane", {"static_current": 0, "levels": 3}),
+    "SignedNeuron": ("current", "balance", {"static_current": 0, "levels": 2}),
     "TimeSum": ("values", "total", {}),
+    "WeightedTimeSum": ("values", "total", {}),
     "SpikeMaxPool": (
         "spikes",
         "counts",
@@ -404,8 +723,11 @@ STATEFUL: dict[str, tuple[str, str, dict[str, Any]]] = {
 @pytest.mark.parametrize("native", [False, True], ids=["body", "kernel"])
 def test_any_split_in_time_gives_the_same(name: str, native: bool) -> None:
     cases = 0
-    values_name, state_name, attributes = STATEFUL[name]
-    others = {"threshold": np.float32(0.6)} if state_name == "membrane" else {}
+    values_name, _, attributes = STATEFUL[name]
+    operator = dialect.OPERATORS[name]
+    known = {port.name for port in operator.inputs}
+    states = [operator.inputs[state_in].name for state_in, _ in operator.states]
+    weights, schedule = normal(1, [30]), normal(2, [7, 3, 1, 1])
 
     @given(st.lists(st.integers(1, 6), min_size=2, max_size=5), SEEDS)
     def check(chunks: list[int], seed: int) -> None:
@@ -415,22 +737,30 @@ def test_any_split_in_time_gives_the_same(name: str, native: bool) -> None:
         if name == "SpikeMaxPool":
             values = (values > 0).astype(np.float32)
 
-        def call(part: Array, state: Array, done: int) -> list[Array]:
-            folded = part.reshape(-1, *sample[1:])
-            feeds = {values_name: folded, **others, state_name: state, "steps": len(part)}
-            if name in ANALOG:
-                feeds["start"] = done
-            return run(name, feeds, attributes=attributes, native=native)
+        def call(first: int, last: int, held: list[Array]) -> tuple[list[Array], list[Array]]:
+            feeds = {
+                values_name: values[first:last].reshape(-1, *sample[1:]),
+                "threshold": np.float32(0.6),
+                "schedule": schedule,
+                "weights": weights[first:last],
+                "start": first,
+                "steps": last - first,
+                **dict(zip(states, held, strict=True)),
+            }
+            feeds = {key: value for key, value in feeds.items() if key in known}
+            got = run(name, feeds, attributes=attributes, native=native)
+            after = [got[state_out] for _, state_out in operator.states]
+            return got[: len(got) - len(after)], after
 
-        start = np.array(0.3, np.float32) if state_name == "membrane" else np.array(0, np.float32)
-        whole = call(values, start, 0)
-        state, trains, done = start, [], 0
+        start = [np.array(0.3 if state == "membrane" else 0, np.float32) for state in states]
+        whole = call(0, steps, start)
+        held, trains, done = start, [], 0
         for chunk in chunks:
-            *train, state = call(values[done : done + chunk], state, done)
+            train, held = call(done, done + chunk, held)
             trains.append(train)
             done += chunk
         joined = [np.concatenate(parts) for parts in zip(*trains, strict=True)]
-        assert_same_bits([*joined, state], whole)
+        assert_same_bits([*joined, *held], [*whole[0], *whole[1]])
         cases += 1
 
     check()
@@ -451,6 +781,8 @@ def test_state_may_take_the_place_of_its_input(name: str, library: Path) -> None
             value.CopyFrom(helper.make_tensor_value_info(state_name, TensorProto.FLOAT, sample))
         if value.name == "threshold":
             value.CopyFrom(helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []))
+        if value.name == "weights":
+            value.CopyFrom(helper.make_tensor_value_info("weights", TensorProto.FLOAT, [4]))
     graph.node.insert(0, helper.make_node("Neg", [state_name], ["negated"]))
     node = graph.node[1]
     node.input[list(node.input).index(state_name)] = "negated"
@@ -467,10 +799,16 @@ def test_state_may_take_the_place_of_its_input(name: str, library: Path) -> None
     values = (normal(1, [8, *sample[1:]]) > 0).astype(np.float32)
     state = np.random.default_rng(2).integers(0, 3, sample).astype(np.float32)
     feeds = {values_name: values, state_name: -state, "steps": np.array(4)}
-    if state_name == "membrane":
-        feeds["threshold"] = np.array(0.6, np.float32)
-    if name in ANALOG:
-        feeds["start"] = np.array(3)
+    more = {
+        "threshold": np.array(0.6, np.float32),
+        "schedule": normal(3, [5, 3, 1, 1]),
+        "weights": normal(4, [4]),
+        "start": np.array(3),
+    }
+    if name == "SignedNeuron":
+        more["membrane"] = normal(5, sample)
+    known = {port.name for port in dialect.OPERATORS[name].inputs}
+    feeds |= {key: value for key, value in more.items() if key in known}
     got = session.run(None, feeds)
     plain = {**feeds, state_name: state}
     wanted = run(name, plain, attributes=attributes, native=False)
