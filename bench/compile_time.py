@@ -54,6 +54,7 @@ def measure(count: int) -> Row:
     import onnxruntime
 
     from snncompiler import pipeline
+    from snncompiler.options import Options
 
     raw = chain(count).SerializeToString()
     started = time.process_time()
@@ -71,7 +72,7 @@ def measure(count: int) -> Row:
 
     onnxruntime.InferenceSession.__init__ = timed
     started = time.process_time()
-    pipeline.compile_model(raw, pipeline.Options(steps=STEPS))
+    pipeline.compile_model(raw, Options(steps=STEPS))
     whole = time.process_time() - started
     return {"prepare": prepared, "compile": whole, "sessions": sessions, "ours": whole - sessions}
 

@@ -118,7 +118,8 @@ def compile_cell(request: Row) -> Row:
     from snncompiler.data import load_data
     from snncompiler.errors import Refused
     from snncompiler.io import serialize
-    from snncompiler.pipeline import Options, calibrated, emit, prepare
+    from snncompiler.options import Options
+    from snncompiler.pipeline import calibrated, emit, prepare
 
     prepared = prepare(request["model"])
     (spec,) = prepared.inputs

@@ -31,7 +31,8 @@ Row = dict[str, Any]
 
 def measure(model: str, unroll: str, steps: int, chunk: int, threads: int, repeat: int) -> Row:
     """In this process: session creation and run time in seconds, peak memory in MiB."""
-    from snncompiler.pipeline import Options, compile_model, synthetic_feeds
+    from snncompiler.options import Options
+    from snncompiler.pipeline import compile_model, synthetic_feeds
     from snncompiler.runtime.session import create_session
 
     options = Options(steps=steps, unroll=unroll, chunk=chunk or None)  # type: ignore[arg-type]

@@ -275,7 +275,8 @@ def measure(name: str, root: Path, steps: list[int], limit: int, seconds: float)
     """Check, compile and run one network."""
     from snncompiler import Refused
     from snncompiler.compiled import read_compiled
-    from snncompiler.pipeline import Options, calibrated, compile_model, emit, prepare
+    from snncompiler.options import Options
+    from snncompiler.pipeline import calibrated, compile_model, emit, prepare
 
     entry = entries(root).get(name)
     model = onnx.load(root / entry["model"]) if entry else light(name)
@@ -284,7 +285,11 @@ def measure(name: str, root: Path, steps: list[int], limit: int, seconds: float)
         prepared = prepare(model)
         data = samples_of(entry, root, prepared)
         started = time.perf_counter()
-        compiled = compile_model(model, Options(threshold="max", steps=steps[0]), data.calibration)
+        compiled = compile_model(
+            model,
+            Options(threshold="max", correction="none", readout="mean", steps=steps[0]),
+            data.calibration,
+        )
         row["compile"] = time.perf_counter() - started
     except Refused as error:
         errors = [f for f in error.findings if f.severity == "error"]
@@ -300,7 +305,7 @@ def measure(name: str, root: Path, steps: list[int], limit: int, seconds: float)
     # Once more with thresholds at the maxima of the samples that are run: nothing clips then, and
     # what is left is the quantization alone.
     own = data.test.head(row["samples"])
-    options = Options(threshold="max", steps=steps[0])
+    options = Options(threshold="max", correction="none", readout="mean", steps=steps[0])
     unclipped = emit(prepared, calibrated(prepared, options, own), options)
     last = [int(total) for total in row["results"]][-1:]
     alone = run(model, read_compiled(unclipped), own, last, float("inf"))

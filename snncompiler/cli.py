@@ -32,17 +32,16 @@ from snncompiler.errors import EnvironmentMissing, InternalError, SnncError, Usa
 from snncompiler.evaluation import BATCH, Evaluation, evaluate
 from snncompiler.io import check_writable, save, write_atomically
 from snncompiler.options import DEFAULT_STEPS, MAX_STEPS, Options
-from snncompiler.pipeline import (
-    CALIBRATION_SAMPLES,
+from snncompiler.pipeline import CALIBRATION_SAMPLES, compile_model
+from snncompiler.pipeline import Progress as Tell
+from snncompiler.plots import check_plot, plot_trace
+from snncompiler.preparation import (
     check_batch,
     check_source,
-    compile_model,
     measure_folds,
     prepare,
     synthetic_feeds,
 )
-from snncompiler.pipeline import Progress as Tell
-from snncompiler.plots import check_plot, plot_trace
 from snncompiler.runtime import create_session, doctor
 from snncompiler.trace import NEURONS, SAMPLES, trace
 from snncompiler.verification import Verification, verify

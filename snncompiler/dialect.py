@@ -656,6 +656,208 @@ OPERATORS: dict[str, Operator] = {
     )
 }
 
+# --- event-driven layers ---
+#
+# What `passes/lower_events.py` makes of a layer for the CPU: spikes are bytes, channels last, and a
+# convolution and its neuron are one operator.  A body is the layer as it was, between transposes.
+
+_EVENT_CONV = """
+  {name}_wide = Cast <to = 1> ({spikes})
+  {name}_planes = Transpose <perm = [0, 3, 1, 2]> ({name}_wide)
+  {name}_kernel = Transpose <perm = [3, 2, 0, 1]> ({weights})
+  {name}_conv = Conv <{references}> ({name}_planes, {name}_kernel)
+  {name}_moved = Transpose <perm = [0, 2, 3, 1]> ({name}_conv)"""
+
+# Time apart, so that a static current has a place beside it.
+_EVENT_STEPS = """
+  one = Constant <value_ints = [1]> ()
+  k = Reshape (steps, one)
+  folded_shape = Shape (main_moved)
+  lead = Shape <start = 0, end = 1> (main_moved)
+  rest = Shape <start = 1> (main_moved)
+  batch = Div (lead, k)
+  by_step = Concat <axis = 0> (k, batch, rest)
+  main = Reshape <allowzero = 1> (main_moved, by_step)
+  charged = Add (main, current)"""
+
+_EVENT_NEURON = f"""
+  wide_spikes, membrane_out = {DOMAIN}.ScheduledRMPNeuron <static_current = {{static}}>
+    ({{current}}, threshold, membrane, schedule, start, steps)
+  spikes_out = Cast <to = 2> (wide_spikes)
+}}}}"""
+
+_WINDOW = ("dilations", "pads", "strides")
+
+
+def _event_layer(name: str, more: str, inputs: str, middle: str, total: str) -> str:
+    """The body of an operator that convolves; `more` names its further attributes."""
+    attributes = ", ".join(["group", "levels", *_WINDOW, *([more] if more else [])])
+    window = ", ".join(f"{key}: ints = @{key}" for key in _WINDOW)
+    conv = _EVENT_CONV.format(
+        name="main",
+        spikes="spikes",
+        weights="weights",
+        references=f"{window}, group: int = @group",
+    )
+    return (
+        f"{name} <{attributes}> (spikes, weights, {inputs}current, threshold, membrane, schedule, "
+        f"start, steps) => (spikes_out, membrane_out)\n{{"
+        + conv
+        + _EVENT_STEPS
+        + middle
+        + f"""
+  currents = Reshape <allowzero = 1> ({total}, folded_shape)"""
+        + _EVENT_NEURON.format(static=0, current="currents")
+    )
+
+
+_EVENT_BODIES = {
+    "EventNeuron": "EventNeuron (current, threshold, membrane, schedule, start, steps) "
+    "=> (spikes_out, membrane_out)\n{" + _EVENT_NEURON.format(static=1, current="current"),
+    "EventConv": _event_layer("EventConv", "", "", "", "charged"),
+    "EventConvAdd": _event_layer(
+        "EventConvAdd",
+        "",
+        "residual, amplitude, ",
+        """
+  fired = Cast <to = 1> (residual)
+  fired_by_step = Reshape <allowzero = 1> (fired, by_step)
+  scaled = Mul (fired_by_step, amplitude)
+  total = Add (charged, scaled)""",
+        "total",
+    ),
+    "EventConvPair": _event_layer(
+        "EventConvPair",
+        ", ".join(f"more_{key}" for key in _WINDOW),
+        "more_spikes, more_weights, ",
+        _EVENT_CONV.format(
+            name="more",
+            spikes="more_spikes",
+            weights="more_weights",
+            references=", ".join(f"{key}: ints = @more_{key}" for key in _WINDOW),
+        )
+        + """
+  more = Reshape <allowzero = 1> (more_moved, by_step)
+  total = Add (charged, more)""",
+        "total",
+    ),
+    "EventSum": """EventSum (spikes, weights, total, steps) => (total_out)
+{
+  values = Cast <to = 1> (spikes)
+"""
+    f"  total_out = {DOMAIN}.WeightedTimeSum (values, weights, total, steps)"
+    """
+}""",
+}
+
+_EVENT_SPIKES = Port("spikes", "uint8", "[steps*N, H, W, C]", "0 or 1, or 0 to `levels`")
+_EVENT_WEIGHTS = Port("weights", "float32", "[KH, KW, C/group, M]", "constant, to be packed once")
+_EVENT_NEURON_INPUTS = (
+    Port("current", "float32", "[M] or [N, OH, OW, M]", "bias or static current"),
+    Port("threshold", "float32", "[M]", "θ, positive"),
+    Port("membrane", "float32", "[M] or [N, OH, OW, M]", "membrane potential before the call"),
+    Port("schedule", "float32", "[S, M]", "b_t, S at least 1; zeros where there is none"),
+    _START,
+    _STEPS,
+)
+_EVENT_OUTPUTS = (
+    Port("spikes_out", "uint8", "[steps*N, OH, OW, M]", "0 or 1"),
+    Port("membrane_out", "float32", "[N, OH, OW, M]", "membrane potential after the call"),
+)
+_EVENT_ATTRIBUTES = (
+    Attribute("group", "int", "as in Conv"),
+    Attribute("levels", "int", "the largest value of `spikes`"),
+    *(Attribute(key, "ints", "as in Conv, of two axes") for key in _WINDOW),
+)
+_EVENT_EQUATION = "u = (v + x) + b_t;  s = 1 if u >= θ else 0;  v = u - θ·s   with x = "
+
+#: Operators of the CPU target.  They have no CUDA kernels, and no compiled file has them unless it
+#: is lowered.
+EVENT_OPERATORS: dict[str, Operator] = {
+    op.name: op
+    for op in (
+        Operator(
+            name="EventNeuron",
+            summary="Neurons under a static current, which send bytes, channels last.",
+            equation=_EVENT_EQUATION + "current",
+            inputs=(
+                Port("current", "float32", "[N, H, W, M]", "static current"),
+                *_EVENT_NEURON_INPUTS[1:],
+            ),
+            outputs=_EVENT_OUTPUTS,
+            attributes=(),
+            body=_EVENT_BODIES["EventNeuron"],
+            states=((2, 1),),
+        ),
+        Operator(
+            name="EventConv",
+            summary="Convolution of spikes and neurons in one.",
+            equation=_EVENT_EQUATION + "current + conv(spikes)",
+            inputs=(_EVENT_SPIKES, _EVENT_WEIGHTS, *_EVENT_NEURON_INPUTS),
+            outputs=_EVENT_OUTPUTS,
+            attributes=_EVENT_ATTRIBUTES,
+            body=_EVENT_BODIES["EventConv"],
+            states=((4, 1),),
+        ),
+        Operator(
+            name="EventConvAdd",
+            summary="EventConv with a residual: spikes that go past the convolution.",
+            equation=_EVENT_EQUATION + "(current + conv(spikes)) + amplitude·residual",
+            inputs=(
+                _EVENT_SPIKES,
+                _EVENT_WEIGHTS,
+                Port("residual", "uint8", "[steps*N, OH, OW, M]", "0 or 1"),
+                Port("amplitude", "float32", "[M]", "the current of a residual spike"),
+                *_EVENT_NEURON_INPUTS,
+            ),
+            outputs=_EVENT_OUTPUTS,
+            attributes=_EVENT_ATTRIBUTES,
+            body=_EVENT_BODIES["EventConvAdd"],
+            states=((6, 1),),
+        ),
+        Operator(
+            name="EventConvPair",
+            summary="Two convolutions of spikes into one layer of neurons.",
+            equation=_EVENT_EQUATION + "(current + conv(spikes)) + conv(more_spikes)",
+            inputs=(
+                _EVENT_SPIKES,
+                _EVENT_WEIGHTS,
+                Port("more_spikes", "uint8", "[steps*N, H2, W2, C2]", "0 or 1"),
+                Port("more_weights", "float32", "[KH2, KW2, C2, M]", "constant"),
+                *_EVENT_NEURON_INPUTS,
+            ),
+            outputs=_EVENT_OUTPUTS,
+            attributes=(
+                *_EVENT_ATTRIBUTES,
+                *(Attribute(f"more_{key}", "ints", "of the second one") for key in _WINDOW),
+            ),
+            body=_EVENT_BODIES["EventConvPair"],
+            states=((6, 1),),
+        ),
+        Operator(
+            name="EventSum",
+            summary="WeightedTimeSum of bytes.",
+            equation="y = y + w_t·s_t",
+            inputs=(
+                Port("spikes", "uint8", "[steps*N, ...]", "0 or 1, or counts"),
+                Port("weights", "float32", "[steps]", "w_t of the steps of this call"),
+                Port("total", "float32", "one number or [N, ...]", "sum before the call"),
+                _STEPS,
+            ),
+            outputs=(Port("total_out", "float32", "[N, ...]", "sum after the call"),),
+            attributes=(),
+            body=_EVENT_BODIES["EventSum"],
+            states=((2, 0),),
+        ),
+    )
+}
+
+#: The operators that a body is made of, beside those of ONNX.
+_BODY_NEEDS = {
+    name: "WeightedTimeSum" if name == "EventSum" else "ScheduledRMPNeuron"
+    for name in EVENT_OPERATORS
+}
+
 #: The operators that fire: one per rectifier of the source network.
 NEURONS = (
     "RMPNeuron",
@@ -668,8 +870,9 @@ NEURONS = (
 
 @cache
 def _function(name: str, opset: int) -> bytes:
-    operator = OPERATORS[name]
-    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
+    operator = OPERATORS.get(name) or EVENT_OPERATORS[name]
+    ours = f', "{DOMAIN}" : {VERSION}' if name in _BODY_NEEDS else ""
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}{ours}]>\n'
     function = onnx.parser.parse_function(header + operator.body)
     function.doc_string = f"{operator.summary}\n{operator.equation}"
     return bytes(function.SerializeToString(deterministic=True))
@@ -686,5 +889,7 @@ def function(name: str, opset: int) -> onnx.FunctionProto:
 
 
 def functions(names: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
-    """The bodies of several operators, in the order of their names."""
-    return [function(name, opset) for name in sorted(set(names))]
+    """The bodies of several operators and of those that they are made of, in the order of names."""
+    wanted = set(names)
+    wanted |= {_BODY_NEEDS[name] for name in wanted if name in _BODY_NEEDS}
+    return [function(name, opset) for name in sorted(wanted)]

@@ -30,18 +30,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snncompiler.calibrating import Progress
 from snncompiler.compiled import CompiledFile, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
+from snncompiler.emission import emit
 from snncompiler.errors import InternalError, refuse
 from snncompiler.options import Options
 from snncompiler.passes.unroll_time import Unroll
 from snncompiler.passes.verify_output import verify_output
-from snncompiler.pipeline import (
+from snncompiler.preparation import (
     BATCH_TOLERANCE,
     Prepared,
-    Progress,
     check_batch,
-    emit,
     prepare,
     synthetic_feeds,
 )

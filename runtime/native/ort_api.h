@@ -32,7 +32,7 @@ constexpr std::uint32_t api_version = 18;
 
 // Enumerations travel as C ints.
 enum ErrorCode : int { fail = 1, invalid_argument = 2 };
-enum ElementType : int { undefined = 0, float32 = 1, int64 = 7, float16 = 10 };
+enum ElementType : int { undefined = 0, float32 = 1, uint8 = 2, int64 = 7, float16 = 10 };
 enum Characteristic : int { required = 0 };
 enum MemoryType : int { cpu_input = -2, device_default = 0 };
 
@@ -83,6 +83,8 @@ using KernelContext_GetGPUComputeStream =
     Function<193, OrtStatus*(const OrtKernelContext*, void** stream)>;
 using KernelInfo_GetNodeName =
     Function<244, OrtStatus*(const OrtKernelInfo*, char*, std::size_t* size)>;
+using KernelInfoGetConstantInput_tensor =
+    Function<249, OrtStatus*(const OrtKernelInfo*, std::size_t, int* is_constant, const OrtValue**)>;
 using KernelContext_ParallelFor =
     Function<274, OrtStatus*(const OrtKernelContext*, void (*task)(void* data, std::size_t index),
                              std::size_t total, std::size_t batches, void* data)>;
@@ -132,6 +134,7 @@ static_assert(int(fail) == int(ORT_FAIL));
 static_assert(int(invalid_argument) == int(ORT_INVALID_ARGUMENT));
 static_assert(int(undefined) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED));
 static_assert(int(float32) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
+static_assert(int(uint8) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8));
 static_assert(int(int64) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64));
 static_assert(int(float16) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16));
 static_assert(int(required) == int(INPUT_OUTPUT_REQUIRED));
@@ -160,6 +163,7 @@ static_assert(offsetof(OrtApi, ReleaseCustomOpDomain) == pointer * ReleaseCustom
 static_assert(offsetof(OrtApi, KernelInfoGetAttributeArray_int64) == pointer * KernelInfoGetAttributeArray_int64::place);
 static_assert(offsetof(OrtApi, KernelContext_GetGPUComputeStream) == pointer * KernelContext_GetGPUComputeStream::place);
 static_assert(offsetof(OrtApi, KernelInfo_GetNodeName) == pointer * KernelInfo_GetNodeName::place);
+static_assert(offsetof(OrtApi, KernelInfoGetConstantInput_tensor) == pointer * KernelInfoGetConstantInput_tensor::place);
 static_assert(offsetof(OrtApi, KernelContext_ParallelFor) == pointer * KernelContext_ParallelFor::place);
 
 static_assert(offsetof(OrtApiBase, GetApi) == offsetof(ApiBase, GetApi));

@@ -1,0 +1,1182 @@
+#include "event_kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define SNNC_X86 1
+#endif
+
+// As in cpu_kernels.cc: a body is written once and inlined into one wrapper per instruction set.
+#define SNNC_BODY inline __attribute__((always_inline))
+#define SNNC_INLINE __attribute__((always_inline))
+#define SNNC_AVX2 __attribute__((target("avx2,fma,popcnt")))
+#define SNNC_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt,bmi,bmi2")))
+
+namespace snnc::events {
+
+void Free::operator()(void* memory) const { std::free(memory); }
+
+namespace {
+
+constexpr std::size_t line = 64;
+constexpr std::int64_t max_runs = max_sources * max_kernel;
+
+/// Of the sums of eight weight rows.  One more than there are: the first row of every table is used
+/// most, and with 256 they would all fall into one set of the cache.
+constexpr std::int64_t table_height = 257;
+
+/// A layer has tables if they fit the second-level cache: inputs of a neuron times channels.
+constexpr std::int64_t largest_table = 288 * 32;
+
+/// Time-steps times pixels of a tile: many share the weights of a block while these are in the
+/// second-level cache, and few keep lists and currents in there too.
+constexpr std::int64_t jobs_of_one_block = 512, jobs_of_many_blocks = 1024;
+
+template <typename T>
+Buffer<T> allocate(std::int64_t count) {
+  const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+  return Buffer<T>(static_cast<T*>(std::aligned_alloc(line, (bytes + line - 1) / line * line)));
+}
+
+/// The lanes of the bits of a byte, in order.
+constexpr auto lanes_of_byte = [] {
+  std::array<std::array<std::uint8_t, 8>, 256> table{};
+  for (unsigned mask = 0; mask < 256; ++mask) {
+    std::size_t count = 0;
+    for (std::uint8_t lane = 0; lane < 8; ++lane) {
+      if (mask >> lane & 1) table[mask][count++] = lane;
+    }
+  }
+  return table;
+}();
+
+// --- what an instruction set brings -------------------------------------------------------------
+
+template <int size>
+struct Block {
+  std::uint8_t bytes[size];
+};
+
+struct Generic {
+  static constexpr int bytes = 16;
+  /// A tile of dense arithmetic: its sums fill the registers.
+  static constexpr int dense_vectors(int) { return 4; }
+  static constexpr int dense_pixels(int) { return 2; }
+
+  /// One bit for every byte of `from` that is larger than `level`, sixteen to a mask.  May write
+  /// four masks where one is left.
+  static void masks(const std::uint8_t* from, std::int64_t count, std::uint8_t level,
+                    std::uint16_t* to) {
+    for (std::int64_t i = 0; i < count; i += 16) {
+      const std::int64_t here = std::min<std::int64_t>(16, count - i);
+      unsigned mask = 0;
+      for (std::int64_t lane = 0; lane < here; ++lane) {
+        mask |= static_cast<unsigned>(from[i + lane] > level) << lane;
+      }
+      to[i / 16] = static_cast<std::uint16_t>(mask);
+    }
+  }
+
+  /// Appends `place` + lane * `scale` for the lanes of a mask.  May write 16 numbers.
+  struct Lister {
+    std::uint32_t scale;
+
+    SNNC_BODY explicit Lister(std::uint32_t the_scale) : scale(the_scale) {}
+    SNNC_BODY std::uint32_t* operator()(unsigned mask, std::uint32_t place,
+                                        std::uint32_t* end) const {
+      for (; mask; mask &= mask - 1) {
+        *end++ = place + static_cast<std::uint32_t>(__builtin_ctz(mask)) * scale;
+      }
+      return end;
+    }
+  };
+
+  template <typename Vector>
+  SNNC_BODY static void spread(const float* value, Vector& vector) {
+    vector = Vector{} + *value;
+  }
+  /// sum + weight * value.  One of the factors is 0 or 1, or rounding does not matter.
+  template <typename Vector>
+  SNNC_BODY static void multiply_add(const Vector& weight, const Vector& value, Vector& sum) {
+    sum = sum + weight * value;
+  }
+  /// As many bytes as `vector` has integers.
+  template <typename Vector>
+  SNNC_BODY static void widen(const std::uint8_t* from, Vector& vector) {
+    for (int i = 0; i < 4; ++i) vector[i] = from[i];
+  }
+};
+
+#ifdef SNNC_X86
+// Where an instruction has no spelling in plain C++ it stands as assembly: the compiler refuses
+// intrinsics in a body that is for any instruction set.
+struct Avx2 {
+  static constexpr int bytes = 32;
+  static constexpr int dense_vectors(int) { return 2; }
+  static constexpr int dense_pixels(int) { return 6; }
+
+  SNNC_AVX2 static void masks(const std::uint8_t* from, std::int64_t count, std::uint8_t level,
+                              std::uint16_t* to) {
+    const __m256i least = _mm256_set1_epi8(static_cast<char>(level));
+    for (; count >= 32; count -= 32, from += 32, to += 2) {
+      const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      const int mask = _mm256_movemask_epi8(_mm256_cmpgt_epi8(values, least));
+      std::memcpy(to, &mask, sizeof(mask));
+    }
+    Generic::masks(from, count, level, to);
+  }
+
+  struct Lister {
+    using Places __attribute__((vector_size(32))) = std::int32_t;
+    std::int32_t scale;
+
+    SNNC_BODY explicit Lister(std::uint32_t the_scale)
+        : scale(static_cast<std::int32_t>(the_scale)) {}
+    SNNC_BODY std::uint32_t* operator()(unsigned mask, std::uint32_t place,
+                                        std::uint32_t* end) const {
+      end = half(mask & 0xff, static_cast<std::int32_t>(place), end);
+      return half(mask >> 8, static_cast<std::int32_t>(place) + 8 * scale, end);
+    }
+    SNNC_BODY std::uint32_t* half(unsigned mask, std::int32_t place, std::uint32_t* end) const {
+      Places places;
+      widen(lanes_of_byte[mask].data(), places);
+      places = places * scale + place;
+      std::memcpy(end, &places, sizeof(places));
+      return end + __builtin_popcount(mask);
+    }
+  };
+
+  template <typename Vector>
+  SNNC_BODY static void spread(const float* value, Vector& vector) {
+    Vector result;
+    asm("vbroadcastss %1, %0" : "=x"(result) : "m"(*value));
+    vector = result;
+  }
+  template <typename Vector>
+  SNNC_BODY static void multiply_add(const Vector& weight, const Vector& value, Vector& sum) {
+    Vector total = sum;
+    asm("vfmadd231ps %2, %1, %0" : "+x"(total) : "x"(weight), "x"(value));
+    sum = total;
+  }
+  template <typename Vector>
+  SNNC_BODY static void widen(const std::uint8_t* from, Vector& vector) {
+    Vector result;
+    asm("vpmovzxbd %1, %0" : "=x"(result) : "m"(*reinterpret_cast<const Block<8>*>(from)));
+    vector = result;
+  }
+};
+
+struct Avx512 {
+  static constexpr int bytes = 64;
+  static constexpr int dense_vectors(int units) { return units; }
+  static constexpr int dense_pixels(int vectors) { return vectors > 2 ? 6 : 8; }
+
+  SNNC_AVX512 static void masks(const std::uint8_t* from, std::int64_t count, std::uint8_t level,
+                                std::uint16_t* to) {
+    const __m512i least = _mm512_set1_epi8(static_cast<char>(level));
+    for (; count > 0; count -= 64, from += 64, to += 4) {
+      const std::uint64_t here = count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
+      const __m512i values = _mm512_maskz_loadu_epi8(here, from);
+      const std::uint64_t mask = _mm512_cmpgt_epu8_mask(values, least);
+      std::memcpy(to, &mask, sizeof(mask));
+    }
+  }
+
+  struct Lister {
+    using Places __attribute__((vector_size(64))) = std::int32_t;
+    Places lanes;
+
+    SNNC_BODY explicit Lister(std::uint32_t scale) {
+      for (int i = 0; i < 16; ++i) lanes[i] = i * static_cast<std::int32_t>(scale);
+    }
+    SNNC_BODY std::uint32_t* operator()(unsigned mask, std::uint32_t place,
+                                        std::uint32_t* end) const {
+      Places places = lanes + static_cast<std::int32_t>(place);
+      asm("kmovw %1, %%k1\n\tvpcompressd %0, %0%{%%k1%}" : "+v"(places) : "r"(mask) : "k1");
+      std::memcpy(end, &places, sizeof(places));
+      return end + __builtin_popcount(mask);
+    }
+  };
+
+  template <typename Vector>
+  SNNC_BODY static void spread(const float* value, Vector& vector) {
+    Vector result;
+    asm("vbroadcastss %1, %0" : "=v"(result) : "m"(*value));
+    vector = result;
+  }
+  template <typename Vector>
+  SNNC_BODY static void multiply_add(const Vector& weight, const Vector& value, Vector& sum) {
+    Vector total = sum;
+    asm("vfmadd231ps %2, %1, %0" : "+v"(total) : "v"(weight), "v"(value));
+    sum = total;
+  }
+  template <typename Vector>
+  SNNC_BODY static void widen(const std::uint8_t* from, Vector& vector) {
+    Vector result;
+    asm("vpmovzxbd %1, %0" : "=v"(result) : "m"(*reinterpret_cast<const Block<16>*>(from)));
+    vector = result;
+  }
+};
+#endif
+
+template <typename Set>
+using Floats __attribute__((vector_size(Set::bytes))) = float;
+template <typename Set>
+using Ints __attribute__((vector_size(Set::bytes))) = std::int32_t;
+template <typename Set>
+using Bytes __attribute__((vector_size(Set::bytes / 4))) = std::uint8_t;
+using Four __attribute__((vector_size(16))) = std::uint32_t;
+
+/// Lanes of a vector, and vectors of sixteen channels.
+template <typename Set>
+constexpr int lanes = Set::bytes / 4;
+template <typename Set>
+constexpr int per_unit = 16 / lanes<Set>;
+
+// By reference: vectors of an instruction set that the file is not compiled for do not travel by
+// value.
+template <typename Vector>
+SNNC_BODY void load(const void* from, Vector& vector) {
+  std::memcpy(&vector, from, sizeof(vector));
+}
+template <typename Vector>
+SNNC_BODY void store(void* to, const Vector& vector) {
+  std::memcpy(to, &vector, sizeof(vector));
+}
+
+/// A vector of which only the first `left` lanes exist in memory, unless it is `whole`.
+template <bool whole, typename Vector, typename T>
+SNNC_BODY void load_some(const T* from, std::int64_t left, Vector& vector) {
+  if constexpr (whole) {
+    load(from, vector);
+  } else {
+    vector = Vector{};
+    std::memcpy(&vector, from, static_cast<std::size_t>(left) * sizeof(T));
+  }
+}
+template <bool whole, typename Vector, typename T>
+SNNC_BODY void store_some(T* to, std::int64_t left, const Vector& vector) {
+  std::memcpy(to, &vector, whole ? sizeof(vector) : static_cast<std::size_t>(left) * sizeof(T));
+}
+template <typename Set, bool whole>
+SNNC_BODY void widen_some(const std::uint8_t* from, std::int64_t left, Ints<Set>& vector) {
+  std::uint8_t some[lanes<Set>] = {};
+  if constexpr (!whole) {
+    std::memcpy(some, from, static_cast<std::size_t>(left));
+    from = some;
+  }
+  Set::widen(from, vector);
+}
+
+/// row += `vectors` vectors of weights.
+template <typename Set, int vectors>
+SNNC_BODY void add_row(const float* weights, Floats<Set>* sum) {
+#pragma GCC unroll 16
+  for (int r = 0; r < vectors; ++r) {
+    Floats<Set> weight;
+    load(weights + r * lanes<Set>, weight);
+    sum[r] = sum[r] + weight;
+  }
+}
+
+// --- a part of the work and the memory for it ----------------------------------------------------
+
+/// Working memory of a thread, kept from call to call: fresh pages cost more than the work itself.
+class Scratch {
+ public:
+  template <typename T>
+  static std::int64_t room(std::int64_t count) {
+    constexpr auto step = static_cast<std::int64_t>(line);
+    return (count * std::int64_t{sizeof(T)} + step - 1) / step * step;
+  }
+  /// Makes room for `bytes`; what was taken before is gone.
+  bool reserve(std::int64_t bytes) {
+    taken_ = 0;
+    if (bytes > size_) {
+      size_ = 0;
+      memory_ = allocate<char>(bytes);
+      if (!memory_) return false;
+      size_ = bytes;
+    }
+    return true;
+  }
+  template <typename T>
+  T* take(std::int64_t count) {
+    T* const begin = reinterpret_cast<T*>(memory_.get() + taken_);
+    taken_ += room<T>(count);
+    return begin;
+  }
+
+ private:
+  Buffer<char> memory_;
+  std::int64_t size_ = 0, taken_ = 0;
+};
+
+/// A place at one time-step: which spikes it sees, and where its currents go.
+struct Job {
+  const std::uint32_t* list;  // of spikes
+  std::uint32_t fours;        // of spikes in it, but for the last one to four
+  std::uint32_t base;         // from a spike in the list to its weights, modulo 2^32
+  std::uint32_t rest[4];      // the weights of the last ones, filled up with the row of zeros
+  std::uint32_t place;        // of its currents, in pixels times steps
+  std::uint32_t pixel;
+};
+
+/// What is known of one source in a tile.
+struct Input {
+  std::uint16_t* masks;   // [input row, step, level, column with padding, sixteens]
+  std::uint32_t* lists;   // of the spikes that each output row sees at each step
+  Job* jobs;
+  Job* sorted;            // by length
+};
+
+/// Output rows [top, bottom) and columns [left, right).
+struct Tile {
+  std::int64_t top, bottom, left, right;
+
+  std::int64_t columns() const { return right - left; }
+  std::int64_t pixels() const { return (bottom - top) * columns(); }
+};
+
+/// What a thread works on and with.
+struct Strip {
+  const Layer& layer;
+  const Call& call;
+  std::int64_t sample;
+  Tile tile;
+  Input inputs[max_sources];
+  std::uint32_t* starts;  // of the columns in a list
+  std::uint32_t* counts;  // of the jobs of each length
+  std::int64_t lengths;
+  float* begin;     // [pixels, width]: static currents
+  float* values;    // dense: the inputs of one output row at one step
+  float* currents;  // [pixels, steps, width]
+
+  const std::uint8_t* spikes(std::size_t s, std::int64_t t, std::int64_t row) const {
+    const Source& source = layer.sources[s];
+    const std::int64_t rows = (t * call.samples + sample) * source.in[0] + row;
+    return call.spikes[s] + rows * source.in[1] * source.pixel + source.offset;
+  }
+  /// The masks of an input row that the tile sees; it may lie in the padding.
+  std::uint16_t* masks(std::size_t s, std::int64_t row, std::int64_t t, std::int64_t level) const {
+    const Source& source = layer.sources[s];
+    const std::int64_t rows = (row - source.row(tile.top, 0)) * call.steps + t;
+    return inputs[s].masks + (rows * source.levels + level) * source.masks();
+  }
+};
+
+/// What the sums of a block of channels start from: one vector, or one for every pixel.
+struct Begin {
+  const float* values;
+  std::int64_t stride;
+};
+
+// --- spikes as bits ------------------------------------------------------------------------------
+
+/// Turns the input rows that a tile sees into masks.
+template <typename Set>
+SNNC_BODY void mask_rows(const Strip& strip, std::size_t s) {
+  const Source& source = strip.layer.sources[s];
+  const std::int64_t sixteens = source.sixteens();
+  const std::int64_t last = source.row(strip.tile.bottom - 1, source.kernel[0] - 1);
+  const auto clear = [](std::uint16_t* from, const std::uint16_t* to) {
+    std::memset(from, 0, static_cast<std::size_t>(to - from) * sizeof(*from));
+  };
+  for (std::int64_t row = source.row(strip.tile.top, 0); row <= last; ++row) {
+    for (std::int64_t t = 0; t < strip.call.steps; ++t) {
+      for (std::int64_t level = 0; level < source.levels; ++level) {
+        std::uint16_t* const begin = strip.masks(s, row, t, level);
+        std::uint16_t* const end = begin + source.masks();
+        if (row < 0 || row >= source.in[0]) {
+          clear(begin, end);
+          continue;
+        }
+        const std::uint8_t* from = strip.spikes(s, t, row);
+        const auto above = static_cast<std::uint8_t>(level);
+        std::uint16_t* to = begin + source.begin[1] * sixteens;
+        clear(begin, to);
+        if (source.channels % 16 == 0 && source.channels == source.pixel) {
+          Set::masks(from, source.in[1] * source.channels, above, to);
+          to += source.in[1] * sixteens;
+        } else {
+          for (std::int64_t x = 0; x < source.in[1]; ++x, from += source.pixel, to += sixteens) {
+            Set::masks(from, source.channels, above, to);
+          }
+        }
+        clear(to, end);
+      }
+    }
+  }
+}
+
+/// About how many weight rows the spikes of a tile add up.
+inline std::int64_t events_in(const Strip& strip, std::size_t s) {
+  const Source& source = strip.layer.sources[s];
+  const std::uint16_t* mask = strip.masks(s, source.row(strip.tile.top, 0), 0, 0);
+  const std::int64_t rows =
+      source.row(strip.tile.bottom - 1, source.kernel[0] - 1) - source.row(strip.tile.top, 0) + 1;
+  const std::uint16_t* const end = mask + rows * strip.call.steps * source.levels * source.masks();
+  std::int64_t spikes = 0;
+  for (; end - mask >= 4; mask += 4) {
+    std::uint64_t four;
+    std::memcpy(&four, mask, sizeof(four));
+    spikes += __builtin_popcountll(four);
+  }
+  for (; mask < end; ++mask) spikes += __builtin_popcount(*mask);
+  // Of the places around a spike, those in the tile.
+  const std::int64_t places = rows * (source.begin[1] + source.in[1] + source.end[1]);
+  return spikes * source.kernel[0] * source.kernel[1] * strip.tile.pixels() / places;
+}
+
+// --- events --------------------------------------------------------------------------------------
+
+/// Lists what every place of a tile sees as jobs, sorted by length.  Spikes are listed column by
+/// column of the input, so that a receptive field is one piece of a list.
+template <typename Set, int units>
+SNNC_BODY void list_jobs(const Strip& strip, std::size_t s) {
+  const Layer& layer = strip.layer;
+  const Source& source = layer.sources[s];
+  const Tile& tile = strip.tile;
+  constexpr std::uint32_t width = 16 * units;
+  const std::int64_t steps = strip.call.steps, levels = source.levels, channels = source.channels;
+  const std::int64_t sixteens = source.sixteens(), dilation = source.dilation[1];
+  const typename Set::Lister list(width);
+  const auto nothing = static_cast<std::uint32_t>(layer.weights->rows) * width;
+  const auto first_row = static_cast<std::uint32_t>(layer.weights->first_row[s]) * width;
+  const auto of_column = static_cast<std::uint32_t>(source.kernel[0] * channels) * width;
+  const std::int64_t level_apart = source.masks(), step_apart = levels * level_apart;
+  const std::int64_t row_apart = source.dilation[0] * steps * step_apart;
+  // The columns that the tile sees.  With dilation, those of one residue are neighbours in a list,
+  // because a window sees no others.
+  const std::int64_t from = std::clamp<std::int64_t>(source.column(tile.left, 0), 0, source.in[1]);
+  const std::int64_t to = std::clamp<std::int64_t>(
+      source.column(tile.right - 1, source.kernel[1] - 1) + 1, from, source.in[1]);
+  const auto number_of = [=](std::int64_t residue) {
+    return std::max<std::int64_t>(0, (to - from - residue + dilation - 1) / dilation);
+  };
+
+  std::uint32_t* const starts = strip.starts;
+  std::uint32_t* const counts = strip.counts;
+  std::memset(counts, 0, static_cast<std::size_t>(strip.lengths) * sizeof(*counts));
+  std::uint32_t* end = strip.inputs[s].lists;
+  Job* job = strip.inputs[s].jobs;
+  for (std::int64_t y = tile.top; y < tile.bottom; ++y) {
+    std::int64_t kh_begin = 0, kh_end = source.kernel[0];
+    while (kh_begin < kh_end && source.row(y, kh_begin) < 0) ++kh_begin;
+    while (kh_end > kh_begin && source.row(y, kh_end - 1) >= source.in[0]) --kh_end;
+    const auto first = static_cast<std::uint32_t>(kh_begin * channels) * width;
+    for (std::int64_t t = 0; t < steps; ++t) {
+      const std::uint32_t* const begin = end;
+      const std::uint16_t* const masks =
+          strip.masks(s, source.row(y, kh_begin), t, 0) + (source.begin[1] + from) * sixteens;
+      std::uint32_t* start = starts;
+      for (std::int64_t residue = 0; residue < dilation; ++residue) {
+        const std::int64_t number = number_of(residue);
+        for (std::int64_t x = 0; x < number; ++x) {
+          *start++ = static_cast<std::uint32_t>(end - begin);
+          const std::uint16_t* mask = masks + (x * dilation + residue) * sixteens;
+          std::uint32_t place = static_cast<std::uint32_t>(x) * of_column + first;
+          for (std::int64_t kh = kh_begin; kh < kh_end; ++kh, mask += row_apart) {
+            for (std::int64_t c = 0; c < sixteens; ++c) {
+              const std::uint32_t here = place + static_cast<std::uint32_t>(c) * (16 * width);
+              std::int64_t level = 0;
+              do {
+                end = list(mask[c + level * level_apart], here, end);
+              } while (++level < levels);
+            }
+            place += static_cast<std::uint32_t>(channels) * width;
+          }
+        }
+      }
+      *start = static_cast<std::uint32_t>(end - begin);
+
+      auto pixel = static_cast<std::uint32_t>((y - tile.top) * tile.columns());
+      for (std::int64_t x = tile.left; x < tile.right; ++x, ++job, ++pixel) {
+        std::int64_t column = source.column(x, 0) - from, number = to - from;
+        const std::uint32_t* columns = starts;
+        if (dilation > 1) {
+          const std::int64_t residue = (column % dilation + dilation) % dilation;
+          for (std::int64_t r = 0; r < residue; ++r) columns += number_of(r);
+          column = (column - residue) / dilation;
+          number = number_of(residue);
+        }
+        const std::uint32_t seen = columns[std::clamp<std::int64_t>(column, 0, number)];
+        const std::uint32_t count =
+            columns[std::clamp<std::int64_t>(column + source.kernel[1], 0, number)] - seen;
+        job->list = begin + seen;
+        job->fours = (count - (count > 0)) / 4;
+        job->base = first_row - static_cast<std::uint32_t>(column) * of_column;
+        Four rest;
+        load(job->list + 4 * job->fours, rest);
+        const Four left = Four{} + (count - 4 * job->fours);
+        rest = left > Four{0, 1, 2, 3} ? rest + job->base : Four{} + nothing;
+        store(job->rest, rest);
+        job->place = pixel * static_cast<std::uint32_t>(steps) + static_cast<std::uint32_t>(t);
+        job->pixel = pixel;
+        ++counts[job->fours];
+      }
+    }
+  }
+  std::uint32_t before = 0;
+  for (std::int64_t i = 0; i < strip.lengths; ++i) {
+    const std::uint32_t here = counts[i];
+    counts[i] = before;
+    before += here;
+  }
+  Job* const sorted = strip.inputs[s].sorted;
+  for (const Job* j = strip.inputs[s].jobs; j < job; ++j) sorted[counts[j->fours]++] = *j;
+}
+
+/// Places whose sums are made together: enough that an addition need not wait for the one before.
+template <int units>
+constexpr int together = units == 1 ? 8 : units == 2 ? 4 : 2;
+
+/// Sums the weight rows of `jobs` jobs of one length.
+template <typename Set, int units, int jobs>
+SNNC_BODY void gather(const float* weights, const Job* job, const float* begin,
+                      std::int64_t stride, std::uint32_t Job::*which, float* currents) {
+  constexpr int vectors = units * per_unit<Set>;
+  Floats<Set> sum[jobs][vectors];
+  const std::uint32_t* list[jobs];
+  std::uint32_t base[jobs];
+#pragma GCC unroll 8
+  for (int j = 0; j < jobs; ++j) {
+    list[j] = job[j].list;
+    base[j] = job[j].base;
+#pragma GCC unroll 16
+    for (int r = 0; r < vectors; ++r) {
+      load(begin + job[j].*which * stride + r * lanes<Set>, sum[j][r]);
+    }
+  }
+  const std::uint32_t count = 4 * job->fours;
+  for (std::uint32_t i = 0; i < count; i += 4) {
+#pragma GCC unroll 4
+    for (std::uint32_t k = 0; k < 4; ++k) {
+#pragma GCC unroll 8
+      for (int j = 0; j < jobs; ++j) {
+        add_row<Set, vectors>(weights + (base[j] + list[j][i + k]), sum[j]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (std::uint32_t k = 0; k < 4; ++k) {
+#pragma GCC unroll 8
+    for (int j = 0; j < jobs; ++j) add_row<Set, vectors>(weights + job[j].rest[k], sum[j]);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < jobs; ++j) {
+    float* to = currents + std::int64_t{job[j].place} * (16 * units);
+#pragma GCC unroll 16
+    for (int r = 0; r < vectors; ++r) store(to + r * lanes<Set>, sum[j][r]);
+  }
+}
+
+/// The currents of a tile by events.
+template <typename Set, int units>
+SNNC_BODY void gather_all(const Strip& strip, std::size_t s, const float* weights,
+                          const Begin& begin) {
+  // The second source goes on from the currents of the first.
+  const float* const from = s ? strip.currents : begin.values;
+  const std::int64_t stride = s ? 16 * units : begin.stride;
+  std::uint32_t Job::*const which = s ? &Job::place : &Job::pixel;
+  const Job* job = strip.inputs[s].sorted;
+  const Job* const end = job + strip.tile.pixels() * strip.call.steps;
+  const auto alike = [&](std::int64_t number) {
+    return number <= end - job && job[number - 1].fours == job->fours;
+  };
+  while (job < end) {
+    if (alike(together<units>)) {
+      gather<Set, units, together<units>>(weights, job, from, stride, which, strip.currents);
+      job += together<units>;
+    } else if (together<units> > 2 && alike(2)) {
+      gather<Set, units, 2>(weights, job, from, stride, which, strip.currents);
+      job += 2;
+    } else {
+      gather<Set, units, 1>(weights, job, from, stride, which, strip.currents);
+      job += 1;
+    }
+  }
+}
+
+// --- tables --------------------------------------------------------------------------------------
+
+/// The currents of `pixels` pixels next to each other at one step: the masks of a receptive field,
+/// eight inputs at a time, choose rows of the tables.
+template <typename Set, int units, int pixels>
+SNNC_BODY void look_up(const Source& source, const std::uint8_t* const* rows, std::int64_t x,
+                       const float* table, const float* begin, std::int64_t begin_stride,
+                       float* currents, std::int64_t stride) {
+  constexpr int vectors = units * per_unit<Set>, width = 16 * units;
+  const std::int64_t of_pixel = source.sixteens() * 2;
+  const std::int64_t apart = source.stride[1] * of_pixel;
+  const std::int64_t span = source.dilation[1] == 1 ? source.kernel[1] : 1;
+  Floats<Set> sum[pixels][vectors];
+#pragma GCC unroll 8
+  for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 16
+    for (int r = 0; r < vectors; ++r) load(begin + p * begin_stride + r * lanes<Set>, sum[p][r]);
+  }
+  for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
+    for (std::int64_t kw = 0; kw < source.kernel[1]; kw += span) {
+      const std::uint8_t* masks = rows[kh] + x * apart + kw * source.dilation[1] * of_pixel;
+      const std::uint8_t* const end = masks + span * of_pixel;
+      for (; masks < end; ++masks, table += table_height * width) {
+#pragma GCC unroll 8
+        for (int p = 0; p < pixels; ++p) {
+          add_row<Set, vectors>(table + std::size_t{masks[p * apart]} * width, sum[p]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 16
+    for (int r = 0; r < vectors; ++r) store(currents + p * stride + r * lanes<Set>, sum[p][r]);
+  }
+}
+
+/// The currents of a tile by tables.
+template <typename Set, int units>
+SNNC_BODY void look_up_all(const Strip& strip, std::size_t s, const float* tables,
+                           const Begin& begin) {
+  const Source& source = strip.layer.sources[s];
+  const Tile& tile = strip.tile;
+  const std::int64_t steps = strip.call.steps, columns = tile.columns();
+  constexpr std::int64_t width = 16 * units;
+  const float* const table = tables + strip.layer.weights->first_table_row[s] * width;
+  const std::int64_t left = (source.column(tile.left, 0) + source.begin[1]) * source.sixteens();
+  const std::uint8_t* rows[max_kernel];
+  for (std::int64_t y = tile.top; y < tile.bottom; ++y) {
+    for (std::int64_t t = 0; t < steps; ++t) {
+      for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
+        rows[kh] =
+            reinterpret_cast<const std::uint8_t*>(strip.masks(s, source.row(y, kh), t, 0) + left);
+      }
+      std::int64_t x = 0;
+      const auto some = [&](auto number) SNNC_INLINE {
+        constexpr int pixels = decltype(number)::value;
+        for (; x + pixels <= columns; x += pixels) {
+          const std::int64_t pixel = (y - tile.top) * columns + x;
+          float* currents = strip.currents + (pixel * steps + t) * width;
+          look_up<Set, units, pixels>(source, rows, x, table,
+                                      s ? currents : begin.values + pixel * begin.stride,
+                                      s ? steps * width : begin.stride, currents, steps * width);
+        }
+      };
+      some(std::integral_constant<int, together<units>>{});
+      if constexpr (together<units> > 2) some(std::integral_constant<int, 2>{});
+      some(std::integral_constant<int, 1>{});
+    }
+  }
+}
+
+// --- dense ---------------------------------------------------------------------------------------
+
+/// Inputs of a receptive field that are neighbours, and their weights.
+struct Run {
+  const float* values;  // of the first pixel
+  std::int64_t stride;  // from pixel to pixel
+  std::int64_t row;
+  std::int64_t count;
+};
+
+template <typename Set, int pixels, int vectors>
+SNNC_BODY void multiply_tile(const Run* runs, const Run* runs_end, std::int64_t x,
+                             const float* weights, std::int64_t width, const float* begin,
+                             std::int64_t begin_stride, float* currents, std::int64_t stride) {
+  Floats<Set> sum[pixels][vectors];
+#pragma GCC unroll 8
+  for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 16
+    for (int r = 0; r < vectors; ++r) load(begin + p * begin_stride + r * lanes<Set>, sum[p][r]);
+  }
+  for (const Run* run = runs; run < runs_end; ++run) {
+    const std::int64_t apart = run->stride, count = run->count;
+    const float* values = run->values + x * apart;
+    const float* row = weights + run->row * width;
+    for (std::int64_t k = 0; k < count; ++k, row += width) {
+      Floats<Set> weight[vectors];
+#pragma GCC unroll 16
+      for (int r = 0; r < vectors; ++r) load(row + r * lanes<Set>, weight[r]);
+#pragma GCC unroll 8
+      for (int p = 0; p < pixels; ++p) {
+        Floats<Set> value;
+        Set::spread(values + p * apart + k, value);
+#pragma GCC unroll 16
+        for (int r = 0; r < vectors; ++r) Set::multiply_add(weight[r], value, sum[p][r]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 16
+    for (int r = 0; r < vectors; ++r) store(currents + p * stride + r * lanes<Set>, sum[p][r]);
+  }
+}
+
+/// The same for a number of pixels, at most `most`, that is known at run time.
+template <typename Set, int most, int vectors>
+SNNC_BODY void multiply_pixels(std::int64_t pixels, const Run* runs, const Run* runs_end,
+                               std::int64_t x, const float* weights, std::int64_t width,
+                               const float* begin, std::int64_t begin_stride, float* currents,
+                               std::int64_t stride) {
+  if constexpr (most > 1) {
+    if (pixels < most) {
+      return multiply_pixels<Set, most - 1, vectors>(pixels, runs, runs_end, x, weights, width,
+                                                     begin, begin_stride, currents, stride);
+    }
+  }
+  multiply_tile<Set, most, vectors>(runs, runs_end, x, weights, width, begin, begin_stride,
+                                    currents, stride);
+}
+
+/// Writes the inputs that an output row sees at one step as floats, the rows of a column next to
+/// each other, with the padding; returns the end of the runs.
+template <typename Set>
+SNNC_BODY Run* write_values(const Strip& strip, std::int64_t y, std::int64_t t, Run* run) {
+  const Layer& layer = strip.layer;
+  float* to = strip.values;
+  for (std::size_t s = 0; s < layer.source_count; ++s) {
+    const Source& source = layer.sources[s];
+    const std::int64_t channels = source.channels, of_column = source.kernel[0] * channels;
+    const std::int64_t begin = source.column(strip.tile.left, 0);
+    const std::int64_t end = source.column(strip.tile.right - 1, source.kernel[1] - 1) + 1;
+    const auto silent = static_cast<std::size_t>(channels) * sizeof(float);
+    for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
+      const std::int64_t row = source.row(y, kh);
+      const bool inside = row >= 0 && row < source.in[0];
+      const std::int64_t from = inside ? std::clamp<std::int64_t>(begin, 0, source.in[1]) : end;
+      const std::int64_t until = inside ? std::clamp(end, from, source.in[1]) : end;
+      const std::uint8_t* spikes = strip.spikes(s, t, inside ? row : 0) + (inside ? from : 0) * source.pixel;
+      float* place = to + kh * channels;
+      std::int64_t x = begin;
+      for (; x < std::min(from, end); ++x, place += of_column) std::memset(place, 0, silent);
+      for (; x < until; ++x, place += of_column, spikes += source.pixel) {
+        std::int64_t c = 0;
+        for (; c + lanes<Set> <= channels; c += lanes<Set>) {
+          Ints<Set> values;
+          Set::widen(spikes + c, values);
+          store(place + c, __builtin_convertvector(values, Floats<Set>));
+        }
+        for (; c < channels; ++c) place[c] = static_cast<float>(spikes[c]);
+      }
+      for (; x < end; ++x, place += of_column) std::memset(place, 0, silent);
+    }
+    const std::int64_t span = source.dilation[1] == 1 ? source.kernel[1] : 1;
+    for (std::int64_t kw = 0; kw < source.kernel[1]; kw += span, ++run) {
+      *run = {to + kw * source.dilation[1] * of_column, source.stride[1] * of_column,
+              layer.weights->first_row[s] + kw * of_column, span * of_column};
+    }
+    to += (end - begin) * of_column;
+  }
+  return run;
+}
+
+/// The currents of a tile by dense arithmetic.
+template <typename Set, int units>
+SNNC_BODY void multiply_all(const Strip& strip, const float* weights, const Begin& begin) {
+  constexpr std::int64_t width = 16 * units;
+  constexpr int vectors = Set::dense_vectors(units), most = Set::dense_pixels(vectors);
+  const Tile& tile = strip.tile;
+  const std::int64_t steps = strip.call.steps, columns = tile.columns();
+  // Parts of nearly the same number of pixels.
+  const std::int64_t parts = (columns + most - 1) / most;
+  Run runs[max_runs];
+  for (std::int64_t t = 0; t < steps; ++t) {
+    for (std::int64_t y = tile.top; y < tile.bottom; ++y) {
+      const Run* const runs_end = write_values<Set>(strip, y, t, runs);
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const std::int64_t x = part * columns / parts, pixels = (part + 1) * columns / parts - x;
+        const std::int64_t pixel = (y - tile.top) * columns + x;
+        for (std::int64_t r = 0; r < width; r += vectors * lanes<Set>) {
+          multiply_pixels<Set, most, vectors>(
+              pixels, runs, runs_end, x, weights + r, width, begin.values + pixel * begin.stride + r,
+              begin.stride, strip.currents + (pixel * steps + t) * width + r, steps * width);
+        }
+      }
+    }
+  }
+}
+
+/// The currents of a tile where every channel sees itself only.
+template <typename Set, int units>
+SNNC_BODY void depthwise_all(const Strip& strip, std::int64_t block, const float* weights,
+                             const Begin& begin) {
+  constexpr std::int64_t width = 16 * units;
+  const Source& source = strip.layer.sources[0];
+  const Tile& tile = strip.tile;
+  const std::int64_t steps = strip.call.steps;
+  for (std::int64_t t = 0; t < steps; ++t) {
+    for (std::int64_t y = tile.top; y < tile.bottom; ++y) {
+      for (std::int64_t x = tile.left; x < tile.right; ++x) {
+        const std::int64_t pixel = (y - tile.top) * tile.columns() + x - tile.left;
+        for (std::int64_t r = 0; r < width; r += lanes<Set>) {
+          const std::int64_t channel = block * width + r, left = strip.layer.weights->channels - channel;
+          if (left <= 0) break;
+          Floats<Set> sum;
+          load(begin.values + pixel * begin.stride + r, sum);
+          for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
+            const std::int64_t row = source.row(y, kh);
+            if (row < 0 || row >= source.in[0]) continue;
+            const std::uint8_t* spikes = strip.spikes(0, t, row) + channel;
+            for (std::int64_t kw = 0; kw < source.kernel[1]; ++kw) {
+              const std::int64_t column = source.column(x, kw);
+              if (column < 0 || column >= source.in[1]) continue;
+              const std::uint8_t* from = spikes + column * source.pixel;
+              Ints<Set> values;
+              if (left >= lanes<Set>) {
+                Set::widen(from, values);
+              } else {
+                widen_some<Set, false>(from, left, values);
+              }
+              Floats<Set> weight;
+              load(weights + (kw * source.kernel[0] + kh) * width + r, weight);
+              const Floats<Set> value = __builtin_convertvector(values, Floats<Set>);
+              Set::multiply_add(weight, value, sum);
+            }
+          }
+          store(strip.currents + (pixel * steps + t) * width + r, sum);
+        }
+      }
+    }
+  }
+}
+
+// --- neurons -------------------------------------------------------------------------------------
+
+/// One vector of channels of `pixels` pixels next to each other through all time-steps.
+template <typename Set, int pixels, bool whole>
+SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
+                    std::int64_t place, const float* currents, std::int64_t width) {
+  using F = Floats<Set>;
+  const Call& call = strip.call;
+  const std::int64_t apart = strip.layer.pixel, steps = call.steps, start = call.start;
+  const std::int64_t row = call.samples * strip.layer.out[0] * strip.layer.out[1] * apart;
+  const std::int64_t last = call.scheduled - 1, after = steps * width;
+  const float* const schedule = call.schedule ? call.schedule + channel : nullptr;
+  const std::uint8_t* residual = call.residual ? call.residual + place + channel : nullptr;
+  std::uint8_t* spikes = call.spikes_out + place + channel;
+  const float* const membrane = call.membrane + (call.membrane_spread ? 0 : place) + channel;
+  const std::int64_t membrane_apart = call.membrane_spread ? 0 : apart;
+  const F zero = {};
+  F theta, amplitude = {}, charge = {}, v[pixels];
+  load_some<whole>(call.threshold + channel, left, theta);
+  if (residual) load_some<whole>(call.amplitude + channel, left, amplitude);
+#pragma GCC unroll 4
+  for (int p = 0; p < pixels; ++p) load_some<whole>(membrane + p * membrane_apart, left, v[p]);
+  for (std::int64_t t = 0; t < steps; ++t, currents += width, spikes += row) {
+    if (schedule) load_some<whole>(schedule + std::min(start + t, last) * apart, left, charge);
+#pragma GCC unroll 4
+    for (int p = 0; p < pixels; ++p) {
+      F x;
+      load(currents + p * after, x);
+      if (residual) {
+        Ints<Set> fired;
+        widen_some<Set, whole>(residual + p * apart, left, fired);
+        x = x + (fired != 0 ? amplitude : zero);
+      }
+      F u = v[p] + x;
+      if (schedule) u = u + charge;
+      const Ints<Set> fires = u >= theta;
+      v[p] = fires ? u - theta : u;
+      const Bytes<Set> bytes = __builtin_convertvector(fires & 1, Bytes<Set>);
+      store_some<whole>(spikes + p * apart, left, bytes);
+    }
+    if (residual) residual += row;
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < pixels; ++p) {
+    store_some<whole>(call.membrane_out + place + channel + p * apart, left, v[p]);
+  }
+}
+
+/// The neurons of a tile, for one block of channels.
+template <typename Set, int units>
+SNNC_BODY void fire_all(const Strip& strip, std::int64_t block) {
+  const Layer& layer = strip.layer;
+  const Tile& tile = strip.tile;
+  constexpr std::int64_t width = 16 * units;
+  const float* currents = strip.currents;
+  for (std::int64_t y = tile.top; y < tile.bottom; ++y) {
+    std::int64_t x = tile.left;
+    const auto some = [&](auto number) SNNC_INLINE {
+      constexpr int pixels = decltype(number)::value;
+      for (; x + pixels <= tile.right; x += pixels, currents += pixels * strip.call.steps * width) {
+        const std::int64_t place =
+            ((strip.sample * layer.out[0] + y) * layer.out[1] + x) * layer.pixel;
+        for (std::int64_t r = 0; r < width; r += lanes<Set>) {
+          const std::int64_t left = layer.weights->channels - block * width - r;
+          const std::int64_t channel = layer.offset + block * width + r;
+          if (left >= lanes<Set>) {
+            fire<Set, pixels, true>(strip, channel, left, place, currents + r, width);
+          } else if (left > 0) {
+            fire<Set, pixels, false>(strip, channel, left, place, currents + r, width);
+          }
+        }
+      }
+    };
+    some(std::integral_constant<int, 4>{});
+    some(std::integral_constant<int, 1>{});
+  }
+}
+
+// --- a strip of output rows ----------------------------------------------------------------------
+
+/// What the sums of a tile start from: the static currents, in blocks.
+template <int units>
+SNNC_BODY Begin begin_of(const Strip& strip, std::int64_t block) {
+  const Layer& layer = strip.layer;
+  constexpr std::int64_t width = 16 * units;
+  const std::int64_t first = block * width;
+  const auto count =
+      static_cast<std::size_t>(std::min(width, layer.weights->channels - first)) * sizeof(float);
+  const float* const from = strip.call.current + layer.offset + first;
+  std::memset(strip.begin, 0, width * sizeof(float));
+  if (strip.call.current_spread) {
+    std::memcpy(strip.begin, from, count);
+    return {strip.begin, 0};
+  }
+  float* to = strip.begin;
+  for (std::int64_t y = strip.tile.top; y < strip.tile.bottom; ++y) {
+    for (std::int64_t x = strip.tile.left; x < strip.tile.right; ++x, to += width) {
+      const std::int64_t place = (strip.sample * layer.out[0] + y) * layer.out[1] + x;
+      std::memcpy(to, from + place * layer.pixel, count);
+    }
+  }
+  return {strip.begin, width};
+}
+
+template <typename Set, int units>
+SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t sample,
+                         std::int64_t first, std::int64_t count, std::int64_t block,
+                         std::int64_t block_count, Way way) {
+  constexpr std::int64_t width = 16 * units;
+  const Weights& packed = *layer.weights;
+  const std::int64_t steps = call.steps, across = layer.out[1];
+  const std::size_t sources = layer.source_count;
+  const std::int64_t wanted = packed.blocks > 1 ? jobs_of_many_blocks : jobs_of_one_block;
+  const std::int64_t tile_rows = std::clamp<std::int64_t>(wanted / (steps * across), 1, count);
+  const std::int64_t parts = std::clamp<std::int64_t>(across * steps / (2 * wanted), 1, across);
+  const std::int64_t columns = (across + parts - 1) / parts;
+  const std::int64_t most = tile_rows * columns * steps;
+
+  Strip strip{layer, call, sample, {}, {}, nullptr, nullptr, 0, nullptr, nullptr, nullptr};
+  std::int64_t masks[max_sources], lists[max_sources], starts = 0, values = 0;
+  for (std::size_t s = 0; s < sources; ++s) {
+    const Source& source = layer.sources[s];
+    const std::int64_t in_rows = source.row(tile_rows - 1, source.kernel[0] - 1) - source.row(0, 0) + 1;
+    const std::int64_t span =
+        source.column(columns - 1, source.kernel[1] - 1) - source.column(0, 0) + 1;
+    const std::int64_t inputs = span * source.kernel[0] * source.channels;
+    masks[s] = in_rows * steps * source.levels * source.masks() + 4;
+    lists[s] = tile_rows * steps * inputs * source.levels + 16;
+    starts = std::max(starts, source.in[1] + 1);
+    strip.lengths = std::max(strip.lengths, source.rows() * source.levels / 4 + 1);
+    values += inputs;
+  }
+  static thread_local Scratch scratch;
+  std::int64_t bytes = Scratch::room<std::uint32_t>(starts) +
+                       Scratch::room<std::uint32_t>(strip.lengths) + Scratch::room<float>(values) +
+                       Scratch::room<float>(tile_rows * columns * width) +
+                       Scratch::room<float>(most * width);
+  for (std::size_t s = 0; s < sources; ++s) {
+    bytes += Scratch::room<std::uint16_t>(masks[s]) + Scratch::room<std::uint32_t>(lists[s]) +
+             2 * Scratch::room<Job>(most);
+  }
+  if (!scratch.reserve(bytes)) return false;
+  for (std::size_t s = 0; s < sources; ++s) {
+    strip.inputs[s].masks = scratch.take<std::uint16_t>(masks[s]);
+    strip.inputs[s].lists = scratch.take<std::uint32_t>(lists[s]);
+    strip.inputs[s].jobs = scratch.take<Job>(most);
+    strip.inputs[s].sorted = scratch.take<Job>(most);
+  }
+  strip.starts = scratch.take<std::uint32_t>(starts);
+  strip.counts = scratch.take<std::uint32_t>(strip.lengths);
+  strip.values = scratch.take<float>(values);
+  strip.begin = scratch.take<float>(tile_rows * columns * width);
+  strip.currents = scratch.take<float>(most * width);
+
+  Tile& tile = strip.tile;
+  for (tile.top = first; tile.top < first + count; tile.top = tile.bottom) {
+    tile.bottom = std::min(tile.top + tile_rows, first + count);
+    for (tile.left = 0; tile.left < across; tile.left = tile.right) {
+      tile.right = std::min(tile.left + columns, across);
+      const std::int64_t jobs = tile.pixels() * steps;
+      bool tables = packed.tables && way == Way::choose, dense = way == Way::dense || !sources;
+      if (!dense && !packed.depthwise) {
+        std::int64_t events = 0;
+        for (std::size_t s = 0; s < sources; ++s) {
+          mask_rows<Set>(strip, s);
+          if (!tables) events += events_in(strip, s);
+        }
+        // Measured: an addition from the second-level cache costs two multiplications, and a job
+        // costs as much as some twenty additions of four vectors.
+        dense = way == Way::choose && !tables && 2 * events + 40 * jobs > layer.weights->rows * jobs;
+        for (std::size_t s = 0; s < sources && !dense && !tables; ++s) list_jobs<Set, units>(strip, s);
+      }
+      for (std::int64_t b = block; b < block + block_count; ++b) {
+        const float* weights = packed.values.get() + b * (layer.weights->rows + 1) * width;
+        const Begin begin = begin_of<units>(strip, b);
+        if (packed.depthwise) {
+          depthwise_all<Set, units>(strip, b, weights, begin);
+        } else if (dense) {
+          multiply_all<Set, units>(strip, weights, begin);
+        } else {
+          for (std::size_t s = 0; s < sources; ++s) {
+            if (tables) {
+              const float* table = packed.tables.get() + b * packed.table_rows * width;
+              look_up_all<Set, units>(strip, s, table, begin);
+            } else {
+              gather_all<Set, units>(strip, s, weights, begin);
+            }
+          }
+        }
+        fire_all<Set, units>(strip, b);
+      }
+    }
+  }
+  return true;
+}
+
+template <typename Set>
+SNNC_BODY bool run_units(const Layer& layer, const Call& call, std::int64_t sample,
+                         std::int64_t first, std::int64_t count, std::int64_t block,
+                         std::int64_t block_count, Way way) {
+  switch (layer.weights->units) {
+    case 1:
+      return run_strip<Set, 1>(layer, call, sample, first, count, block, block_count, way);
+    case 2:
+      return run_strip<Set, 2>(layer, call, sample, first, count, block, block_count, way);
+    case 3:
+      return run_strip<Set, 3>(layer, call, sample, first, count, block, block_count, way);
+    default:
+      return run_strip<Set, 4>(layer, call, sample, first, count, block, block_count, way);
+  }
+}
+
+// --- one wrapper per instruction set -------------------------------------------------------------
+
+#ifdef SNNC_X86
+SNNC_AVX2 bool run_avx2(const Layer& layer, const Call& call, std::int64_t sample,
+                        std::int64_t first, std::int64_t count, std::int64_t block,
+                        std::int64_t block_count, Way way) {
+  return run_units<Avx2>(layer, call, sample, first, count, block, block_count, way);
+}
+SNNC_AVX512 bool run_avx512(const Layer& layer, const Call& call, std::int64_t sample,
+                            std::int64_t first, std::int64_t count, std::int64_t block,
+                            std::int64_t block_count, Way way) {
+  return run_units<Avx512>(layer, call, sample, first, count, block, block_count, way);
+}
+
+/// best_isa() does not ask for these; every machine with AVX2 that is made has them.
+bool has_multiply_add() {
+  static const bool has = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt") &&
+           __builtin_cpu_supports("bmi2");
+  }();
+  return has;
+}
+#endif
+
+}  // namespace
+
+Weights::Weights(const std::vector<Source>& sources, bool is_depthwise, std::int64_t out_channels,
+                 const float* const* from)
+    : depthwise(is_depthwise),
+      channels(out_channels),
+      rows(0),
+      first_row{},
+      table_rows(0),
+      first_table_row{} {
+  const std::int64_t all = (channels + 15) / 16;
+  units = all % 4 == 0 ? 4 : all % 3 == 0 ? 3 : all % 2 == 0 ? 2 : 1;
+  blocks = all / units;
+  bool binary = true;
+  for (std::size_t s = 0; s < sources.size(); ++s) {
+    const Source& source = sources[s];
+    first_row[s] = rows;
+    rows += depthwise ? source.kernel[0] * source.kernel[1] : source.rows();
+    binary = binary && source.levels == 1;
+  }
+  pack(sources, from);
+  if (binary && !depthwise && rows && rows * blocks * width() <= largest_table) make_tables(sources);
+}
+
+void Weights::pack(const std::vector<Source>& sources, const float* const* from) {
+  const std::int64_t across = width(), size = blocks * (rows + 1) * across;
+  values = allocate<float>(size);
+  if (!values) throw std::bad_alloc();
+  std::fill_n(values.get(), size, 0.0f);
+  for (std::size_t s = 0; s < sources.size(); ++s) {
+    const Source& source = sources[s];
+    const std::int64_t inputs = depthwise ? 1 : source.channels;
+    const float* weight = from[s];
+    for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
+      for (std::int64_t kw = 0; kw < source.kernel[1]; ++kw) {
+        // Column by column, as spikes are listed.
+        const std::int64_t row = first_row[s] + (kw * source.kernel[0] + kh) * inputs;
+        for (std::int64_t i = 0; i < inputs; ++i) {
+          for (std::int64_t c = 0; c < channels; ++c) {
+            values[(c / across * (rows + 1) + row + i) * across + c % across] = *weight++;
+          }
+        }
+      }
+    }
+  }
+}
+
+void Weights::make_tables(const std::vector<Source>& sources) {
+  const std::int64_t across = width();
+  for (std::size_t s = 0; s < sources.size(); ++s) {
+    first_table_row[s] = table_rows;
+    table_rows += sources[s].kernel[0] * sources[s].kernel[1] * sources[s].sixteens() * 2 * table_height;
+  }
+  tables = allocate<float>(blocks * table_rows * across);
+  if (!tables) throw std::bad_alloc();
+  std::fill_n(tables.get(), blocks * table_rows * across, 0.0f);
+  float* sum = tables.get();
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    for (std::size_t s = 0; s < sources.size(); ++s) {
+      const Source& source = sources[s];
+      // Row by row of the input, as the masks lie.
+      for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
+        for (std::int64_t kw = 0; kw < source.kernel[1]; ++kw) {
+          const std::int64_t first = first_row[s] + (kw * source.kernel[0] + kh) * source.channels;
+          const float* from = values.get() + (b * (rows + 1) + first) * across;
+          for (std::int64_t c = 0; c < source.sixteens() * 16; c += 8) {
+            for (int mask = 0; mask < table_height; ++mask, sum += across) {
+              for (int bit = 0; bit < 8 && c + bit < source.channels; ++bit) {
+                if (!(mask >> bit & 1)) continue;
+                for (std::int64_t i = 0; i < across; ++i) sum[i] += from[(c + bit) * across + i];
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+bool run(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t first,
+         std::int64_t count, std::int64_t block, std::int64_t block_count, Way way, Isa isa) {
+#ifdef SNNC_X86
+  if (isa == Isa::avx512 && has_multiply_add()) {
+    return run_avx512(layer, call, sample, first, count, block, block_count, way);
+  }
+  if (isa != Isa::generic && has_multiply_add()) {
+    return run_avx2(layer, call, sample, first, count, block, block_count, way);
+  }
+#endif
+  (void)isa;
+  return run_units<Generic>(layer, call, sample, first, count, block, block_count, way);
+}
+
+}  // namespace snnc::events

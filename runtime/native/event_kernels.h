@@ -1,0 +1,131 @@
+// Event-driven layers on the CPU: spikes in, convolution and soft-reset neuron, spikes out.
+//
+// Spikes are bytes, channels last: a temporal tensor is `[steps, samples, height, width, channels]`.
+// A byte may count several spikes, which is what average pooling leaves behind.  Membranes and
+// static currents are float32, `[samples, height, width, channels]`.
+//
+// The currents of a neuron come from the same packed weights in one of three ways:
+// events  the weight rows of the spikes that it sees are added up, the others are not touched;
+// tables  for narrow layers: eight inputs at a time choose one of 256 sums made beforehand;
+// dense   all rows, by multiplication, for layers in which nearly everything fires.
+// Events and dense arithmetic add in one order and multiply by 1 and 0 only, so they give the same
+// bits, and the choice between them may follow the activity.  Tables add in another order; a layer
+// has them or has not.  Nothing depends on the number of threads or on the instruction set.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu_kernels.h"
+
+namespace snnc::events {
+
+using cpu::best_isa;
+using cpu::Isa;
+
+/// A convolution's window over one spike input, or over a group of its channels.
+struct Source {
+  std::int64_t in[2];     // height and width of the input
+  std::int64_t channels;  // that the window sees
+  std::int64_t pixel;     // channels of a pixel
+  std::int64_t offset;    // of the first one that the window sees
+  std::int64_t kernel[2], stride[2], dilation[2];
+  std::int64_t begin[2], end[2];  // padding
+  std::int64_t levels;            // the largest value of a byte
+
+  /// The input row that output row `y` sees through kernel row `k`; may lie in the padding.
+  std::int64_t row(std::int64_t y, std::int64_t k) const {
+    return y * stride[0] - begin[0] + k * dilation[0];
+  }
+  std::int64_t column(std::int64_t x, std::int64_t k) const {
+    return x * stride[1] - begin[1] + k * dilation[1];
+  }
+  /// Rows or columns of the output.
+  std::int64_t out(int axis) const {
+    const std::int64_t room =
+        begin[axis] + in[axis] + end[axis] - (kernel[axis] - 1) * dilation[axis] - 1;
+    return room < 0 ? 0 : room / stride[axis] + 1;
+  }
+  /// Inputs of one receptive field.
+  std::int64_t rows() const { return kernel[0] * kernel[1] * channels; }
+  /// Masks of sixteen channels: of a pixel, and of a row with its padding.
+  std::int64_t sixteens() const { return (channels + 15) / 16; }
+  std::int64_t masks() const { return (begin[1] + in[1] + end[1]) * sixteens(); }
+};
+
+constexpr int max_sources = 2;
+/// Rows and columns of a kernel.
+constexpr std::int64_t max_kernel = 16;
+/// The largest value of a byte.
+constexpr std::int64_t max_levels = 64;
+
+struct Free {
+  void operator()(void* memory) const;
+};
+/// Memory aligned to cache lines.
+template <typename T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+/// The weights of a group of output channels, packed; what stays between calls.
+struct Weights {
+  /// `from[i]` of source i is `[kernel height, kernel width, channels, out_channels]`, of a depthwise
+  /// layer, which has one source, `[kernel height, kernel width, out_channels]`.
+  Weights(const std::vector<Source>& sources, bool depthwise, std::int64_t out_channels,
+          const float* const* from);
+
+  bool depthwise;
+  std::int64_t channels;
+  std::int64_t units;   // sixteens of channels in a block
+  std::int64_t blocks;  // of channels, each with its own rows
+  std::int64_t rows;    // one row of zeros follows them
+  std::int64_t first_row[max_sources];  // of each source
+  Buffer<float> values;                 // [blocks, rows + 1, width]
+  Buffer<float> tables;                 // [blocks, table_rows, width], or none
+  std::int64_t table_rows;
+  std::int64_t first_table_row[max_sources];
+
+  std::int64_t width() const { return 16 * units; }
+
+ private:
+  void pack(const std::vector<Source>& sources, const float* const* from);
+  void make_tables(const std::vector<Source>& sources);
+};
+
+/// A group of output channels of a call: of the output's `pixel` channels those from `offset` on.
+struct Layer {
+  const Weights* weights;
+  const Source* sources;
+  std::size_t source_count;
+  std::int64_t out[2];
+  std::int64_t pixel, offset;
+};
+
+/// One call: `steps` time-steps of `samples`.  Arrays of channels have those of a whole pixel.
+struct Call {
+  const std::uint8_t* spikes[max_sources];
+  const float* current;    // bias or static current: [samples, out..., pixel], or [pixel]
+  bool current_spread;     // where it is the same at every place
+  const std::uint8_t* residual;  // of the output's shape, or null
+  const float* amplitude;        // [pixel]: the current of a residual spike
+  const float* threshold;        // [pixel]
+  const float* schedule;         // [scheduled, pixel] or null; its last row holds on
+  std::int64_t scheduled;
+  std::int64_t start;     // steps before this call
+  const float* membrane;  // as `current`
+  bool membrane_spread;
+  std::uint8_t* spikes_out;
+  float* membrane_out;
+  std::int64_t steps, samples;
+};
+
+/// How currents are made; `choose` by the number of spikes.
+enum class Way { choose, events, dense };
+
+/// Runs the output rows [first, first + count) of a sample for the channel blocks
+/// [block, block + block_count).  Parts share nothing.  False where memory ran out.
+bool run(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t first,
+         std::int64_t count, std::int64_t block, std::int64_t block_count, Way way = Way::choose,
+         Isa isa = best_isa());
+
+}  // namespace snnc::events

@@ -1,0 +1,308 @@
+"""From the normalized ANN and data to its calibration: thresholds, then what corrects them.
+
+Thresholds come from the ANN's activations, from the running spiking network (the paper's), or without
+data from batch-norm statistics and seeded random input; corrections always from the running network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snncompiler import calibration as calib
+from snncompiler import running
+from snncompiler.calibration import Calibration
+from snncompiler.data import Dataset
+from snncompiler.emission import emit, window_of
+from snncompiler.errors import Refused
+from snncompiler.options import Options
+from snncompiler.preparation import Prepared, synthetic_feeds, task_of
+from snncompiler.running import Window
+from snncompiler.runtime.session import create_session
+from snncompiler.thresholds import Settings
+
+Array = NDArray[Any]
+#: Called with what is being done and how far it is: (text, done, of).
+Progress = Callable[[str, int, int], None]
+
+SYNTHETIC_SAMPLES = 32
+#: The running network is corrected on at least and at most so many samples, and between them on as
+#: many as keep the spikes of all neurons, steps and samples below CORRECTION_VALUES.
+CORRECTION_SAMPLES = (16, 128)
+CORRECTION_VALUES = 1 << 32
+#: `--alpha auto` tries these on one of HELD_OUT samples, so many at once.
+ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+HELD_OUT = 4
+ALPHA_BATCH = 16
+#: The paper's thresholds are observed over so many time-steps and samples.
+VIN_MAX_STEPS = 256
+VIN_MAX_SAMPLES = 64
+
+
+def calibrated(
+    prepared: Prepared,
+    options: Options,
+    dataset: Dataset | None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Thresholds and corrections for every rectifier: from data, else batch-norm statistics, else
+    synthetic input."""
+    task = task_of(prepared, options, dataset.labels if dataset else None)
+    options = options.resolved(task, data=dataset is not None)
+    calibration = Calibration(
+        thresholds={},
+        method=options.threshold,
+        percentile=options.percentile,
+        tau=options.tau,
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+        source="data",
+        samples=0,
+        seed=options.seed,
+        model_sha256=prepared.source.sha256,
+        data_sha256=dataset.sha256() if dataset else "",
+    )
+    if dataset is None:
+        return _without_data(prepared, calibration, options, progress)
+    calibration = _from_data(prepared, calibration, options, dataset.feeds, progress)
+    if options.correction == "none":
+        return calibration
+    return _corrected(prepared, calibration, options, dataset.feeds, progress)
+
+
+def _from_data(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    feeds: Mapping[str, Array],
+    progress: Progress | None,
+) -> Calibration:
+    """With thresholds from real or synthetic data."""
+    observation = calib.observe(
+        prepared.ann,
+        prepared.graph,
+        feeds,
+        batch=prepared.fixed_batch,
+        progress=_telling(progress, "calibrating"),
+    )
+    from_running = options.threshold == "vin-max"
+    thresholds, findings = calib.calibrate(
+        observation,
+        calib.rectifiers_of(prepared.graph),
+        method="max" if from_running else options.threshold,
+        settings=Settings(options.percentile, options.tau, options.steps),
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+    )
+    prepared.context.findings += findings
+    scales = {}
+    if options.encode == "poisson":
+        scales = {name: float(np.abs(array).max(initial=0)) or 1.0 for name, array in feeds.items()}
+    calibration = replace(
+        calibration, thresholds=thresholds, samples=observation.samples, input_scales=scales
+    )
+    if not from_running:
+        return calibration
+    found = _largest_currents(prepared, calibration, options, feeds, progress)
+    return replace(calibration, thresholds={**thresholds, **found})
+
+
+def _without_data(
+    prepared: Prepared, calibration: Calibration, options: Options, progress: Progress | None
+) -> Calibration:
+    """Thresholds from batch-norm statistics, and from seeded random input where they do not reach."""
+    found = calib.gaussian_thresholds(
+        prepared.graph,
+        prepared.context,
+        method=options.threshold,
+        percentile=options.percentile,
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+    )
+    names = [node.name for node in calib.rectifiers_of(prepared.graph)]
+    missing = [name for name in names if name not in found]
+    source = " and ".join(["batch-norm"] * bool(found) + ["synthetic"] * bool(missing))
+    prepared.context.warn(
+        "SNNC304",
+        f"there is no calibration data: thresholds come from {_SOURCES[source]}",
+        hint="give --calibration DATA; a few hundred real samples are enough",
+    )
+    if missing or options.encode == "poisson":
+        feeds = synthetic_feeds(prepared, SYNTHETIC_SAMPLES, options.seed)
+        calibration = _from_data(prepared, calibration, options, feeds, progress)
+    thresholds = {**calibration.thresholds, **found}
+    return replace(
+        calibration, source=source, thresholds={name: thresholds[name] for name in names}
+    )
+
+
+def _telling(progress: Progress | None, text: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, of: progress(text, done, of)
+
+
+_SOURCES = {
+    "batch-norm": "the batch-norm statistics",
+    "synthetic": "seeded random input",
+    "batch-norm and synthetic": "the batch-norm statistics and seeded random input",
+}
+
+
+# --- the scale of the thresholds, by search ---
+
+
+def searched_alpha(
+    prepared: Prepared, options: Options, dataset: Dataset, progress: Progress | None
+) -> tuple[Options, Dataset]:
+    """The options with the best α, and the part of the data that thresholds come from.
+
+    One of HELD_OUT samples is held out.  On these every α of ALPHAS is tried at T/4, T/2 and T steps;
+    the one with the best mean agreement with the ANN is taken (of equals the one nearest 1), for
+    regression the one with the least relative error.
+    """
+    numbers = np.arange(len(dataset))
+    trial = dataset.take(numbers[::HELD_OUT])
+    rest = dataset.take(numbers[numbers % HELD_OUT > 0])
+    findings = list(prepared.context.findings)
+    window = replace(options, emit="window", batch=None, unroll="fold", chunk=None)
+    steps = sorted({max(1, options.steps // part) for part in (4, 2, 1)})
+    wanted = _outputs(prepared.ann, trial.feeds, prepared.fixed_batch)
+
+    def score(model: onnx.ModelProto, count: int) -> float:
+        given = {"snnc_steps": np.array(count)}
+        found = _outputs(model, trial.feeds, prepared.fixed_batch, given)
+        pairs = list(zip(wanted, found, strict=True))
+        if options.task == "classification":
+            scores = [(a, b) for a, b in pairs if a.ndim == 2]
+            return float(np.mean([(a.argmax(1) == b.argmax(1)).mean() for a, b in scores]))
+        error = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs)
+        norm = sum(float(np.square(a.astype(np.float64)).sum()) for a, _ in pairs)
+        return -float(np.sqrt(error / norm)) if norm else 0.0
+
+    tried: list[tuple[float, float]] = []
+    for alpha in sorted(ALPHAS, key=lambda value: abs(value - 1)):
+        with_alpha = replace(window, alpha=alpha)
+        model = emit(prepared, calibrated(prepared, with_alpha, rest), with_alpha)
+        tried.append((float(np.mean([score(model, count) for count in steps])), alpha))
+        if progress:
+            progress("searching α", len(tried), len(ALPHAS))
+    prepared.context.findings[:] = findings
+    best, alpha = max(tried, key=lambda entry: entry[0])
+    what = "agreement with the ANN" if options.task == "classification" else "minus relative error"
+    prepared.context.note(
+        "SNNC308",
+        f"α = {alpha:g} was chosen of {', '.join(f'{a:g}' for a in ALPHAS)}: {what} {best:.3f}, the "
+        f"mean over T = {', '.join(map(str, steps))} on {len(trial)} held-out samples",
+    )
+    return replace(options, alpha=alpha), rest
+
+
+def _outputs(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    fixed_batch: int | None,
+    given: Mapping[str, Array] | None = None,
+) -> list[Array]:
+    """The float outputs of a model on all samples, in batches; a rest that fills none is left out."""
+    session = create_session(model)
+    size, count = fixed_batch or ALPHA_BATCH, len(next(iter(feeds.values())))
+    runs = [
+        session.run(None, {**{k: v[at : at + size] for k, v in feeds.items()}, **(given or {})})
+        for at in range(0, count - (count % fixed_batch if fixed_batch else 0), size)
+    ]
+    outputs = [
+        np.concatenate([np.atleast_1d(part) for part in parts]) for parts in zip(*runs, strict=True)
+    ]
+    return [output for output in outputs if output.dtype.kind == "f"]
+
+
+# --- calibration on the running network ---
+
+
+def _running_layers(prepared: Prepared) -> list[running.Layer]:
+    return [
+        running.Layer(node.name, node.outputs[0].name, calib.channels_of(node))
+        for node in calib.rectifiers_of(prepared.graph)
+    ]
+
+
+def _some(prepared: Prepared, feeds: Mapping[str, Array], most: int) -> dict[str, Array]:
+    """About `most` of the samples; whole batches where the network takes no other."""
+    total = len(next(iter(feeds.values())))
+    count = min(most, total)
+    if prepared.fixed_batch:
+        count = max(count - count % prepared.fixed_batch, prepared.fixed_batch)
+    # Evenly spread: data often comes sorted by class.
+    chosen = np.arange(count) * total // count
+    return {name: array[chosen] for name, array in feeds.items()}
+
+
+def _corrected(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    feeds: Mapping[str, Array],
+    progress: Progress | None,
+) -> Calibration:
+    """The calibration with the charges that correct the running network.
+
+    Where time cannot be folded there is no correction, and a note says so.
+    """
+    steps = options.schedule_steps if options.correction == "schedule" else options.steps
+    layers = _running_layers(prepared)
+    none = {layer.name: np.zeros((1, layer.channels), np.float32) for layer in layers}
+    try:
+        window = window_of(prepared, replace(calibration, schedules=none), options, steps)
+    except Refused as refused:
+        prepared.context.note(
+            "SNNC205",
+            f"the running network is not corrected: {refused.findings[0].message}",
+            node=refused.findings[0].node,
+        )
+        return calibration
+    values = sum(calib.values_of(node) for node in calib.rectifiers_of(prepared.graph))
+    most = CORRECTION_VALUES // max(values * steps, 1)
+    chosen = _some(prepared, feeds, min(max(most, CORRECTION_SAMPLES[0]), CORRECTION_SAMPLES[1]))
+    schedules = running.settle_corrections(
+        window,
+        prepared.ann,
+        layers,
+        chosen,
+        options.correction,
+        batch=prepared.fixed_batch,
+        seed=options.seed,
+        progress=_telling(progress, "correcting"),
+    )
+    return replace(calibration, correction=options.correction, schedules=schedules)
+
+
+def _largest_currents(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    feeds: Mapping[str, Array],
+    progress: Progress | None,
+) -> dict[str, NDArray[np.float32]]:
+    """Thresholds by the paper, V_in^max of the running network.
+
+    Raises Refused where time cannot be folded into the batch.
+    """
+
+    def make_window(thresholds: Mapping[str, NDArray[np.float32]]) -> Window:
+        return window_of(
+            prepared, replace(calibration, thresholds=thresholds), options, VIN_MAX_STEPS
+        )
+
+    return running.settle_largest_currents(
+        make_window,
+        _running_layers(prepared),
+        _some(prepared, feeds, VIN_MAX_SAMPLES),
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+        batch=prepared.fixed_batch,
+        progress=_telling(progress, "largest currents"),
+    )

@@ -1,0 +1,250 @@
+"""From the normalized ANN and its calibration to the spiking network as an ONNX model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import onnx
+
+from snncompiler import calibration as calib
+from snncompiler import dialect
+from snncompiler.calibration import Calibration
+from snncompiler.diagnostics import Finding
+from snncompiler.errors import Refused, UsageError, refuse
+from snncompiler.graph import (
+    Graph,
+    Tensor,
+    infer_shapes,
+    is_live,
+    known,
+    label,
+)
+from snncompiler.options import Options
+from snncompiler.passes.attach_functions import attach_functions
+from snncompiler.passes.base import run_passes
+from snncompiler.passes.encode_poisson import EncodePoisson
+from snncompiler.passes.fold_amplitude import FoldAmplitude
+from snncompiler.passes.insert_neurons import InsertNeurons
+from snncompiler.passes.lower_precision import LowerPrecision
+from snncompiler.passes.sink_time_mean import SinkTimeMean
+from snncompiler.passes.telescope_analog import TelescopeAnalog
+from snncompiler.passes.track_batch import BATCH
+from snncompiler.passes.unroll_time import ReadOut, UnrollTime, unfoldable
+from snncompiler.passes.verify_output import verify_output
+from snncompiler.preparation import Prepared, task_of
+from snncompiler.running import Window
+from snncompiler.version import __version__
+
+#: Bytes of spikes and currents that one chunk may hold for one sample.
+CHUNK_BYTES = 16 << 20
+#: More steps than this in a chunk gain nothing (docs/performance.md).
+MAX_CHUNK = 16
+
+
+def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options) -> Graph:
+    """The normalized ANN with neurons for its rectifiers and spikes between its layers."""
+    graph = prepared.graph.copy()
+    context = replace(prepared.context, findings=prepared.context.findings)
+    run_passes(
+        [
+            *([EncodePoisson(calibration.input_scales)] if options.encode == "poisson" else []),
+            InsertNeurons(
+                calibration.thresholds,
+                float(options.initial or 0.0),
+                options.reset,
+                options.spikes,
+                calibration.schedules,
+            ),
+            FoldAmplitude(options.allow_analog),
+            *([TelescopeAnalog()] if options.allow_analog else []),
+        ],
+        graph,
+        context,
+    )
+    return graph
+
+
+def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx.ModelProto:
+    """The spiking network as an ONNX model.  The prepared graph is not changed.
+
+    Raises Refused where the calibration is of another model.
+    """
+    if calibration.model_sha256 != prepared.source.sha256:
+        raise refuse(
+            "SNNC306",
+            f"the calibration is of the model {calibration.model_sha256[:12]}, "
+            f"this one is {prepared.source.sha256[:12]}",
+            hint="calibrate this model",
+        )
+    _check_thresholds(prepared, calibration)
+    options = options.resolved(task_of(prepared, options, None), data=True)
+    graph = spiking_graph(prepared, calibration, options)
+    context = replace(prepared.context, findings=prepared.context.findings)
+    run_passes(
+        [
+            SinkTimeMean(inputs_vary=options.emit == "step"),
+            *([LowerPrecision()] if options.precision == "fp16" else []),
+        ],
+        graph,
+        context,
+    )
+    infer_shapes(graph)
+    options = _unrollable(graph, prepared, options)
+    chunk = _chunk(graph, options)
+    unroll = UnrollTime(
+        options.unroll,
+        options.steps,
+        chunk,
+        options.emit,
+        ReadOut.parse(options.readout),
+        options.seed,
+    )
+    unrolled, names = unroll.emit(graph)
+    if options.batch is not None:
+        _fix_batch(unrolled, options.batch)
+    model = attach_functions(unrolled, prepared.checked_model.opset_import)
+    model.producer_version = __version__
+    metadata = _metadata(prepared, calibration, options, chunk, names)
+    onnx.helper.set_model_props(model, metadata)
+    verify_output(model)
+    return model
+
+
+def window_of(prepared: Prepared, calibration: Calibration, options: Options, steps: int) -> Window:
+    """The spiking network over `steps` time-steps without control flow.
+
+    Raises Refused where time cannot be folded into the batch.
+    """
+    graph = spiking_graph(prepared, calibration, options)
+    infer_shapes(graph)
+    blocking = unfoldable(graph)
+    if blocking:
+        raise refuse(
+            "SNNC205", "time cannot be folded into the batch here", node=label(blocking[0])
+        )
+    unrolled, _ = UnrollTime("fold", steps, steps, "cuda-graph").emit(graph)
+    return Window(unrolled, prepared.checked_model.opset_import, steps)
+
+
+def _check_thresholds(prepared: Prepared, calibration: Calibration) -> None:
+    """Raises Refused where a calibration does not fit the network's rectifiers."""
+    nodes = {node.name: node for node in calib.rectifiers_of(prepared.graph)}
+    findings = []
+    for name in sorted(set(nodes) ^ set(calibration.thresholds)):
+        text = "no threshold" if name in nodes else "a threshold, but no such rectifier"
+        findings.append(Finding("SNNC306", f"the calibration has {text} for it", node=name))
+    for name in [name for name in nodes if name in calibration.thresholds]:
+        theta = np.asarray(calibration.thresholds[name], np.float32)
+        sizes = (1, calib.channels_of(nodes[name]))
+        if theta.ndim != 1 or theta.size not in sizes:
+            text = f"its thresholds have shape {list(theta.shape)}, not [1] or [{sizes[1]}]"
+            findings.append(Finding("SNNC306", text, node=name))
+        elif not (np.isfinite(theta).all() and (theta > 0).all()):
+            findings.append(Finding("SNNC306", "a threshold is not finite and positive", node=name))
+    if findings:
+        raise Refused(*findings)
+
+
+def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+    """Write the batch size into the inputs and outputs."""
+    for entry in (*graph.input, *graph.output):
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.dim_param == BATCH:
+                dim.dim_value = batch
+
+
+def _unrollable(graph: Graph, prepared: Prepared, options: Options) -> Options:
+    """`fold` needs the batch on the leading axis of every temporal tensor; else `loop`."""
+    if options.emit == "step" or (options.unroll != "fold" and options.emit == "window"):
+        return options
+    blocking = unfoldable(graph)
+    if not blocking:
+        return options
+    if options.emit == "cuda-graph":
+        raise refuse(
+            "SNNC205",
+            "time cannot be folded into the batch here, which --emit cuda-graph needs",
+            node=label(blocking[0]),
+        )
+    if options.chunk not in (None, 1):
+        raise UsageError(
+            f"--chunk {options.chunk} is not possible: the batch is not the leading axis of "
+            f"{label(blocking[0])}"
+        )
+    prepared.context.note(
+        "SNNC205",
+        "time cannot be folded into the batch here, so the steps run one by one (loop)",
+        node=label(blocking[0]),
+    )
+    return replace(options, unroll="loop", chunk=None)
+
+
+def _chunk(graph: Graph, options: Options) -> int:
+    """K: the memory budget over the bytes of one step, evened out over the chunks."""
+    if options.emit == "cuda-graph":
+        return options.steps
+    if options.unroll != "fold" or options.emit == "step":
+        return 1
+    if options.chunk is not None:
+        return min(options.chunk, options.steps)
+    largest = max(
+        sum(_bytes(tensor) for tensor in (*node.inputs, *node.outputs)) for node in graph.nodes
+    )
+    most = max(1, min(options.steps, MAX_CHUNK, CHUNK_BYTES // max(largest, 1)))
+    return -(-options.steps // -(-options.steps // most))
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes of a run-time tensor for one sample; unknown sizes count as 64, constants as none."""
+    if not is_live(tensor) or not tensor.shape:
+        return 0
+    return 4 * prod(int(dim) if known(dim) else 64 for dim in tensor.shape[1:])
+
+
+def _metadata(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    chunk: int,
+    names: dict[str, str],
+) -> dict[str, str]:
+    text = calibration.to_json()
+    return {
+        "snnc.version": __version__,
+        "snnc.dialect": f"{dialect.DOMAIN} {dialect.VERSION}",
+        "snnc.source": prepared.source.name,
+        "snnc.source_sha256": prepared.source.sha256,
+        "snnc.steps": str(options.steps),
+        "snnc.steps_input": names.get("steps", ""),
+        "snnc.chunk": str(chunk),
+        "snnc.chunk_input": names.get("chunk", ""),
+        "snnc.unroll": options.unroll,
+        "snnc.emit": options.emit,
+        "snnc.batch": "" if options.batch is None else str(options.batch),
+        "snnc.precision": options.precision,
+        "snnc.step_input": names.get("step", ""),
+        "snnc.states": json.dumps(
+            {k.removeprefix("state:"): v for k, v in names.items() if k.startswith("state:")}
+        ),
+        "snnc.task": options.task,
+        "snnc.paper": str(options.paper).lower(),
+        "snnc.encode": options.encode,
+        "snnc.image_input": names.get("first_image", ""),
+        "snnc.seed_input": names.get("seed", ""),
+        "snnc.neuron": options.neuron,
+        "snnc.reset": options.reset,
+        "snnc.initial": repr(options.initial),
+        "snnc.correction": calibration.correction,
+        "snnc.readout": options.readout,
+        "snnc.strict": str(options.strict).lower(),
+        "snnc.allow_analog": str(options.allow_analog).lower(),
+        "snnc.maxpool": options.maxpool,
+        "snnc.seed": str(options.seed),
+        "snnc.threshold": calibration.method,
+        "snnc.calibration": text,
+        "snnc.calibration_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }

@@ -1,0 +1,328 @@
+"""From a model file to the normalized ANN: load, verify, normalize, and check what was done.
+
+The normalized ANN computes what the source computes (`check_source`), with rectifiers spelled as Relu
+or Clip, linear layers with their batch-norms folded, and a known batch axis.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snncompiler import calibration as calib
+from snncompiler import dialect
+from snncompiler.data import InputSpec
+from snncompiler.diagnostics import Finding
+from snncompiler.errors import EnvironmentMissing, Refused, refuse
+from snncompiler.graph import (
+    Graph,
+    Tensor,
+    export_model,
+    import_model,
+    infer_shapes,
+    known,
+    with_outputs,
+)
+from snncompiler.io import Source, load
+from snncompiler.options import MaxPooling, Options
+from snncompiler.passes.average_max_pool import AverageMaxPool
+from snncompiler.passes.base import Context, Pass, run_passes
+from snncompiler.passes.check_constraints import CheckConstraints
+from snncompiler.passes.drop_fake_quant import DropFakeQuant
+from snncompiler.passes.fold_affine import FoldAffine
+from snncompiler.passes.fold_batch_norm import FoldBatchNorm
+from snncompiler.passes.fold_constants import FoldConstants
+from snncompiler.passes.remove_noops import RemoveNoops
+from snncompiler.passes.spell_rectifiers import SpellRectifiers
+from snncompiler.passes.swap_max_pool import SwapMaxPool
+from snncompiler.passes.to_float32 import ToFloat32
+from snncompiler.passes.track_batch import TrackBatch
+from snncompiler.passes.unify_linear import UnifyLinear
+from snncompiler.passes.verify_input import verify_input
+from snncompiler.runtime.session import create_session
+
+Array = NDArray[Any]
+
+#: Relative tolerance of the batch check.  Convolutions and matrix products of other batch sizes may
+#: sum in another order: a few hundred float32 roundings of 2^-24 each, with room to spare.
+BATCH_TOLERANCE = 1e-4
+#: Relative tolerance against the source: folding rounds every weight once, and the roundings of tens of
+#: layers add up; float16 sources are computed in float32 on purpose, and keep 11 bits.
+SOURCE_TOLERANCE = 1e-2
+
+
+@dataclass
+class Prepared:
+    """The normalized ANN and what is known of it."""
+
+    source: Source
+    graph: Graph
+    ann: onnx.ModelProto
+    context: Context
+    inputs: list[InputSpec]
+    #: Whether any batch size works: proved, and checked where onnxruntime is there.
+    any_batch: bool = True
+    checked_model: onnx.ModelProto = field(default_factory=onnx.ModelProto)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the network takes, None where it takes any."""
+        if self.any_batch:
+            return None
+        return next((spec.shape[0] for spec in self.inputs if spec.shape and spec.shape[0]), 1)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return self.context.findings
+
+
+def normalization_passes(
+    *,
+    strict: bool = False,
+    allow_analog: bool = False,
+    maxpool: MaxPooling = "exact",
+    freeze_batch: bool = True,
+) -> list[Pass]:
+    """The graph passes from the checked source to the normalized ANN, in order."""
+    return [
+        ToFloat32(),
+        *([AverageMaxPool()] if maxpool == "average" else []),
+        FoldConstants(freeze_batch),
+        DropFakeQuant(),
+        SpellRectifiers(),
+        RemoveNoops(),
+        TrackBatch(),
+        UnifyLinear(),
+        FoldBatchNorm(),
+        FoldAffine(),
+        SwapMaxPool(),
+        CheckConstraints(strict, allow_analog),
+    ]
+
+
+def prepare(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    strict: bool = False,
+    allow_analog: bool = False,
+    maxpool: MaxPooling = "exact",
+) -> Prepared:
+    """Load, verify and normalize a model.  Raises Refused with every finding."""
+    source = load(model)
+    checked, findings = verify_input(source.model)
+    options: dict[str, Any] = {"strict": strict, "allow_analog": allow_analog, "maxpool": maxpool}
+    graph, context = _normalized(checked, findings, options)
+    prepared = _prepared(source, checked, graph, context, any_batch=not context.batch_lost)
+    if prepared.any_batch:
+        return prepared
+    leading = [tensor.shape[0] for tensor in import_model(checked).inputs if tensor.shape]
+    if not all(known(dim) for dim in leading):
+        # The source takes any batch by arithmetic on shapes at run time.  That stays in the graph
+        # then, and the time-steps run one by one, if three samples at once are right.
+        graph, kept = _normalized(checked, findings, {**options, "freeze_batch": False})
+        lost, kept.batch_lost = kept.batch_lost, {}
+        whole = _prepared(source, checked, graph, kept, any_batch=True)
+        if _same_for_three(whole):
+            for where, reason in lost.items():
+                kept.note("SNNC205", f"the batch axis is not followed: {reason}", node=where)
+            return whole
+    for where, reason in context.batch_lost.items():
+        context.warn(
+            "SNNC205",
+            f"the batch axis is lost here: {reason}; the model takes one sample at a time",
+            node=where,
+            hint="export it with a dynamic batch axis",
+        )
+    return prepared
+
+
+def _same_for_three(prepared: Prepared) -> bool:
+    """Whether any batch size can be shown to work, which needs onnxruntime."""
+    try:
+        check_batch(prepared, 0)
+    except (Refused, EnvironmentMissing):
+        return False
+    return True
+
+
+def _prepared(
+    source: Source, checked: onnx.ModelProto, graph: Graph, context: Context, any_batch: bool
+) -> Prepared:
+    return Prepared(
+        source=source,
+        graph=graph,
+        ann=_as_model(graph),
+        context=context,
+        inputs=[_spec(tensor) for tensor in graph.inputs],
+        any_batch=any_batch,
+        checked_model=checked,
+    )
+
+
+def _normalized(
+    checked: onnx.ModelProto, findings: list[Finding], options: dict[str, Any]
+) -> tuple[Graph, Context]:
+    context = Context(findings=list(findings))
+    graph = import_model(checked)
+    context.output_types = {
+        output.name: np.dtype(output.dtype) for output in graph.outputs if output.dtype is not None
+    }
+    run_passes(normalization_passes(**options), graph, context)
+    infer_shapes(graph)
+    return graph, context
+
+
+def _as_model(graph: Graph) -> onnx.ModelProto:
+    model = export_model(graph)
+    model.ir_version = dialect.MAX_IR_VERSION
+    return model
+
+
+def _spec(tensor: Tensor) -> InputSpec:
+    shape = tuple(int(dim) if known(dim) else None for dim in tensor.shape or ())
+    return InputSpec(tensor.name, shape, np.dtype(tensor.dtype))
+
+
+# --- checks that run the network ---
+
+
+def _checking(model: onnx.ModelProto) -> Any:
+    """A session that runs a few times only, on one thread."""
+    return create_session(model, threads=1, optimize=len(model.graph.node) <= calib.LARGE_GRAPH)
+
+
+def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Array]:
+    """Seeded standard-normal inputs; unknown sizes are taken as 32."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for spec in prepared.inputs:
+        shape = [32 if dim is None else dim for dim in spec.shape]
+        if shape:
+            shape[0] = samples if prepared.any_batch else prepared.fixed_batch or 1
+        if spec.dtype.kind == "f":
+            feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        else:
+            feeds[spec.name] = np.zeros(shape, spec.dtype)
+    return feeds
+
+
+def check_batch(prepared: Prepared, seed: int) -> None:
+    """Compare three samples at once with the same three one by one, in onnxruntime.
+
+    Where they differ, the proof of `track_batch` was wrong for this network: Refused.
+    """
+    if not prepared.any_batch:
+        return
+    feeds = synthetic_feeds(prepared, 3, seed)
+    session = _checking(prepared.ann)
+    try:
+        together = session.run(None, feeds)
+        alone = [session.run(None, {n: a[i : i + 1] for n, a in feeds.items()}) for i in range(3)]
+    except Exception as error:  # onnxruntime's own classes have no common base
+        raise refuse(
+            "SNNC205",
+            f"the network does not run with three samples: {str(error).splitlines()[0][:300]}",
+            hint="export the model with a dynamic batch axis",
+        ) from None
+    for index, output in enumerate(prepared.graph.outputs):
+        axis = prepared.context.batch_axis.get(output.name, 0)
+        joined = np.concatenate([np.atleast_1d(run[index]) for run in alone], axis=axis)
+        if joined.dtype.kind != "f":
+            continue
+        scale = float(np.abs(joined).max(initial=0.0))
+        same_shape = joined.shape == together[index].shape
+        bound = BATCH_TOLERANCE * scale
+        if not same_shape or np.abs(joined - together[index]).max(initial=0) > bound:
+            raise refuse(
+                "SNNC205",
+                f"three samples at once give another '{output.name}' than one by one",
+                hint="export the model with a dynamic batch axis",
+            )
+
+
+def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
+    """Compare the normalized ANN with the source file itself, on one sample, in onnxruntime.
+
+    Where they differ, a pass or the opset conversion was wrong for this network: Refused, naming the
+    output, rather than converting another network than the one given.
+    """
+    count = prepared.fixed_batch or 1
+    one = {name: array[:count] for name, array in feeds.items()}
+    try:
+        expected = _checking(prepared.source.model).run(None, one)
+    except Exception as error:  # onnxruntime's own classes have no common base
+        prepared.context.note(
+            "SNNC208",
+            "the source was not compared with the normalized network, because onnxruntime does not "
+            f"run it: {str(error).splitlines()[0][:200]}",
+        )
+        return
+    found = _checking(prepared.ann).run(None, one)
+    for output, first, second in zip(prepared.graph.outputs, expected, found, strict=True):
+        wide = np.asarray(first, np.float64)
+        if np.asarray(first).dtype.kind != "f" or not np.isfinite(wide).all():
+            continue
+        scale = float(np.abs(wide).max(initial=0))
+        change = float(np.abs(wide - second).max(initial=0)) if wide.size else 0.0
+        if wide.shape != np.shape(second) or change > SOURCE_TOLERANCE * scale:
+            raise refuse(
+                "SNNC208",
+                f"the normalized network gives another '{output.name}' than the source: "
+                f"{change:.3g} of {scale:.3g}",
+                hint="please report it with the model",
+            )
+
+
+def measure_folds(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
+    """Measure what folding changed: every layer's output in the source and in the normalized ANN.
+
+    Fills `LayerFacts.change` with (largest |change|, that over the largest |output|).
+    """
+    layers = [layer for layer in prepared.context.layers.values() if layer.folded]
+    made = {name for node in prepared.checked_model.graph.node for name in node.output}
+    made &= {tensor.name for node in prepared.graph.nodes for tensor in node.outputs}
+    names = [layer.output for layer in layers if layer.output in made]
+    if not names:
+        return
+    one = {name: array[:1] for name, array in feeds.items()}
+    before = _checking(with_outputs(prepared.checked_model, names)).run(names, one)
+    after = _checking(with_outputs(prepared.ann, names)).run(names, one)
+    for layer in layers:
+        if layer.output in made:
+            at = names.index(layer.output)
+            change = float(np.abs(before[at] - after[at]).max(initial=0.0))
+            largest = float(np.abs(before[at]).max(initial=0.0))
+            layer.change = (change, change / largest if largest else 0.0)
+
+
+# --- what the network is for ---
+
+#: What a classifier's scores end in.
+_CLASS_FUNCTIONS = ("Softmax", "LogSoftmax", "ArgMax", "Hardmax", "TopK")
+
+
+def task_of(
+    prepared: Prepared, options: Options, labels: Array | None
+) -> Literal["classification", "regression"]:
+    """Whether the network's outputs are class scores, of which only the largest matters.
+
+    They are if the user says so; if a Softmax or an arg-max is computed from them; or if they are
+    [N, classes] and the calibration data has labels, or they come from an image or a sequence.  An
+    output of the size of the input is a reconstruction, and all else is regression.
+    """
+    if options.task != "auto":
+        return options.task
+    if any(node.op in _CLASS_FUNCTIONS for node in prepared.graph.nodes):
+        return "classification"
+    sizes = {prod(dim or 0 for dim in spec.shape[1:]) for spec in prepared.inputs}
+    flat = [output.shape for output in prepared.graph.outputs if len(output.shape or ()) == 2]
+    scores = [shape[1] for shape in flat if known(shape[1]) and 1 < shape[1] not in sizes]
+    structured = any(len(spec.shape) > 2 for spec in prepared.inputs)
+    return "classification" if scores and (labels is not None or structured) else "regression"
