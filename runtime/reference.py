@@ -322,3 +322,55 @@ def _max_pool(
             here: Any = (..., *place)
             out[here] = window.max(axis=tuple(range(2, window.ndim)))
     return out
+
+
+def spike_convolution(
+    spikes: Array,
+    weights: Array,
+    group: int = 1,
+    strides: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
+    dilations: Sequence[int] = (1, 1),
+) -> Array:
+    """Convolution of bytes `[steps*N, H, W, C]` with `[KH, KW, C/group, M]`, channels last."""
+    rows, columns, each, channels = weights.shape
+    top, left, bottom, right = pads
+    padded = np.pad(spikes.astype(np.float32), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    height = (padded.shape[1] - dilations[0] * (rows - 1) - 1) // strides[0] + 1
+    width = (padded.shape[2] - dilations[1] * (columns - 1) - 1) // strides[1] + 1
+    out = np.zeros((len(spikes), max(height, 0), max(width, 0), channels), np.float32)
+    share = channels // group
+    for y, x, g in itertools.product(range(rows), range(columns), range(group)):
+        below, beside = y * dilations[0], x * dilations[1]
+        seen = padded[:, below:, beside:, g * each : (g + 1) * each]
+        seen = seen[:, :: strides[0], :: strides[1]][:, : out.shape[1], : out.shape[2]]
+        own = slice(g * share, (g + 1) * share)
+        out[..., own] += seen @ weights[y, x, :, own]
+    return out
+
+
+def event_layer(
+    current: Array,
+    convolved: Sequence[Array],
+    threshold: Array,
+    membrane: Array,
+    schedule: Array,
+    start: int,
+    steps: int,
+) -> tuple[Array, Array]:
+    """The neurons of the event-driven operators: bytes, and the membrane.
+
+    `convolved` holds what flows in beside the static `current`: `[steps*N, H, W, M]` each.
+    """
+    if not convolved:
+        fired, after = scheduled_rmp_neuron(
+            current, threshold, membrane, schedule, start, steps, static_current=True
+        )
+        return fired.astype(np.uint8), after
+    total = _steps_of(convolved[0], steps) + current
+    for more in convolved[1:]:
+        total = total + _steps_of(more, steps)
+    fired, after = scheduled_rmp_neuron(
+        total.reshape(convolved[0].shape), threshold, membrane, schedule, start, steps
+    )
+    return fired.astype(np.uint8), after

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
+from google.protobuf.message import DecodeError
 
+from snncompiler import dialect
 from snncompiler.errors import EnvironmentMissing, UsageError
 from snncompiler.runtime import library
 
@@ -38,6 +42,7 @@ def create_session(
     threads: int | None = None,
     optimize: bool = True,
     native: bool | Literal["auto"] = "auto",
+    events: bool = True,
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session for a model given as a path, as bytes or as a ModelProto.
 
@@ -46,6 +51,9 @@ def create_session(
     leaves its graph optimizations out, whose time grows faster than the graph.
     `native` True requires the native library, False leaves it out, and "auto" uses it where it is
     installed for the device; without it, the function bodies in the model run.
+    `events` lets the native library compute on the CPU by events, where a compiled network has layers
+    for which there is such a form (`snncompiler.passes.lower_events`); sums are then made in another
+    order than by onnxruntime's convolutions.  False leaves every layer as it stands in the file.
     Raises EnvironmentMissing for what is missing or broken.
     """
     if device not in ("cpu", "cuda", "auto") or native not in (True, False, "auto"):
@@ -65,8 +73,11 @@ def create_session(
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
-        _register(options, native, cuda=CUDA in providers)
-        return ort.InferenceSession(source, options, providers=providers)
+        registered = _register(options, native, cuda=CUDA in providers)
+        lower = events and registered and CUDA not in providers
+        return ort.InferenceSession(
+            _lowered(source) if lower else source, options, providers=providers
+        )
 
     if device == "cpu" or (device == "auto" and CUDA not in ort.get_available_providers()):
         return session([CPU])
@@ -83,14 +94,39 @@ def create_session(
     raise EnvironmentMissing("onnxruntime could not start CUDA on this machine", hint=CUDA_REMEDY)
 
 
-def _register(options: Any, native: bool | Literal["auto"], *, cuda: bool) -> None:
+def _lowered(source: str | bytes) -> str | bytes:
+    """A compiled network with its layers in event-driven form; anything else as it is."""
+    from snncompiler.passes.lower_events import lower_events
+
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if dialect.DOMAIN.encode() not in data:
+            return source
+        model = onnx.load_model_from_string(data)
+    except (OSError, DecodeError):
+        return source  # onnxruntime says what is wrong with it
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+        return source
+    lowered = lower_events(model)
+    return lowered.model.SerializeToString() if lowered.changed else source
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from _tensors(attribute.g)
+
+
+def _register(options: Any, native: bool | Literal["auto"], *, cuda: bool) -> bool:
+    """Register the native library; whether it is in use."""
     if not native:
-        return
+        return False
     path = library.library_path()
     if path is None:
         if native is True:
             raise EnvironmentMissing("the native library is not built", hint=library.REMEDY)
-        return
+        return False
     if cuda and not library.inspect_library(path).get("cuda"):
         # Its CPU kernels would take every neuron off the GPU; the function bodies stay there.
         if native is True:
@@ -98,5 +134,5 @@ def _register(options: Any, native: bool | Literal["auto"], *, cuda: bool) -> No
                 f"the native library {path} was built without CUDA",
                 hint=f"{library.REMEDY} where nvcc is found",
             )
-        return
-    library.register(options)
+        return False
+    return library.register(options)

@@ -750,6 +750,45 @@ _EVENT_BODIES = {
 }""",
 }
 
+_EVENT_BODIES |= {
+    "EventSumPool": """EventSumPool <dilations, kernel_shape, pads, strides> (spikes) => (sums)
+{
+  wide = Cast <to = 1> (spikes)
+  planes = Transpose <perm = [0, 3, 1, 2]> (wide)
+  means = AveragePool <count_include_pad = 1, kernel_shape: ints = @kernel_shape,
+    pads: ints = @pads, strides: ints = @strides> (planes)
+  kernel = Constant <value_ints: ints = @kernel_shape> ()
+  extents = Cast <to = 1> (kernel)
+  size = ReduceProd <keepdims = 0> (extents)
+  scaled = Mul (means, size)
+  whole = Round (scaled)
+  moved = Transpose <perm = [0, 2, 3, 1]> (whole)
+  sums = Cast <to = 2> (moved)
+}""",
+    "EventMaxPool": """EventMaxPool <dilations, kernel_shape, pads, strides>
+  (spikes, counts, steps) => (pooled, counts_out)
+{
+  one = Constant <value_ints = [1]> ()
+  k = Reshape (steps, one)
+  lead = Shape <start = 0, end = 1> (spikes)
+  rest = Shape <start = 1> (spikes)
+  batch = Div (lead, k)
+  sample = Concat <axis = 0> (batch, rest)
+  wide = Cast <to = 1> (spikes)
+  planes = Transpose <perm = [0, 3, 1, 2]> (wide)
+  counts_full = Expand (counts, sample)
+  counts_planes = Transpose <perm = [0, 3, 1, 2]> (counts_full)
+"""
+    f"  pooled_planes, counts_after = {DOMAIN}.SpikeMaxPool "
+    """<auto_pad = "NOTSET", ceil_mode = 0,
+    dilations: ints = @dilations, kernel_shape: ints = @kernel_shape, pads: ints = @pads,
+    strides: ints = @strides> (planes, counts_planes, steps)
+  pooled_last = Transpose <perm = [0, 2, 3, 1]> (pooled_planes)
+  pooled = Cast <to = 2> (pooled_last)
+  counts_out = Transpose <perm = [0, 2, 3, 1]> (counts_after)
+}""",
+}
+
 _EVENT_SPIKES = Port("spikes", "uint8", "[steps*N, H, W, C]", "0 or 1, or 0 to `levels`")
 _EVENT_WEIGHTS = Port("weights", "float32", "[KH, KW, C/group, M]", "constant, to be packed once")
 _EVENT_NEURON_INPUTS = (
@@ -768,6 +807,10 @@ _EVENT_ATTRIBUTES = (
     Attribute("group", "int", "as in Conv"),
     Attribute("levels", "int", "the largest value of `spikes`"),
     *(Attribute(key, "ints", "as in Conv, of two axes") for key in _WINDOW),
+)
+_EVENT_POOL_ATTRIBUTES = tuple(
+    Attribute(key, "ints", "as in MaxPool, of two axes")
+    for key in ("dilations", "kernel_shape", "pads", "strides")
 )
 _EVENT_EQUATION = "u = (v + x) + b_t;  s = 1 if u >= θ else 0;  v = u - θ·s   with x = "
 
@@ -849,13 +892,45 @@ EVENT_OPERATORS: dict[str, Operator] = {
             body=_EVENT_BODIES["EventSum"],
             states=((2, 0),),
         ),
+        Operator(
+            name="EventSumPool",
+            summary="Sums of bytes over a window: average pooling, but for a factor that the next "
+            "weights take.",
+            equation="out = k·averagepool(s), for a window of k places, padding counted",
+            inputs=(Port("spikes", "uint8", "[steps*N, H, W, C]", "0 or 1, or counts"),),
+            outputs=(Port("sums", "uint8", "[steps*N, OH, OW, C]", "at most 255"),),
+            attributes=_EVENT_POOL_ATTRIBUTES,
+            body=_EVENT_BODIES["EventSumPool"],
+            states=(),
+        ),
+        Operator(
+            name="EventMaxPool",
+            summary="SpikeMaxPool of bytes, channels last.",
+            equation="c_t = c_{t-1} + s_t;  out_t = maxpool(c_t) - maxpool(c_{t-1})",
+            inputs=(
+                Port("spikes", "uint8", "[steps*N, H, W, C]", "0 or 1"),
+                Port("counts", "float32", "one number or [N, H, W, C]", "spikes before the call"),
+                _STEPS,
+            ),
+            outputs=(
+                Port("pooled", "uint8", "[steps*N, OH, OW, C]", "0 or 1"),
+                Port("counts_out", "float32", "[N, H, W, C]", "spikes after the call"),
+            ),
+            attributes=_EVENT_POOL_ATTRIBUTES,
+            body=_EVENT_BODIES["EventMaxPool"],
+            states=((1, 1),),
+        ),
     )
 }
 
 #: The operators that a body is made of, beside those of ONNX.
 _BODY_NEEDS = {
-    name: "WeightedTimeSum" if name == "EventSum" else "ScheduledRMPNeuron"
-    for name in EVENT_OPERATORS
+    "EventNeuron": "ScheduledRMPNeuron",
+    "EventConv": "ScheduledRMPNeuron",
+    "EventConvAdd": "ScheduledRMPNeuron",
+    "EventConvPair": "ScheduledRMPNeuron",
+    "EventSum": "WeightedTimeSum",
+    "EventMaxPool": "SpikeMaxPool",
 }
 
 #: The operators that fire: one per rectifier of the source network.

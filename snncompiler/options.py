@@ -34,7 +34,7 @@ class Options:
     task: Task = "auto"
     threshold: Method = "auto"
     percentile: float = 99.9
-    tau: float = 100.0
+    tau: float = 300.0
     per_channel: bool | None = None
     alpha: float | Literal["auto"] = 1.0
     correction: Correction = "auto"

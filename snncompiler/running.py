@@ -37,8 +37,10 @@ _BATCH_BYTES = 128 << 20
 ANN_BATCH = 8
 #: Positions of a channel, over all images, on which a layer is settled.
 POSITIONS = 4096
-#: Halvings of the interval in which a charge is searched: its width is θ, so 2^-14·θ is left.
-_HALVINGS = 14
+#: Weight of the mean against the single neurons, in `best_schedule` (docs/accuracy.md).
+BIAS_WEIGHT = 1.0
+#: Charges that are tried for binary neurons, and for those of several levels.
+_CUTS, _GRID = 256, 33
 
 
 @dataclass(frozen=True)
@@ -248,36 +250,65 @@ class Received:
         return np.asarray(k, np.float32)
 
 
-def quantile_schedule(received: Received, steps: int) -> Floats:
-    """Charges b [steps, C] that let every channel fire at the ANN's rate from the first step on.
+def best_schedule(received: Received, steps: int) -> Floats:
+    """Charges b [steps, C] that keep every channel's output so far as near to the ANN's as it can be.
 
-    At each step the charge is found that makes the mean spike count of the channel so far, over the
-    sampled positions, the ANN's: for binary spikes, the fraction p = mean(a)/θ of the neurons, those
-    with the largest potentials, fires.  At most ±θ/2 a step; what a step could not reach, the next one
-    catches up with.
+    After t steps a neuron has sent θ·n, where the ANN has t·a.  At each step the charge, the same for a
+    whole channel, is the one in ±θ/2 with the least Σ(θ·n - t·a)² + BIAS_WEIGHT·(Σ(θ·n - t·a))²/P over
+    the P sampled positions: the first term asks for the right neurons, the second for the right mean.
     """
     theta = received.quantum
-    rate = received.analog.mean(axis=1, keepdims=True, dtype=np.float64) / theta
-    given = np.zeros_like(rate)
     v = np.broadcast_to(received.start, received.analog.shape).astype(np.float32)
-    balance = np.zeros_like(v)
+    count = np.zeros_like(v)
     charges = np.zeros((steps, len(theta)), np.float32)
     for step in range(steps):
         u = v + received.at(step)
-        wanted = rate * (step + 1) - given
-        low, high = -theta / 2, theta / 2
-        for _ in range(_HALVINGS):
-            middle = np.asarray((low + high) / 2, np.float32)
-            k = received.spikes(u + middle, balance)
-            enough = k.mean(axis=1, keepdims=True, dtype=np.float64) >= wanted
-            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-        charge = high.astype(np.float32)
-        charges[step] = charge[:, 0]
-        k = received.spikes(u + charge, balance)
-        given += k.mean(axis=1, keepdims=True, dtype=np.float64)
+        owed = (step + 1) * received.analog - theta * count
+        find = _best_binary if received.levels == 1 and not received.signed else _best_of_grid
+        charges[step] = find(received, u, owed, count)
+        charge = charges[step][:, None]
+        k = received.spikes(u + charge, count)
         v = (u + charge) - theta * k
-        balance = balance + k
+        count = count + k
     return charges
+
+
+def _best_binary(received: Received, u: Floats, owed: Floats, count: Floats) -> Floats:
+    """Of the neurons with the largest potentials, how many to let fire: [C].
+
+    `owed` is t·a - θ·n.  A spike changes its square by θ² - 2·θ·owed, so sums over the neurons above
+    each of _CUTS potentials between θ/2 and 3θ/2 are enough.
+    """
+    theta = received.quantum.astype(np.float64)
+    channels, positions = u.shape
+    # Bin _CUTS + 1 fires whatever the charge, bin 0 never.
+    place = np.clip(np.floor((u / theta - 0.5) * _CUTS) + 1, 0, _CUTS + 1).astype(np.int64)
+    flat = (place + (_CUTS + 2) * np.arange(channels)[:, None]).ravel()
+    size = channels * (_CUTS + 2)
+    gain = (theta * (theta - 2.0 * owed)).ravel()
+    gains = np.bincount(flat, gain, size).reshape(channels, -1)[:, ::-1]
+    fires = np.bincount(flat, minlength=size).reshape(channels, -1)[:, ::-1]
+    # Entry i: everything down to bin _CUTS + 1 - i fires.
+    squares, fired = np.cumsum(gains, axis=1)[:, :-1], np.cumsum(fires, axis=1)[:, :-1]
+    short = owed.sum(axis=1, keepdims=True, dtype=np.float64) - theta * fired
+    best = (squares + BIAS_WEIGHT * short**2 / positions).argmin(axis=1)
+    # The lower edge of the last bin that fires comes to lie on θ.
+    cut = 0.5 + (_CUTS - best) / _CUTS
+    return np.asarray(theta[:, 0] * (1.0 - cut), np.float32)
+
+
+def _best_of_grid(received: Received, u: Floats, owed: Floats, count: Floats) -> Floats:
+    """The same for neurons of several levels, among _GRID charges: [C]."""
+    theta = received.quantum
+    best = np.zeros(len(theta), np.float32)
+    least = np.full(len(theta), np.inf)
+    for part in np.linspace(-0.5, 0.5, _GRID, dtype=np.float32):
+        left = owed - theta * received.spikes(u + part * theta, count)
+        bias = left.sum(axis=1, dtype=np.float64)
+        error = np.square(left).sum(axis=1, dtype=np.float64) + BIAS_WEIGHT * bias**2 / u.shape[1]
+        better = error < least
+        best[better], least[better] = (part * theta[:, 0])[better], error[better]
+    return best
 
 
 def mean_difference(received: Received, steps: int) -> Floats:
@@ -297,16 +328,20 @@ def mean_difference(received: Received, steps: int) -> Floats:
 def correct(received: Received, correction: Correction, steps: int) -> Floats:
     """The schedule [S, C] of a layer; its last row holds for all later steps.
 
-    `schedule`: a charge for each of the first `steps` steps, then none.  `bias`: the mean difference
-    to the ANN over `steps` steps, at every step.  `potential`: the same charge, all at the first step.
+    `schedule`: the best charge for each of the first `steps` steps; then the mean of the second half of
+    them where θ clips the channel's activations, which gives back what clipping takes, and none where
+    it does not.  `bias`: the mean difference to the ANN over `steps` steps, at every step.
+    `potential`: the same charge, all at the first step.
     """
-    if correction == "schedule":
-        charges = quantile_schedule(received, steps)
-    elif correction == "bias":
+    if correction == "bias":
         return mean_difference(received, steps)[None]
-    else:
+    if correction == "potential":
         charges = steps * mean_difference(received, steps)[None]
-    return np.concatenate([charges, np.zeros_like(charges[:1])])
+        return np.concatenate([charges, np.zeros_like(charges)])
+    charges = best_schedule(received, steps)
+    clipped = (received.analog > received.levels * received.quantum).any(axis=1)
+    held = np.where(clipped, charges[steps // 2 :].mean(axis=0), np.float32(0))
+    return np.concatenate([charges, held[None]])
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     snncompiler.compile(CNN, calibration=IMAGES, progress=lambda *what: told.append(what))
     assert list(dict.fromkeys(text for text, _, _ in told)) == ["calibrating", "correcting"]
-    for text, last in (("calibrating", 64), ("correcting", 2)):
+    for text, last in (("calibrating", 64), ("correcting", 4)):
         steps = [(done, of) for name, done, of in told if name == text]
         assert steps[-1] == (last, last) and steps == sorted(steps) and steps[0][0] > 0
 

@@ -28,6 +28,7 @@ from onnx import numpy_helper
 
 from snncompiler import dialect, models
 from snncompiler.cli import app
+from snncompiler.compiled import CompiledFile, read_compiled
 from snncompiler.diagnostics import CODES
 from snncompiler.runtime.session import create_session
 from snncompiler.version import __version__
@@ -173,6 +174,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "loop": (CNN, ("--unroll", "loop")),
         "steps": (CNN, ("--unroll", "steps")),
         "hard": (CNN, ("--reset", "hard")),
+        "plain": (CNN, ("--correction", "none", "--readout", "mean")),
     }
     made = {}
     for name, (model, options) in wanted.items():
@@ -330,7 +332,7 @@ def test_default_output_is_beside_the_model(tmp_path: Path) -> None:
 def described(tmp_path: Path, *options: object, model: Path = CNN) -> dict[str, Any]:
     """What `info` says of a network compiled with these options."""
     target = tmp_path / "described.onnx"
-    good("compile", model, "-o", target, *CALIBRATED, *options)
+    good("compile", model, "-o", target, *CALIBRATED, "--samples", 32, *options)
     content: dict[str, Any] = good("info", target, "--json").json()
     return content
 
@@ -338,6 +340,8 @@ def described(tmp_path: Path, *options: object, model: Path = CNN) -> dict[str, 
 def test_options_end_up_in_the_file(tmp_path: Path) -> None:
     cases: list[tuple[Sequence[object], dict[str, object]]] = [
         ((), {"steps": 64, "unroll": "fold", "reset": "soft", "initial": 0.5, "alpha": 1.0}),
+        ((), {"threshold": "balance", "percentile": None, "per_channel": True}),
+        (("--task", "regression"), {"threshold": "max"}),
         (("-T", 7), {"steps": 7}),
         (("--steps", 9), {"steps": 9}),
         (("--unroll", "fold", "--chunk", 5), {"unroll": "fold", "chunk": 5}),
@@ -347,7 +351,12 @@ def test_options_end_up_in_the_file(tmp_path: Path) -> None:
         (("--reset", "hard"), {"reset": "hard"}),
         (("--initial", 0), {"initial": 0.0}),
         (("--threshold", "max"), {"threshold": "max", "percentile": None}),
-        (("--percentile", 90), {"threshold": "percentile", "percentile": 90.0}),
+        (
+            ("--threshold", "percentile", "--percentile", 90),
+            {"threshold": "percentile", "percentile": 90.0},
+        ),
+        (("--threshold", "vin-max"), {"threshold": "vin-max", "per_channel": True}),
+        (("--per-channel", "--paper"), {"per_channel": True, "encode": "poisson", "initial": 0.0}),
         (("--per-layer",), {"per_channel": False}),
         (("--alpha", 1.5), {"alpha": 1.5}),
         (("--samples", 10), {"calibration_samples": 10}),
@@ -356,10 +365,126 @@ def test_options_end_up_in_the_file(tmp_path: Path) -> None:
         (("--encode", "constant"), {"encode": "constant"}),
     ]
     for options, expected in cases:
-        found = described(tmp_path, *options)
+        found = described(tmp_path, "--correction", "none", *options)
         assert {key: found[key] for key in expected} == expected, options
         assert found["calibrated_on"] == "data"
-    assert len(cases) == 17
+    assert len(cases) == 21
+
+
+def compiled(tmp_path: Path, *options: object, model: Path = CNN) -> CompiledFile:
+    """The file that is written with these options, read back."""
+    target = tmp_path / "compiled.onnx"
+    good("compile", model, "-o", target, *CALIBRATED, "--samples", 24, *options)
+    return read_compiled(target)
+
+
+ACCURACY: dict[str, tuple[Sequence[object], dict[str, str]]] = {
+    "nothing": ((), {
+        "task": "classification", "threshold": "balance", "correction": "schedule",
+        "readout": "ramp", "neuron": "binary", "encode": "constant", "paper": "false",
+        "initial": "0.5"}),
+    "task": (("--task", "regression"), {
+        "task": "regression", "threshold": "max", "correction": "schedule", "readout": "mean"}),
+    "threshold": (("--threshold", "mmse"), {"threshold": "mmse"}),
+    "correction": (("--correction", "none"), {"correction": "none"}),
+    "bias": (("--correction", "bias"), {"correction": "bias"}),
+    "potential": (("--correction", "potential"), {"correction": "potential"}),
+    "readout": (("--readout", "delay:3"), {"readout": "delay:3"}),
+    "burst": (("--neuron", "burst:4"), {"neuron": "burst:4"}),
+    "signed": (("--neuron", "signed:2"), {"neuron": "signed:2"}),
+    "encode": (("--encode", "poisson"), {"encode": "poisson", "seed_input": "snnc_seed",
+        "image_input": "snnc_first_image"}),
+    "paper": (("--paper",), {"paper": "true", "strict": "true", "threshold": "vin-max",
+        "correction": "none", "readout": "mean", "encode": "poisson", "initial": "0.0"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_options_of_the_accuracy_end_up_in_the_file(name: str, tmp_path: Path) -> None:
+    options, expected = ACCURACY[name]
+    found = compiled(tmp_path, "-T", 8, *options)
+    assert {key: found.metadata[f"snnc.{key}"] for key in expected} == expected
+    assert (found.options.correction, found.options.readout) == (
+        found.metadata["snnc.correction"], found.metadata["snnc.readout"],
+    )  # fmt: skip
+    assert bool(found.calibration.schedules) == (found.options.correction != "none")
+    target = tmp_path / "compiled.onnx"
+    assert good("verify", CNN, target, "--json").json()["passed"]
+
+
+def test_the_length_of_a_schedule_and_tau_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    found = compiled(tmp_path, "--schedule-steps", 5, "--tau", 3)
+    assert {len(charges) for charges in found.calibration.schedules.values()} == {6}
+    assert found.calibration.tau == found.options.tau == 3.0
+    later = compiled(tmp_path, "--tau", 300)
+    assert {len(charges) for charges in later.calibration.schedules.values()} == {33}
+    for layer, theta in found.calibration.thresholds.items():
+        assert (theta <= later.calibration.thresholds[layer]).all()
+        assert (theta < later.calibration.thresholds[layer]).any()
+    bias = compiled(tmp_path, "--correction", "bias").calibration
+    assert {len(charges) for charges in bias.schedules.values()} == {1}
+
+
+def test_alpha_is_searched_if_it_is_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "a.onnx"
+    ran = good(
+        "compile",
+        CNN,
+        "-o",
+        target,
+        *CALIBRATED,
+        "--samples",
+        24,
+        "-T",
+        4,
+        "--alpha",
+        "auto",
+        "--json",
+    )
+    (note,) = [f for f in ran.json()["findings"] if f["code"] == "SNNC308"]
+    alpha = read_compiled(target).calibration.alpha
+    assert f"α = {alpha:g} was chosen of 0.4, " in note["message"] and 0.4 <= alpha <= 1.2
+    # 18 samples are left for the thresholds, 6 judged.
+    assert "6 held-out samples" in note["message"]
+    assert read_compiled(target).calibration.samples == 18
+
+
+WRONG: list[tuple[Sequence[object], str]] = [
+    (("--task", "ranking"), "--task"),
+    (("--threshold", "mean"), "--threshold"),
+    (("--correction", "all"), "--correction"),
+    (("--encode", "rate"), "--encode"),
+    (("--tau", 0), "--tau"),
+    (("--tau", "nan"), "--tau"),
+    (("--alpha", "best"), "--alpha"),
+    (("--alpha", 0), "--alpha"),
+    (("--schedule-steps", 0), "--schedule-steps"),
+    (("--schedule-steps", 2000), "--schedule-steps"),
+    (("--readout", "last"), "--readout"),
+    (("--readout", "delay:8", "-T", 8), "--readout"),
+    (("--neuron", "burst:0"), "--neuron"),
+    (("--neuron", "signed"), "--neuron"),
+    (("--neuron", "burst:4", "--reset", "hard"), "--reset"),
+    (("--correction", "schedule", "--reset", "hard"), "--reset"),
+    (("--encode", "poisson", "--emit", "step"), "--encode"),
+    (("--alpha", "auto"), "--alpha"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), WRONG, ids=str)
+def test_a_wrong_option_of_the_accuracy_is_named(
+    options: Sequence[object], named: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "never.onnx"
+    ran = snnc("compile", CNN, "-o", target, *options)
+    assert ran.code == 2 and named in ran.err and "Traceback" not in ran.err
+    assert not target.exists()
+
+
+def test_a_paper_network_with_biases_is_refused(tmp_path: Path) -> None:
+    ran = snnc("compile", RESNET, "-o", tmp_path / "r.onnx", "--paper", *CALIBRATED)
+    assert ran.code == 1 and "SNNC203" in ran.err and "SNNC204" in ran.err
+    assert not (tmp_path / "r.onnx").exists()
 
 
 def test_thresholds_are_the_maxima_of_the_ann(tmp_path: Path) -> None:
@@ -380,11 +505,13 @@ def test_thresholds_are_the_maxima_of_the_ann(tmp_path: Path) -> None:
 
 def test_percentile_alpha_and_channels_move_thresholds(tmp_path: Path) -> None:
     def layers(*options: object) -> list[dict[str, Any]]:
+        options = ("--correction", "none", "--samples", 256, *options)
         rows: list[dict[str, Any]] = described(tmp_path, *options)["layers"]
         return rows
 
     top = layers("--threshold", "max")
-    for lower in (layers("--percentile", 99), layers("--percentile", 90)):
+    for percent in (99, 90):
+        lower = layers("--threshold", "percentile", "--percentile", percent)
         assert len(lower) == 4
         for low, high in zip(lower, top, strict=True):
             assert low["largest"] < high["largest"]
@@ -543,7 +670,7 @@ def test_verify_passes_for_every_form(built: dict[str, Path]) -> None:
             assert len(found["layers"]) == {"hard": 0, "resnet": 5}.get(name, 4)
             for layer in found["layers"]:
                 assert layer["holds"] and layer["deviation"] <= layer["bound"] < 1e-4
-    assert len(built) == 5
+    assert len(built) == 6
     table = good("verify", CNN, built["cnn"]).out
     assert "FAILED" not in table and "soft-reset identity" in table
 
@@ -573,6 +700,15 @@ def _fire_above(model: onnx.ModelProto) -> None:
     assert changed
 
 
+def charge_more(model: onnx.ModelProto) -> None:
+    """Add an ulp or so of θ to the first charge of the first layer."""
+    nodes, values = neurons_and_values(model)
+    tensor = values[nodes[0].input[3]]
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[0] += np.float32(1e-6)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
 TAMPERED: dict[str, tuple[str, Callable[[onnx.ModelProto], object], str]] = {
     "threshold": ("cnn", scale_threshold(0.5), "FAILED"),
     "threshold by an ulp": ("cnn", scale_threshold(1 + 2e-7), "FAILED"),
@@ -583,7 +719,13 @@ TAMPERED: dict[str, tuple[str, Callable[[onnx.ModelProto], object], str]] = {
     "calibration": ("cnn", _edit_calibration, "SNNC401"),
     "calibration and hash": ("cnn", _edit_calibration_and_its_hash, "FAILED"),
     "initial": ("cnn", lambda m: set_metadata(m, initial="0.25"), "FAILED"),
-    "reset": ("cnn", lambda m: set_metadata(m, reset="hard"), "FAILED"),
+    "reset": ("plain", lambda m: set_metadata(m, reset="hard"), "FAILED"),
+    "reset beside a schedule": ("cnn", lambda m: set_metadata(m, reset="hard"), "SNNC401"),
+    "correction": ("plain", lambda m: set_metadata(m, correction="schedule"), "FAILED"),
+    "no correction": ("cnn", lambda m: set_metadata(m, correction="none"), "FAILED"),
+    "read-out": ("cnn", lambda m: set_metadata(m, readout="mean"), "FAILED"),
+    "neuron": ("plain", lambda m: set_metadata(m, neuron="burst:2"), "FAILED"),
+    "a charge": ("cnn", lambda m: charge_more(m), "FAILED"),
     "steps": ("cnn", lambda m: set_metadata(m, steps="17"), "FAILED"),
     "no steps": ("cnn", lambda m: set_metadata(m, steps="0"), "SNNC401"),
     "steps are text": ("cnn", lambda m: set_metadata(m, steps="many"), "SNNC401"),
@@ -637,7 +779,7 @@ def test_info_tells_what_was_compiled(built: dict[str, Path]) -> None:
         assert (found["steps_input"] is None) == (name == "steps")
         assert all(0 < row["smallest"] <= row["largest"] for row in found["layers"])
         assert source.name in good("info", snn).out
-    assert len(built) == 5
+    assert len(built) == 6
 
 
 # --- refusals ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import snncompiler
+from snncompiler import dialect
 from snncompiler.models import path
 from snncompiler.runtime import Stream, create_session
 
@@ -23,7 +25,9 @@ def images(count: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(stored.transpose(0, 3, 1, 2))
 
 
+@cache
 def compiled(name: str, **options: Any) -> onnx.ModelProto:
+    """The compiled network; the tests do not change it."""
     given = {"steps": STEPS, **options}
     return snncompiler.compile(
         path(name), calibration=path("digits-train"), preprocess=HOW, **given
@@ -56,7 +60,7 @@ def test_a_reset_stream_starts_again_with_another_batch() -> None:
 
 def test_a_stream_follows_an_input_that_changes() -> None:
     """The read-out is the mean over all frames: two frames in any order decode alike in the end."""
-    stream = Stream(compiled("digits-cnn", emit="step"))
+    stream = Stream(compiled("digits-cnn", emit="step", readout="mean"))
     one, other = images(2)[:1], images(2)[1:]
     steady = [out["logits"] for out in stream.run([one] * 32)][-1]
     stream.reset()
@@ -127,10 +131,13 @@ def test_float16_keeps_membranes_and_thresholds_in_float32(name: str) -> None:
     body = next(a.g for a in loop.attribute if a.name == "body")
     kinds = {tensor.name: tensor.data_type for tensor in body.initializer}
     kinds.update({tensor.name: tensor.data_type for tensor in model.graph.initializer})
-    neurons = [node for node in body.node if node.op_type == "RMPNeuron"]
+    neurons = [node for node in body.node if node.op_type in dialect.NEURONS]
     layers = [node for node in body.node if node.op_type in ("Conv", "Gemm")]
     assert neurons and layers
+    # θ, and the charges of the schedule.
+    assert {node.op_type for node in neurons} == {"ScheduledRMPNeuron"}
     assert {kinds[node.input[1]] for node in neurons} == {onnx.TensorProto.FLOAT}
+    assert {kinds[node.input[3]] for node in neurons} == {onnx.TensorProto.FLOAT}
     assert {kinds[node.input[1]] for node in layers} == {onnx.TensorProto.FLOAT16}
     assert model.ByteSize() < 0.75 * compiled(name).ByteSize()
 

@@ -10,7 +10,7 @@ import pytest
 from helpers import Array, assert_close, compile_text, op_counts, parse, random, run_model
 from onnx import helper
 
-from snncompiler import models, pipeline
+from snncompiler import models, pipeline, preparation
 from snncompiler.errors import Refused
 from snncompiler.io import serialize
 from snncompiler.options import Options
@@ -273,7 +273,7 @@ def test_emitting_twice_gives_the_same_and_leaves_the_network_alone() -> None:
     before = serialize(compiled.prepared.ann)
     again = pipeline.emit(compiled.prepared, compiled.calibration, Options())
     assert serialize(again) == serialize(compiled.model)
-    assert serialize(pipeline._as_model(compiled.prepared.graph)) == before
+    assert serialize(preparation._as_model(compiled.prepared.graph)) == before
 
 
 def test_a_saved_calibration_gives_the_same_bytes() -> None:

@@ -350,6 +350,160 @@ class EventSum {
   }
 };
 
+/// What the two kinds of pooling have in common.
+class Pool {
+ public:
+  explicit Pool(const Attributes& attributes)
+      : geometry_(attributes, ""), kernel_(attributes.integers("kernel_shape")) {
+    const bool good = kernel_.size() == 2 && std::all_of(kernel_.begin(), kernel_.end(), [](auto n) {
+                        return n >= 1 && n < 1 << 20;
+                      });
+    if (!good) refuse("kernel_shape", kernel_, "two numbers of at least 1");
+    for (std::size_t i = 0; i < 4; ++i) {
+      if (geometry_.pads[i] >= kernel_[i % 2]) {
+        refuse("pads", geometry_.pads, "smaller than the kernel");
+      }
+    }
+  }
+
+ protected:
+  Source window(const Input& spikes, const Shape& sample) const {
+    if (sample.size() != 4) refuse("spikes", spikes.shape, "[steps*N, height, width, channels]");
+    return geometry_.over(sample, kernel_, 1, 1);
+  }
+  /// Calls visit(row, column) for every place inside the input that an output sees.
+  template <typename Visit>
+  static void over_window(const Source& source, std::int64_t y, std::int64_t x, const Visit& visit) {
+    for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
+      const std::int64_t row = source.row(y, kh);
+      if (row < 0 || row >= source.in[0]) continue;
+      for (std::int64_t kw = 0; kw < source.kernel[1]; ++kw) {
+        const std::int64_t column = source.column(x, kw);
+        if (column >= 0 && column < source.in[1]) visit(row, column);
+      }
+    }
+  }
+  template <typename Work>
+  static void in_parts(const Context& context, std::int64_t parts, std::int64_t work,
+                       const Work& part) {
+    if (work < small) {
+      for (std::int64_t index = 0; index < parts; ++index) part(index);
+    } else {
+      context.parallel(parts, part);
+    }
+  }
+
+ private:
+  Geometry geometry_;
+  Shape kernel_;
+};
+
+/// Sums of bytes over a window: average pooling without the division.
+class EventSumPool : Pool {
+ public:
+  static constexpr const char* name = "EventSumPool";
+  static constexpr std::array inputs{ort::uint8};
+  static constexpr ort::ElementType outputs[] = {ort::uint8};
+  static constexpr std::array<int, 0> states_in{}, states_out{};
+
+  using Pool::Pool;
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input spikes = context.input(0);
+    const Source source = window(spikes, spikes.shape);
+    const Shape out = {spikes.shape[0], source.out(0), source.out(1), spikes.shape[3]};
+    auto* const sums = context.output<std::uint8_t>(0, out);
+    if (!elements(out)) return;
+    const std::int64_t channels = out[3];
+    in_parts(context, out[0] * out[1], elements(out), [&](std::int64_t index) {
+      const std::int64_t y = index % out[1];
+      const std::uint8_t* const from =
+          spikes.as<std::uint8_t>() + index / out[1] * source.in[0] * source.in[1] * channels;
+      std::uint8_t* to = sums + index * out[2] * channels;
+      std::fill_n(to, out[2] * channels, std::uint8_t{0});
+      for (std::int64_t x = 0; x < out[2]; ++x, to += channels) {
+        over_window(source, y, x, [&](std::int64_t row, std::int64_t column) {
+          const std::uint8_t* one = from + (row * source.in[1] + column) * channels;
+          for (std::int64_t c = 0; c < channels; ++c) to[c] = static_cast<std::uint8_t>(to[c] + one[c]);
+        });
+      }
+    });
+  }
+};
+
+/// SpikeMaxPool of bytes, channels last.
+class EventMaxPool : Pool {
+ public:
+  static constexpr const char* name = "EventMaxPool";
+  static constexpr std::array inputs{ort::uint8, ort::float32, ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::uint8, ort::float32};
+  static constexpr std::array<int, 1> states_in{1}, states_out{1};
+
+  using Pool::Pool;
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input spikes = context.input(0), counts = context.input(1);
+    const std::int64_t steps = number_of("steps", context.input(2), 1);
+    const Shape sample = samples_of("spikes", spikes.shape, steps);
+    const Source source = window(spikes, sample);
+    const Shape out = {sample[0], source.out(0), source.out(1), sample[3]};
+    const bool one = elements(counts.shape) == 1;
+    if (!one && counts.shape != sample) {
+      refuse("counts", counts.shape, "one number or " + text(sample));
+    }
+    auto* const pooled = context.output<std::uint8_t>(0, folded(out, steps));
+    auto* const after = context.output<float>(1, sample);
+    const float* const before = counts.as<float>();
+    if (one) {
+      std::fill_n(after, elements(sample), *before);
+    } else if (after != before) {
+      std::copy_n(before, elements(sample), after);
+    }
+    if (!elements(out)) return;
+    // Parts are channels of a sample: windows overlap, so rows cannot be counted apart.
+    const std::int64_t channels = out[3], parts = (channels + lanes - 1) / lanes;
+    const std::int64_t in_places = source.in[0] * source.in[1], out_places = out[1] * out[2];
+    std::vector<float> last(static_cast<std::size_t>(out[0] * parts * out_places * lanes));
+    in_parts(context, out[0] * parts, steps * elements(sample), [&](std::int64_t index) {
+      const std::int64_t n = index / parts, c = index % parts * lanes;
+      const std::int64_t width = std::min(lanes, channels - c);
+      float* const count = after + n * in_places * channels + c;
+      float* const seen = last.data() + index * out_places * lanes;
+      const auto largest = [&](std::int64_t place, float* most) {
+        std::fill_n(most, lanes, 0.0f);
+        over_window(source, place / out[2], place % out[2], [&](std::int64_t row, std::int64_t column) {
+          const float* from = count + (row * source.in[1] + column) * channels;
+          for (std::int64_t i = 0; i < width; ++i) most[i] = most[i] < from[i] ? from[i] : most[i];
+        });
+      };
+      for (std::int64_t place = 0; place < out_places; ++place) largest(place, seen + place * lanes);
+      for (std::int64_t t = 0; t < steps; ++t) {
+        const std::int64_t image = t * out[0] + n;
+        const std::uint8_t* from = spikes.as<std::uint8_t>() + image * in_places * channels + c;
+        for (std::int64_t place = 0; place < in_places; ++place, from += channels) {
+          for (std::int64_t i = 0; i < width; ++i) {
+            count[place * channels + i] = count[place * channels + i] + static_cast<float>(from[i]);
+          }
+        }
+        std::uint8_t* to = pooled + image * out_places * channels + c;
+        for (std::int64_t place = 0; place < out_places; ++place, to += channels) {
+          float most[lanes], *const was = seen + place * lanes;
+          largest(place, most);
+          for (std::int64_t i = 0; i < width; ++i) {
+            to[i] = static_cast<std::uint8_t>(most[i] - was[i]);
+            was[i] = most[i];
+          }
+        }
+      }
+    });
+  }
+
+ private:
+  static constexpr std::int64_t lanes = 16;
+};
+
 }  // namespace
 
 void add_event_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
@@ -358,6 +512,8 @@ void add_event_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<EventLayer<Kind::with_residual>, EventCpu>(api, domain);
   add<EventLayer<Kind::with_convolution>, EventCpu>(api, domain);
   add<EventSum, EventCpu>(api, domain);
+  add<EventSumPool, EventCpu>(api, domain);
+  add<EventMaxPool, EventCpu>(api, domain);
 }
 
 }  // namespace snnc

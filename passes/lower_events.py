@@ -1,0 +1,738 @@
+"""Lower a compiled model onto the event-driven operators, for the CPU.
+
+A layer (what flows into a neuron, and the neuron) becomes one `EventConv...` node.  Between such
+layers spikes are bytes with the channels last; where a tensor is wanted as it was, for an output or
+an operator that stays, it is converted back.  The input is the emitted file, so that a session can
+lower whatever it is given; what is not understood stays as it is, with the reason.
+
+Only windows are lowered: a Loop over time whose body holds the layers.  The read-out, on means, and
+the static part are computed once and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from snncompiler import dialect
+from snncompiler.graph import unique_name
+
+Floats = NDArray[np.float32]
+
+#: Neurons that have an event-driven form.
+NEURONS = ("RMPNeuron", "ScheduledRMPNeuron")
+#: Kernels of at most so many rows and columns, and bytes of at most this value.
+MAX_KERNEL, MAX_LEVELS = 16, 64
+#: Slices that go to the end of an axis end here or later.
+_END = 2**31 - 1
+
+#: Operators that are lowered where the layer before them is.
+_FOLLOWERS = ("SpikeMaxPool", "TimeSum", "WeightedTimeSum")
+
+_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class LayerNote:
+    """What became of one layer: the operator that it is now, or why it stays."""
+
+    name: str
+    operator: str
+    reason: str = ""
+
+
+@dataclass
+class Lowered:
+    model: onnx.ModelProto
+    layers: list[LayerNote] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        return any(layer.operator for layer in self.layers)
+
+
+class Stays(Exception):
+    """Why a layer stays as it is."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A tensor `[K·N, C, H, W]` (or `[K·N, C]`, H = W = 1) that is linear in bytes.
+
+    Channel c is the sum over the bytes' channels i of `matrix[i, c]`, at every `stride`-th place;
+    no matrix is the unit matrix.  Where `flat`, the tensor was flattened after that, and so are the
+    bytes, to `[K·N, 1, 1, C·H·W]`.
+    """
+
+    events: str
+    channels: int
+    levels: int = 1
+    stride: tuple[int, int] = (1, 1)
+    matrix: Floats | None = None
+    flat: bool = False
+
+    @property
+    def amplitude(self) -> Floats | None:
+        """What every channel is multiplied by; None for 1.  Stays where channels are mixed."""
+        if self.matrix is None:
+            return None
+        rows, columns = self.matrix.shape
+        own = np.diagonal(self.matrix)
+        if rows != columns or np.count_nonzero(self.matrix) != np.count_nonzero(own):
+            raise Stays("channels are mixed before a convolution")
+        return own.astype(np.float32)
+
+
+@dataclass
+class Currents:
+    """What flows into a neuron, term by term."""
+
+    convolutions: list[tuple[Signal, Floats, dict[str, list[int]], int]] = field(
+        default_factory=list
+    )
+    residuals: list[Signal] = field(default_factory=list)
+    static: list[str] = field(default_factory=list)
+    bias: list[Floats] = field(default_factory=list)
+
+
+def lower_events(model: onnx.ModelProto) -> Lowered:
+    """A lowered copy of a compiled model, and what became of each layer.
+
+    A model in which nothing can be lowered comes back as it is.
+    """
+    lowered = Lowered(onnx.ModelProto())
+    lowered.model.CopyFrom(model)
+    graph = lowered.model.graph
+    for name in [node.output[0] for node in graph.node if node.op_type == "Loop"]:
+        loop = next(node for node in graph.node if name in node.output)
+        body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
+        if any(node.domain == dialect.DOMAIN for node in body.node):
+            lowered.layers += _Lowering(graph, loop, body).run()
+    if not lowered.changed:
+        return Lowered(model, lowered.layers)
+    _attach(lowered.model)
+    return lowered
+
+
+def _attach(model: onnx.ModelProto) -> None:
+    """The bodies of the operators in use, in place of those of ours that the model had."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    used: set[str] = set()
+
+    def collect(nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            if node.domain == dialect.DOMAIN:
+                used.add(node.op_type)
+            for attribute in node.attribute:
+                collect(attribute.g.node)
+
+    collect(model.graph.node)
+    kept = [function for function in model.functions if function.domain != dialect.DOMAIN]
+    del model.functions[:]
+    model.functions.extend([*kept, *dialect.functions(used, opset)])
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    names = list(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            names += _reads(inner)
+    return names
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def _without_ones(values: NDArray[Any], channels: int) -> Floats:
+    """A constant that broadcasts per channel, as `[channels]`."""
+    if values.dtype != np.float32:
+        raise Stays(f"{values.dtype} is not computed by events")
+    if values.size not in (1, channels) or (values.size > 1 and channels not in values.shape):
+        raise Stays(f"a constant of shape {list(values.shape)} is not one value per channel")
+    return np.broadcast_to(values.reshape(-1), channels).astype(np.float32)
+
+
+class _Lowering:
+    """Lowers the body of one Loop, and changes what surrounds it accordingly."""
+
+    def __init__(self, outer: onnx.GraphProto, loop: onnx.NodeProto, body: onnx.GraphProto) -> None:
+        self.outer, self.loop, self.body = outer, loop, body
+        self.outer_constants = {t.name: t for t in outer.initializer}
+        self.constants = {**self.outer_constants, **{t.name: t for t in body.initializer}}
+        self.maker = {name: node for node in body.node for name in node.output}
+        self.taken = {
+            *self.constants,
+            *self.maker,
+            *(value.name for value in (*body.input, *outer.input)),
+            *(name for node in outer.node for name in node.output),
+        }
+        self.states = {value.name: index for index, value in enumerate(body.input) if index >= 2}
+        self.finals = {value.name: index for index, value in enumerate(body.output)}
+        #: Names of tensors of the old body -> what they are as bytes.
+        self.signals: dict[str, Signal] = {}
+        #: Bytes `[K·N, 1, 1, C]` of tensors that have two axes.
+        self.flat: set[str] = set()
+        self.nodes: list[onnx.NodeProto] = []
+        #: Nodes of the outer graph that go before and after the Loop.
+        self.before: list[onnx.NodeProto] = []
+        self.after: list[onnx.NodeProto] = []
+
+    # --- pieces ---
+
+    def name(self, wanted: str) -> str:
+        return unique_name(wanted, self.taken)
+
+    def constant(self, wanted: str, values: NDArray[Any], outside: bool = False) -> str:
+        name = self.name(wanted)
+        tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        (self.outer if outside else self.body).initializer.append(tensor)
+        return name
+
+    def emit(
+        self, nodes: list[onnx.NodeProto], op: str, inputs: Sequence[str], wanted: str, **more: Any
+    ) -> str:
+        name = self.name(wanted)
+        nodes.append(helper.make_node(op, list(inputs), [name], name=name, **more))
+        return name
+
+    def value(self, name: str) -> NDArray[Any]:
+        if name not in self.constants:
+            raise Stays(f"`{name}` is not constant")
+        return numpy_helper.to_array(self.constants[name])
+
+    def is_static(self, name: str) -> bool:
+        """Whether a tensor comes from outside the Loop and is no constant."""
+        return (
+            bool(name)
+            and name not in self.constants
+            and name not in self.maker
+            and not any(value.name == name for value in self.body.input)
+        )
+
+    # --- the walk ---
+
+    def run(self) -> list[LayerNote]:
+        notes: list[LayerNote] = []
+        for node in list(self.body.node):
+            if _is_neuron(node):
+                mark, known = (len(self.nodes), len(self.before)), dict(self.signals)
+                try:
+                    notes.append(LayerNote(node.name, self.neuron(node)))
+                    continue
+                except Stays as why:
+                    del self.nodes[mark[0] :], self.before[mark[1] :]
+                    self.signals = known
+                    notes.append(LayerNote(node.name, "", str(why)))
+            elif node.domain == dialect.DOMAIN and node.op_type in _FOLLOWERS:
+                try:
+                    (self.max_pool if node.op_type == "SpikeMaxPool" else self.time_sum)(node)
+                    continue
+                except Stays:
+                    pass  # it takes the spikes as they were
+            self.nodes.append(node)
+        if any(note.operator for note in notes):
+            self.finish()
+        return notes
+
+    def finish(self) -> None:
+        """Put the new nodes in place, and leave out what nothing reads any more."""
+        wanted = {value.name for value in self.body.output}
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(self.nodes):
+            if wanted & set(node.output):
+                kept.append(node)
+                wanted.update(_reads(node))
+        kept.reverse()
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+        del self.body.node[:]
+        self.body.node.extend(nodes)
+        for graph, used in ((self.body, wanted), (self.outer, None)):
+            if used is not None:
+                tensors = [t for t in graph.initializer if t.name in used]
+                del graph.initializer[:]
+                graph.initializer.extend(tensors)
+        around: list[onnx.NodeProto] = []
+        for node in self.outer.node:
+            if node.output[:1] == self.loop.output[:1]:
+                around += [*self.before, node, *self.after]
+            else:
+                around.append(node)
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in around]
+        del self.outer.node[:]
+        self.outer.node.extend(copies)
+        read = {name for node in self.outer.node for name in _reads(node)}
+        read |= {value.name for value in (*self.outer.output, *self.outer.input)}
+        tensors = [t for t in self.outer.initializer if t.name in read]
+        del self.outer.initializer[:]
+        self.outer.initializer.extend(tensors)
+
+    # --- signals ---
+
+    def signal(self, name: str) -> Signal:
+        """What a tensor is in bytes; converts the spikes of a neuron that stays."""
+        if name in self.signals:
+            return self.signals[name]
+        node = self.maker.get(name)
+        if node is None:
+            raise Stays(f"`{name}` is no spike train")
+        found: Signal
+        if _is_neuron(node):
+            if node.op_type not in (*NEURONS, "HardResetNeuron"):
+                raise Stays(f"the spikes of {node.op_type} are not binary")
+            found = self.converted(name, self.maps(node))
+        elif node.domain == dialect.DOMAIN and node.op_type == "SpikeMaxPool":
+            found = self.converted(name, self.signal(node.input[0]).channels)
+        elif node.op_type == "Identity":
+            found = self.signal(node.input[0])
+        elif node.op_type == "Mul":
+            found = self.scaled(node)
+        elif node.op_type == "Slice":
+            found = self.sliced(node)
+        elif node.op_type == "Pad":
+            found = self.padded(node)
+        elif node.op_type == "AveragePool":
+            found = self.summed(node)
+        elif node.op_type == "Flatten" and _attributes(node).get("axis", 1) == 1:
+            found = self.flattened(node)
+        else:
+            raise Stays(f"{node.op_type} `{node.name}` has no event-driven form")
+        self.signals[name] = found
+        return found
+
+    def maps(self, node: onnx.NodeProto) -> int:
+        """The channels of a neuron's maps, from its thresholds."""
+        theta = self.value(node.input[1])
+        if theta.ndim != 1 and (theta.ndim not in (3, 4) or theta.size != theta.shape[-3]):
+            raise Stays(f"θ of shape {list(theta.shape)} is not one value per channel")
+        return int(theta.size)
+
+    def converted(self, name: str, channels: int) -> Signal:
+        """The float spikes of an operator that stays, as bytes."""
+        last = self.emit(self.nodes, "Transpose", [name], f"{name}/channels_last", perm=_TO_LAST)
+        return Signal(
+            self.emit(self.nodes, "Cast", [last], f"{name}/events", to=TensorProto.UINT8), channels
+        )
+
+    def scaled(self, node: onnx.NodeProto) -> Signal:
+        inner, factor = node.input
+        if inner in self.constants:
+            inner, factor = factor, inner
+        signal = self.signal(inner)
+        if signal.flat:
+            raise Stays(f"Mul `{node.name}` stands behind a Flatten")
+        matrix = (
+            np.eye(signal.channels, dtype=np.float32) if signal.matrix is None else signal.matrix
+        )
+        factors = _without_ones(self.value(factor), matrix.shape[1])
+        return replace(signal, matrix=matrix * factors)
+
+    def summed(self, node: onnx.NodeProto) -> Signal:
+        """Average pooling: sums of bytes, the division left to the next weights."""
+        signal = self.signal(node.input[0])
+        attributes = _attributes(node)
+        kernel = [int(extent) for extent in attributes["kernel_shape"]]
+        size = int(np.prod(kernel))
+        if (
+            len(kernel) != 2
+            or any(attributes.get("pads", ()))
+            or attributes.get("ceil_mode", 0)
+            or attributes.get("auto_pad", b"NOTSET") != b"NOTSET"
+            or max(attributes.get("dilations", (1,))) > 1
+        ):
+            raise Stays(f"AveragePool `{node.name}` does more than average without padding")
+        if signal.stride != (1, 1) or signal.flat or size * signal.levels > MAX_LEVELS:
+            raise Stays(f"AveragePool `{node.name}` has a window of {size} places")
+        sums = self.name(f"{node.output[0]}/events")
+        self.nodes.append(
+            helper.make_node(
+                "EventSumPool",
+                [signal.events],
+                [sums],
+                name=node.name,
+                domain=dialect.DOMAIN,
+                kernel_shape=kernel,
+                strides=list(attributes.get("strides", (1, 1))),
+                pads=[0] * 4,
+                dilations=[1, 1],
+            )
+        )
+        matrix = (
+            np.eye(signal.channels, dtype=np.float32) if signal.matrix is None else signal.matrix
+        )
+        return replace(
+            signal, events=sums, levels=size * signal.levels, matrix=matrix / np.float32(size)
+        )
+
+    def flattened(self, node: onnx.NodeProto) -> Signal:
+        """Bytes in the order of the flattened tensor, as channels of one place."""
+        signal = self.signal(node.input[0])
+        if signal.flat or signal.stride != (1, 1):
+            raise Stays(f"Flatten `{node.name}` reads every n-th place")
+        if signal.matrix is not None:
+            _ = signal.amplitude  # channels in their order
+        first = self.emit(
+            self.nodes, "Transpose", [signal.events], f"{node.output[0]}/first", perm=_TO_FIRST
+        )
+        flat = self.emit(self.nodes, "Flatten", [first], f"{node.output[0]}/flat", axis=1)
+        axes = self.constant(f"{node.output[0]}/axes", np.array([1, 2]))
+        events = self.emit(self.nodes, "Unsqueeze", [flat, axes], f"{node.output[0]}/events")
+        return replace(signal, events=events, flat=True)
+
+    def sliced(self, node: onnx.NodeProto) -> Signal:
+        """Every n-th row or column, from the first."""
+        signal = self.signal(node.input[0])
+        starts, ends, axes = (self.value(name) for name in node.input[1:4])
+        steps = self.value(node.input[4]) if len(node.input) > 4 else np.ones_like(starts)
+        stride = list(signal.stride)
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            if start != 0 or end < _END or axis not in (2, 3) or step < 1:
+                raise Stays(f"Slice `{node.name}` does more than take every n-th row or column")
+            stride[int(axis) - 2] *= int(step)
+        return replace(signal, stride=(stride[0], stride[1]))
+
+    def padded(self, node: onnx.NodeProto) -> Signal:
+        """Silent channels before and behind."""
+        signal = self.signal(node.input[0])
+        pads = self.value(node.input[1])
+        fill = self.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+        mode = _attributes(node).get("mode", b"constant")
+        if mode != b"constant" or fill.any() or len(node.input) > 3 or pads.size != 8:
+            raise Stays(f"Pad `{node.name}` does more than add silent channels")
+        before, behind = int(pads[1]), int(pads[5])
+        if np.count_nonzero(pads) != (before != 0) + (behind != 0) or min(before, behind) < 0:
+            raise Stays(f"Pad `{node.name}` does more than add silent channels")
+        matrix = signal.matrix
+        if matrix is None:
+            matrix = np.eye(signal.channels, dtype=np.float32)
+        return replace(signal, matrix=np.pad(matrix, ((0, 0), (before, behind))))
+
+    # --- currents ---
+
+    def currents(self, name: str, channels: int, into: Currents) -> None:
+        """Take the tensor `name` apart into convolutions, residuals and what is static."""
+        if name in self.constants:
+            into.bias.append(_without_ones(self.value(name), channels))
+            return
+        if self.is_static(name):
+            into.static.append(name)
+            return
+        node = self.maker.get(name)
+        if node is None:
+            raise Stays(f"`{name}` is a state")
+        if node.op_type == "Add":
+            for part in node.input:
+                self.currents(part, channels, into)
+        elif node.op_type == "Tile" and self.is_static(node.input[0]):
+            into.static.append(node.input[0])  # the neuron spreads it over the steps itself
+        elif node.op_type == "Conv":
+            self.convolution(node, channels, into)
+        elif node.op_type in ("Gemm", "MatMul"):
+            self.product(node, channels, into)
+        else:
+            into.residuals.append(self.signal(name))
+
+    def convolution(self, node: onnx.NodeProto, channels: int, into: Currents) -> None:
+        weights = self.value(node.input[1])
+        if weights.dtype != np.float32:
+            raise Stays(f"{weights.dtype} is not computed by events")
+        if weights.ndim != 4 or max(weights.shape[2:]) > MAX_KERNEL:
+            raise Stays(f"Conv `{node.name}` has a kernel of shape {list(weights.shape[2:])}")
+        attributes = _attributes(node)
+        if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+            raise Stays(f"Conv `{node.name}` has auto_pad")
+        group = int(attributes.get("group", 1))
+        signal = self.signal(node.input[0])
+        if signal.stride != (1, 1) or signal.flat:
+            raise Stays(f"Conv `{node.name}` reads every n-th place")
+        amplitude = signal.amplitude
+        packed = weights.transpose(2, 3, 1, 0)
+        if amplitude is not None:
+            # Input channel i of group g is channel g·(C/group) + i.
+            each, share = weights.shape[1], len(weights) // group
+            own = amplitude.reshape(group, each)
+            scale = np.repeat(own, share, axis=0).T
+            packed = packed * scale
+        window = {
+            "strides": list(attributes.get("strides", (1, 1))),
+            "pads": list(attributes.get("pads", (0, 0, 0, 0))),
+            "dilations": list(attributes.get("dilations", (1, 1))),
+        }
+        into.convolutions.append((signal, packed.astype(np.float32), window, group))
+        if len(node.input) > 2 and node.input[2]:
+            into.bias.append(_without_ones(self.value(node.input[2]), channels))
+
+    def product(self, node: onnx.NodeProto, channels: int, into: Currents) -> None:
+        """Gemm or MatMul: a convolution of one place."""
+        attributes = _attributes(node)
+        weights = self.value(node.input[1])
+        if attributes.get("transB", 0):
+            weights = weights.T
+        if (
+            weights.dtype != np.float32
+            or weights.ndim != 2
+            or attributes.get("transA", 0)
+            or attributes.get("alpha", 1.0) != 1
+            or attributes.get("beta", 1.0) != 1
+        ):
+            raise Stays(f"{node.op_type} `{node.name}` is more than a product with weights")
+        signal = self.signal(node.input[0])
+        if signal.stride != (1, 1):
+            raise Stays(f"{node.op_type} `{node.name}` reads every n-th place")
+        amplitude = signal.amplitude
+        if amplitude is not None:
+            weights = weights * np.repeat(amplitude, len(weights) // len(amplitude))[:, None]
+        if not signal.flat and len(weights) != signal.channels:
+            raise Stays(f"{node.op_type} `{node.name}` multiplies the last axis of a map")
+        window = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1]}
+        whole = replace(signal, matrix=None)
+        into.convolutions.append((whole, weights[None, None].astype(np.float32), window, 1))
+        if len(node.input) > 2 and node.input[2]:
+            into.bias.append(_without_ones(self.value(node.input[2]), channels))
+
+    # --- layers ---
+
+    def neuron(self, node: onnx.NodeProto) -> str:
+        """Emit one layer; the name of its operator."""
+        if node.op_type not in NEURONS:
+            raise Stays(f"{node.op_type} has no event-driven form")
+        scheduled = node.op_type == "ScheduledRMPNeuron"
+        channels = self.maps(node)
+        theta = self.value(node.input[1])
+        threshold, flat = _without_ones(theta, channels), theta.ndim == 1
+        schedule = np.zeros((1, channels), np.float32)
+        if scheduled:
+            rows = self.value(node.input[3])
+            schedule = np.stack([_without_ones(row, channels) for row in rows])
+        start, steps = (node.input[-2] if scheduled else None), node.input[-1]
+        index = self.state(node, 2, 1)
+        initial = _without_ones(self.initial(index), channels)
+
+        label = node.name or node.output[0]
+        inputs: list[str]
+        attributes: dict[str, Any] = {}
+        if _attributes(node).get("static_current", 0):
+            if not self.is_static(node.input[0]):
+                raise Stays(f"`{node.input[0]}` is not computed outside the Loop")
+            operator, inputs = "EventNeuron", [self.channels_last(node.input[0], flat)]
+        else:
+            parts = Currents()
+            self.currents(node.input[0], channels, parts)
+            operator, inputs, attributes = self.convolutions(label, parts, channels)
+            inputs.append(self.static_part(label, parts, channels, flat))
+        if start is None:
+            start = self.constant(f"{label}/start", np.array(0, np.int64))
+        inputs += [
+            self.constant(f"{label}/threshold_row", threshold),
+            node.input[2],
+            self.constant(f"{label}/schedule_rows", schedule),
+            start,
+            steps,
+        ]
+        spikes, membrane = node.output
+        events = self.name(f"{spikes}/events")
+        self.nodes.append(
+            helper.make_node(
+                operator,
+                inputs,
+                [events, membrane],
+                name=node.name,
+                domain=dialect.DOMAIN,
+                **attributes,
+            )
+        )
+        self.loop.input[index] = self.constant(f"{label}/membrane_row", initial, outside=True)
+        self.restore(index, flat)
+        self.signals[spikes] = Signal(events, channels)
+        self.back(events, spikes, flat)
+        if flat:
+            self.flat.add(events)
+        return operator
+
+    def convolutions(
+        self, label: str, parts: Currents, channels: int
+    ) -> tuple[str, list[str], dict[str, Any]]:
+        """The operator for what flows in, its inputs before the current, and its attributes."""
+        plain: list[Signal] = []
+        for residual in parts.residuals:
+            mixes = residual.matrix is not None and np.count_nonzero(
+                residual.matrix
+            ) != np.count_nonzero(np.diagonal(residual.matrix))
+            square = residual.matrix is None or residual.matrix.shape == (channels, channels)
+            if (
+                residual.stride == (1, 1)
+                and square
+                and not mixes
+                and residual.levels == 1
+                and not residual.flat
+            ):
+                plain.append(residual)
+                continue
+            # A convolution with one tap.
+            matrix = residual.matrix
+            if matrix is None:
+                matrix = np.eye(channels, dtype=np.float32)
+            window = {"strides": list(residual.stride), "pads": [0] * 4, "dilations": [1, 1]}
+            parts.convolutions.append(
+                (replace(residual, stride=(1, 1), matrix=None), matrix[None, None], window, 1)
+            )
+        if not parts.convolutions:
+            raise Stays("nothing is convolved")
+        if len(parts.convolutions) + len(plain) > 2:
+            raise Stays("more than two spike trains flow in")
+        # The larger one first: it may have groups, and counts.
+        parts.convolutions.sort(key=lambda part: -part[1].size)
+        signal, weights, window, group = parts.convolutions[0]
+        attributes: dict[str, Any] = {**window, "group": group, "levels": signal.levels}
+        inputs = [signal.events, self.constant(f"{label}/weights", weights)]
+        if len(parts.convolutions) == 2:
+            other, more, beside, others = parts.convolutions[1]
+            if group != 1 or others != 1 or other.levels != 1:
+                raise Stays("two convolutions flow in, one of them grouped or of counts")
+            attributes |= {f"more_{key}": value for key, value in beside.items()}
+            inputs += [other.events, self.constant(f"{label}/more_weights", more)]
+            return "EventConvPair", inputs, attributes
+        if plain:
+            amplitude = plain[0].amplitude
+            if amplitude is None:
+                amplitude = np.ones(channels, np.float32)
+            inputs += [plain[0].events, self.constant(f"{label}/amplitude", amplitude)]
+            return "EventConvAdd", inputs, attributes
+        return "EventConv", inputs, attributes
+
+    def static_part(self, label: str, parts: Currents, channels: int, flat: bool) -> str:
+        """The bias, or the static currents with it, channels last."""
+        bias = np.zeros(channels, np.float32)
+        for part in parts.bias:
+            bias = bias + part
+        total = self.constant(f"{label}/bias_row", bias, outside=bool(parts.static))
+        for name in parts.static:
+            total = self.emit(
+                self.before, "Add", [self.channels_last(name, flat), total], f"{label}/static"
+            )
+        return total
+
+    def channels_last(self, name: str, flat: bool) -> str:
+        """A static tensor with its channels last, made once outside the Loop."""
+        for node in self.before:
+            if node.op_type in ("Transpose", "Unsqueeze") and node.input[0] == name:
+                return str(node.output[0])
+        wanted = f"{name}/channels_last"
+        if flat:
+            axes = self.constant(f"{name}/axes", np.array([1, 2]), outside=True)
+            return self.emit(self.before, "Unsqueeze", [name, axes], wanted)
+        return self.emit(self.before, "Transpose", [name], wanted, perm=_TO_LAST)
+
+    def max_pool(self, node: onnx.NodeProto) -> None:
+        """Exact max pooling, on bytes."""
+        signal = self.signals.get(node.input[0])
+        attributes = _attributes(node)
+        kernel = list(attributes["kernel_shape"])
+        if signal is None or signal.matrix is not None or signal.stride != (1, 1) or signal.flat:
+            raise Stays("not the spikes of a lowered layer")
+        if (
+            len(kernel) != 2
+            or attributes.get("ceil_mode", 0)
+            or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"")
+        ):
+            raise Stays("a window without an event-driven form")
+        index = self.state(node, 1, 1)
+        if self.initial(index).size != 1:
+            raise Stays("starts from a tensor")
+        events = self.name(f"{node.output[0]}/events")
+        self.nodes.append(
+            helper.make_node(
+                "EventMaxPool",
+                [signal.events, node.input[1], node.input[2]],
+                [events, node.output[1]],
+                name=node.name,
+                domain=dialect.DOMAIN,
+                kernel_shape=kernel,
+                strides=list(attributes.get("strides") or (1, 1)),
+                pads=list(attributes.get("pads") or (0, 0, 0, 0)),
+                dilations=list(attributes.get("dilations") or (1, 1)),
+            )
+        )
+        self.restore(index, False)
+        self.signals[node.output[0]] = replace(signal, events=events)
+        self.back(events, node.output[0], False)
+
+    def time_sum(self, node: onnx.NodeProto) -> None:
+        """A sum over time of bytes; what the Loop hands on gets its channels back outside."""
+        weighted = node.op_type == "WeightedTimeSum"
+        place = 2 if weighted else 1
+        source = node.input[0]
+        signal = self.signals.get(source)
+        if signal is None or signal.matrix is not None or signal.stride != (1, 1) or signal.flat:
+            raise Stays("not the spikes of a lowered layer")
+        index = self.state(node, place, 0)
+        if self.initial(index).size != 1:
+            raise Stays("starts from a tensor")
+        steps = node.input[-1]
+        if weighted:
+            weights = node.input[1]
+        else:
+            one = self.constant(f"{node.name}/one", np.ones(1, np.int64))
+            shape = self.emit(self.nodes, "Reshape", [steps, one], f"{node.name}/shape")
+            unit = self.constant(f"{node.name}/unit", np.ones((), np.float32))
+            weights = self.emit(self.nodes, "Expand", [unit, shape], f"{node.name}/weights")
+        self.nodes.append(
+            helper.make_node(
+                "EventSum",
+                [signal.events, weights, node.input[place], steps],
+                list(node.output),
+                name=node.name,
+                domain=dialect.DOMAIN,
+            )
+        )
+        self.restore(index, signal.events in self.flat)
+
+    # --- states and borders ---
+
+    def state(self, node: onnx.NodeProto, state_in: int, state_out: int) -> int:
+        """The position among the Loop's inputs of a state that belongs to `node` alone."""
+        name, out = node.input[state_in], node.output[state_out]
+        index = self.states.get(name)
+        readers = [other for other in self.body.node if name in _reads(other)]
+        if index is None or len(readers) != 1 or self.finals.get(out) != index - 1:
+            raise Stays(f"the state `{name}` is not the Loop's")
+        if any(out in _reads(other) for other in self.body.node):
+            raise Stays(f"the state `{out}` is read by others")
+        return index
+
+    def initial(self, index: int) -> NDArray[Any]:
+        return self.value(self.loop.input[index])
+
+    def restore(self, index: int, flat: bool) -> None:
+        """Give a final state its old layout back, where it is read."""
+        old = self.loop.output[index - 2]
+        read = {name for node in self.outer.node for name in _reads(node)}
+        if old in read | {value.name for value in self.outer.output}:
+            last = self.name(f"{old}/channels_last")
+            self.loop.output[index - 2] = last
+            self.after.append(_first(last, old, flat))
+
+    def back(self, events: str, spikes: str, flat: bool) -> None:
+        """The spikes as they were, for whatever still reads them."""
+        first = self.name(f"{events}/channels_first")
+        self.nodes.append(_first(events, first, flat))
+        self.nodes.append(
+            helper.make_node("Cast", [first], [spikes], name=f"{spikes}/cast", to=TensorProto.FLOAT)
+        )
+
+
+def _first(last: str, first: str, flat: bool) -> onnx.NodeProto:
+    """Channels first again, or two axes."""
+    if flat:
+        return helper.make_node("Flatten", [last], [first], name=first, axis=1)
+    return helper.make_node("Transpose", [last], [first], name=first, perm=_TO_FIRST)
+
+
+def _is_neuron(node: onnx.NodeProto) -> bool:
+    return node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS

@@ -1,0 +1,296 @@
+"""The event-driven operators: numpy reference = function body = native kernel.
+
+Where every sum is exact (weights on a dyadic grid) they agree bit for bit, by events, by tables and
+by dense arithmetic, for any number of threads; elsewhere within what the order of a sum may move.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from snncompiler import dialect
+from snncompiler.runtime import create_session, reference
+
+Array = NDArray[Any]
+
+pytestmark = pytest.mark.usefixtures("library")
+
+TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+WINDOW = {"group": 1, "levels": 1, "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+
+
+def one_node(name: str, constants: dict[str, Array], attributes: dict[str, Any]) -> onnx.ModelProto:
+    operator = dialect.EVENT_OPERATORS[name]
+    node = helper.make_node(
+        name,
+        [port.name for port in operator.inputs],
+        [port.name for port in operator.outputs],
+        name=f"my_{name}",
+        domain=dialect.DOMAIN,
+        **attributes,
+    )
+    graph = helper.make_graph(
+        [node],
+        "one_node",
+        [
+            helper.make_tensor_value_info(port.name, TYPES[port.type], None)
+            for port in operator.inputs
+            if port.name not in constants
+        ],
+        [
+            helper.make_tensor_value_info(port.name, TYPES[port.type], None)
+            for port in operator.outputs
+        ],
+        initializer=[onnx.numpy_helper.from_array(a, n) for n, a in constants.items()],
+    )
+    opset = dialect.BASE_OPSET
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(dialect.DOMAIN, 1)],
+        ir_version=dialect.MAX_IR_VERSION,
+        functions=dialect.functions([name], opset),
+    )
+
+
+def run(
+    name: str,
+    feeds: dict[str, Any],
+    attributes: dict[str, Any],
+    *,
+    native: bool,
+    threads: int = 1,
+    constant: bool = True,
+) -> list[Array]:
+    arrays = {key: np.asarray(value) for key, value in feeds.items()}
+    fixed = {key: arrays[key] for key in ("weights", "more_weights") if key in arrays}
+    if not constant or name == "EventSum":
+        fixed = {}
+    model = one_node(name, fixed, attributes)
+    session = create_session(model, native=native, threads=threads)
+    left = {key: value for key, value in arrays.items() if key not in fixed}
+    result: list[Array] = session.run(None, left)
+    return result
+
+
+def wanted(name: str, feeds: dict[str, Any], attributes: dict[str, Any]) -> tuple[Array, Array]:
+    convolved = []
+    if name != "EventNeuron":
+        window = {k: attributes[k] for k in ("group", "strides", "pads", "dilations")}
+        convolved.append(reference.spike_convolution(feeds["spikes"], feeds["weights"], **window))
+    if name == "EventConvAdd":
+        convolved.append(feeds["residual"] * feeds["amplitude"])
+    if name == "EventConvPair":
+        window = {k: attributes[f"more_{k}"] for k in ("strides", "pads", "dilations")}
+        convolved.append(
+            reference.spike_convolution(feeds["more_spikes"], feeds["more_weights"], **window)
+        )
+    rest = ("threshold", "membrane", "schedule", "start", "steps")
+    return reference.event_layer(feeds["current"], convolved, *(feeds[key] for key in rest))
+
+
+def dyadic(rng: np.random.Generator, shape: Any, least: int = -64, most: int = 64) -> Array:
+    return (rng.integers(least, most + 1, shape) / 64).astype(np.float32)
+
+
+def spikes(rng: np.random.Generator, shape: Any, density: float, levels: int = 1) -> Array:
+    """Random spikes; one sample of them is silent, because a tile may have none."""
+    made = (rng.random(shape) < density) * rng.integers(1, levels + 1, shape)
+    made[:1] = 0
+    return made.astype(np.uint8)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    name = draw(st.sampled_from(["EventConv", "EventConvAdd", "EventConvPair"]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    steps, samples = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    density = draw(st.sampled_from([0.02, 0.1, 0.3, 0.9, 1.0]))
+    group = 1 if name == "EventConvPair" else draw(st.sampled_from([1, 1, 1, 2, 3, 20]))
+    each = draw(st.sampled_from([1, 3, 16, 20, 64] if group == 1 else [1, 2, 16]))
+    share = draw(st.sampled_from([1, 5, 16, 33, 48, 80, 144] if group == 1 else [1, 3, 16]))
+    levels = draw(st.sampled_from([1, 1, 4]))
+    size = [draw(st.integers(1, 9)) for _ in range(2)]
+    kernel = [draw(st.integers(1, 4)) for _ in range(2)]
+    attributes: dict[str, Any] = {
+        "group": group,
+        "levels": levels,
+        "strides": [draw(st.integers(1, 3)) for _ in range(2)],
+        "dilations": [draw(st.sampled_from([1, 1, 2, 3])) for _ in range(2)],
+    }
+    attributes["pads"] = [draw(st.integers(0, 2)) for _ in range(4)]
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, attributes["dilations"], strict=True)]
+    for axis in range(2):  # the window fits at least once
+        missing = reach[axis] - size[axis] - attributes["pads"][axis] - attributes["pads"][axis + 2]
+        attributes["pads"][axis] += max(0, missing)
+    channels = share * group
+    feeds: dict[str, Any] = {
+        "spikes": spikes(rng, (steps * samples, *size, each * group), density, levels),
+        "weights": dyadic(rng, (*kernel, each, channels)),
+    }
+    window = {k: attributes[k] for k in ("group", "strides", "pads", "dilations")}
+    out = reference.spike_convolution(feeds["spikes"], feeds["weights"], **window).shape
+    if name == "EventConvAdd":
+        feeds["residual"] = spikes(rng, out, density)
+        feeds["amplitude"] = dyadic(rng, channels)
+    if name == "EventConvPair":
+        # A 1x1 convolution that reads every second or every pixel.
+        apart = draw(st.sampled_from([1, 2]))
+        inner = draw(st.sampled_from([1, 16, 24]))
+        seen = [(extent - 1) * apart + 1 for extent in out[1:3]]
+        feeds["more_spikes"] = spikes(rng, (steps * samples, *seen, inner), density)
+        feeds["more_weights"] = dyadic(rng, (1, 1, inner, channels))
+        attributes["more_strides"] = [apart, apart]
+        attributes["more_pads"], attributes["more_dilations"] = [0] * 4, [1, 1]
+    full = (samples, *out[1:])
+    feeds["current"] = dyadic(rng, draw(st.sampled_from([(channels,), full])))
+    feeds["threshold"] = dyadic(rng, channels, 16, 128)
+    feeds["membrane"] = dyadic(rng, draw(st.sampled_from([(channels,), full])))
+    rows = draw(st.integers(1, 4))
+    feeds["schedule"] = dyadic(rng, (rows, channels)) * draw(st.sampled_from([0, 1]))
+    feeds["start"], feeds["steps"] = draw(st.integers(0, 5)), steps
+    return name, feeds, attributes
+
+
+def test_layers_have_the_same_bits() -> None:
+    """Strides, padding, dilation, groups, depthwise, counts, residuals, static currents."""
+    cases = 0
+
+    @given(layers(), st.sampled_from([1, 2, 3]), st.booleans())
+    def check(layer: Any, threads: int, constant: bool) -> None:
+        nonlocal cases
+        name, feeds, attributes = layer
+        expected = wanted(name, feeds, attributes)
+        native = run(name, feeds, attributes, native=True, threads=threads, constant=constant)
+        body = run(name, feeds, attributes, native=False)
+        for got in (native, body):
+            for one, other in zip(got, expected, strict=True):
+                assert one.dtype == other.dtype
+                np.testing.assert_array_equal(one, other)
+        cases += 1
+
+    check()
+    assert cases >= 10
+
+
+@lru_cache(maxsize=1)
+def wide_case() -> tuple[dict[str, Any], dict[str, Any]]:
+    rng = np.random.default_rng(5)
+    steps, samples, size, channels = 16, 2, 14, 128
+    feeds: dict[str, Any] = {
+        "weights": rng.normal(0, 0.2, (3, 3, channels, channels)).astype(np.float32),
+        "current": rng.normal(0, 0.2, channels).astype(np.float32),
+        "threshold": rng.uniform(0.5, 2, channels).astype(np.float32),
+        "membrane": np.zeros(channels, np.float32),
+        "schedule": np.zeros((1, channels), np.float32),
+        "start": 0,
+        "steps": steps,
+    }
+    feeds["spikes"] = spikes(rng, (steps * samples, size, size, channels), 0.1)
+    return feeds, {**WINDOW, "pads": (1, 1, 1, 1)}
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    feeds, attributes = wide_case()
+    alone = run("EventConv", feeds, attributes, native=True)
+    for threads in (2, 3, 5):
+        for one, other in zip(
+            run("EventConv", feeds, attributes, native=True, threads=threads), alone, strict=True
+        ):
+            assert one.tobytes() == other.tobytes()
+
+
+def test_events_and_dense_arithmetic_give_the_same_bits() -> None:
+    """A sample among busy ones is computed densely or by events; its result is the same."""
+    feeds, attributes = wide_case()
+    steps, sample = int(feeds["steps"]), slice(0, 1)
+    busy = feeds["spikes"].reshape(steps, 2, *feeds["spikes"].shape[1:]).copy()
+    # Rows of one picture that are nearly all spikes: its tiles are dense, the others are not.
+    busy[:, 1] = np.random.default_rng(1).random(busy[:, 1].shape) < 0.95
+    both = run(
+        "EventConv",
+        {**feeds, "spikes": busy.reshape(feeds["spikes"].shape)},
+        attributes,
+        native=True,
+    )
+    quiet = run(
+        "EventConv",
+        {**feeds, "spikes": np.ascontiguousarray(busy[:, sample]).reshape(steps, *busy.shape[2:])},
+        attributes,
+        native=True,
+    )
+    assert both[1][sample].tobytes() == quiet[1].tobytes()
+    body = run(
+        "EventConv",
+        {**feeds, "spikes": busy.reshape(feeds["spikes"].shape)},
+        attributes,
+        native=False,
+    )
+    # Sums of 1152 weights of about 0.2: where a current comes near θ, a spike may move.
+    assert np.mean(body[0] != both[0]) < 1e-4
+    same = np.all((body[0] == both[0]).reshape(steps, 2, *body[0].shape[1:]), axis=0)
+    assert np.max(np.abs(body[1] - both[1])[same]) < 1e-3
+
+
+def test_static_current_and_sum() -> None:
+    rng = np.random.default_rng(3)
+    steps, samples, channels = 7, 3, 21
+    feeds = {
+        "current": dyadic(rng, (samples, 4, 5, channels)),
+        "threshold": dyadic(rng, channels, 16, 128),
+        "membrane": dyadic(rng, channels),
+        "schedule": dyadic(rng, (3, channels)),
+        "start": 1,
+        "steps": steps,
+    }
+    expected = wanted("EventNeuron", feeds, {})
+    totals = {
+        "spikes": expected[0],
+        "weights": np.arange(1, steps + 1, dtype=np.float32),
+        "total": np.float32(0),
+        "steps": steps,
+    }
+    mean = reference.weighted_time_sum(
+        expected[0].astype(np.float32), totals["weights"], totals["total"], steps
+    )
+    for native in (True, False):
+        got = run("EventNeuron", feeds, {}, native=native)
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(run("EventSum", totals, {}, native=native)[0], mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threshold": np.ones(3, np.float32)}, "`threshold`"),
+        ({"membrane": np.ones((1, 2, 2, 5), np.float32)}, "`membrane`"),
+        ({"spikes": np.zeros((4, 3, 3, 7), np.uint8)}, "`spikes`"),
+        ({"spikes": np.zeros((4, 3, 3), np.uint8)}, "`spikes`"),
+        ({"spikes": np.zeros((3, 3, 3, 2), np.uint8)}, "divide"),
+        ({"schedule": np.zeros((0, 5), np.float32)}, "`schedule`"),
+        ({"steps": 0}, "`steps`"),
+        ({"weights": np.zeros((17, 1, 2, 5), np.float32)}, "`weights`"),
+    ],
+)
+def test_wrong_shapes_are_named(change: dict[str, Any], message: str) -> None:
+    feeds: dict[str, Any] = {
+        "spikes": np.zeros((4, 3, 3, 2), np.uint8),
+        "weights": np.zeros((2, 2, 2, 5), np.float32),
+        "current": np.zeros(5, np.float32),
+        "threshold": np.ones(5, np.float32),
+        "membrane": np.zeros(5, np.float32),
+        "schedule": np.zeros((1, 5), np.float32),
+        "start": 0,
+        "steps": 2,
+    }
+    with pytest.raises(Exception, match=message):
+        run("EventConv", {**feeds, **change}, WINDOW, native=True, constant=False)

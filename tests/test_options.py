@@ -1,0 +1,380 @@
+"""Options: what is refused, what `auto` stands for, the task of a network, and the search for α."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import Array, parse, random, run_model
+
+import snncompiler
+from snncompiler import calibrating, models, pipeline
+from snncompiler.compiled import read_compiled
+from snncompiler.errors import UsageError
+from snncompiler.options import MAX_SCHEDULE, Options
+from snncompiler.preparation import task_of
+
+RELU = "g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }"
+
+# --- what is refused ---
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"task": "ranking"}, "--task ranking"),
+    ({"threshold": "mean"}, "--threshold mean"),
+    ({"correction": "full"}, "--correction full"),
+    ({"encode": "rate"}, "--encode rate"),
+    ({"tau": 0.0}, "--tau 0.0"),
+    ({"tau": -1}, "--tau -1"),
+    ({"tau": float("inf")}, "--tau inf"),
+    ({"tau": float("nan")}, "--tau nan"),
+    ({"tau": "100"}, "tau is '100'"),
+    ({"alpha": "best"}, "alpha is 'best'"),
+    ({"alpha": 0.0}, "--alpha 0.0"),
+    ({"alpha": True}, "alpha is True"),
+    ({"schedule_steps": 0}, "--schedule-steps 0"),
+    ({"schedule_steps": MAX_SCHEDULE + 1}, "--schedule-steps 1025"),
+    ({"schedule_steps": 8.0}, "schedule_steps is 8.0"),
+    ({"per_channel": 1}, "per_channel is 1"),
+    ({"paper": "yes"}, "paper is 'yes'"),
+    ({"initial": -0.1}, "--initial -0.1"),
+    ({"initial": 1.0}, "--initial 1.0"),
+    ({"initial": float("nan")}, "--initial nan"),
+    ({"readout": "last"}, "--readout: 'last'"),
+    ({"readout": "mean:3"}, "--readout: 'mean:3'"),
+    ({"readout": "ramp:"}, "--readout: 'ramp:'"),
+    ({"readout": "delay"}, "--readout: 'delay'"),
+    ({"readout": "delay:-1"}, "--readout: 'delay:-1'"),
+    ({"readout": "delay:1.5"}, "--readout: 'delay:1.5'"),
+    ({"readout": "delay:²"}, "--readout: 'delay:²'"),
+    ({"readout": "delay:64"}, "--readout delay:64"),
+    ({"readout": "delay:8", "steps": 8}, "--readout delay:8"),
+    ({"readout": None}, "--readout is None"),
+    ({"neuron": "ternary"}, "--neuron: 'ternary'"),
+    ({"neuron": "burst"}, "--neuron: 'burst'"),
+    ({"neuron": "burst:0"}, "--neuron: 'burst:0'"),
+    ({"neuron": "burst:128"}, "--neuron: 'burst:128'"),
+    ({"neuron": "signed:-2"}, "--neuron: 'signed:-2'"),
+    ({"neuron": "signed: 2"}, "--neuron: 'signed: 2'"),
+    ({"neuron": "binary:1"}, "--neuron: 'binary:1'"),
+    ({"neuron": 3}, "--neuron is 3"),
+    ({"reset": "hard", "neuron": "burst:2"}, "--reset hard"),
+    ({"reset": "hard", "correction": "schedule"}, "--reset hard"),
+    ({"encode": "poisson", "emit": "step"}, "--encode poisson"),
+    ({"paper": True, "emit": "step"}, "--encode"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        pytest.param(
+            *case,
+            marks=pytest.mark.xfail(
+                strict=True, reason="--paper --emit step ends in an internal error, SNNC504"
+            )
+            if "paper" in case[0] and "emit" in case[0]
+            else (),
+        )
+        for case in REFUSED
+    ],
+    ids=[str(options) for options, _ in REFUSED],
+)
+def test_a_bad_option_is_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        pipeline.compile_model(parse(RELU), Options(**options), random(0, 8, 3))
+    assert named in str(caught.value)
+
+
+GOOD: list[dict[str, Any]] = [
+    {"readout": "delay:7", "steps": 8},
+    {"readout": "delay:0", "steps": 1},
+    {"neuron": "burst:127"},
+    {"neuron": "signed:1"},
+    {"schedule_steps": MAX_SCHEDULE},
+    {"initial": 0.0},
+    {"initial": 0.999},
+    {"reset": "hard", "correction": "none"},
+    {"alpha": "auto"},
+    {"tau": 1e-9},
+]
+
+
+@pytest.mark.parametrize("options", GOOD, ids=str)
+def test_the_ends_of_the_ranges_are_allowed(options: dict[str, Any]) -> None:
+    Options(**options).check()
+
+
+def test_the_python_function_takes_every_option_with_its_default() -> None:
+    parameters = inspect.signature(snncompiler.compile).parameters
+    for option in fields(Options):
+        assert parameters[option.name].default == option.default, option.name
+    assert set(parameters) - {option.name for option in fields(Options)} == {
+        "model", "calibration", "samples", "preprocess", "progress",
+    }  # fmt: skip
+
+
+# --- what auto stands for ---
+
+RESOLVED: list[tuple[dict[str, Any], str, bool, dict[str, Any]]] = [
+    (
+        {}, "classification", True,
+        {"threshold": "balance", "correction": "schedule", "readout": "ramp", "initial": 0.5,
+         "per_channel": True, "encode": "constant", "strict": False, "task": "classification"},
+    ),
+    (
+        {}, "regression", True,
+        {"threshold": "max", "correction": "schedule", "readout": "mean", "initial": 0.5,
+         "per_channel": True, "encode": "constant", "task": "regression"},
+    ),
+    ({}, "classification", False,
+     {"threshold": "percentile", "correction": "none", "readout": "ramp"}),
+    ({}, "regression", False, {"threshold": "percentile", "correction": "none", "readout": "mean"}),
+    ({"reset": "hard"}, "classification", True, {"threshold": "balance", "correction": "none"}),
+    ({"threshold": "vin-max"}, "classification", True, {"correction": "none", "readout": "ramp"}),
+    (
+        {"paper": True}, "classification", True,
+        {"threshold": "vin-max", "correction": "none", "readout": "mean", "initial": 0.0,
+         "per_channel": False, "encode": "poisson", "strict": True},
+    ),
+    (
+        {"paper": True, "threshold": "max", "correction": "bias", "readout": "delay:3",
+         "initial": 0.25, "per_channel": True, "encode": "constant"}, "classification", True,
+        {"threshold": "max", "correction": "bias", "readout": "delay:3", "initial": 0.25,
+         "per_channel": True, "encode": "constant", "strict": True},
+    ),
+    (
+        {"threshold": "mmse", "correction": "potential", "readout": "mean", "initial": 0.0,
+         "per_channel": False, "encode": "poisson"}, "classification", True,
+        {"threshold": "mmse", "correction": "potential", "readout": "mean", "initial": 0.0,
+         "per_channel": False, "encode": "poisson", "strict": False},
+    ),
+    ({"threshold": "vin-max", "correction": "schedule"}, "regression", True,
+     {"threshold": "vin-max", "correction": "schedule"}),
+    ({"strict": True}, "regression", True, {"strict": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "task", "data", "wanted"), RESOLVED)
+def test_what_is_left_open_follows_the_task_and_what_is_given_stays(
+    options: dict[str, Any], task: Any, data: bool, wanted: dict[str, Any]
+) -> None:
+    found = Options(**options).resolved(task, data)
+    assert {name: getattr(found, name) for name in wanted} == wanted
+    assert found.resolved(task, data) == found
+    left = {f.name for f in fields(Options)} - set(wanted) - {"task", "threshold", "correction",
+        "readout", "initial", "per_channel", "encode", "strict"}  # fmt: skip
+    for name in left:
+        assert getattr(found, name) == getattr(Options(**options), name)
+
+
+def test_what_was_chosen_is_in_the_file() -> None:
+    model = models.path("digits-cnn")
+    with np.load(models.path("digits-train")) as archive:
+        x = (archive["x"][:32].astype(np.float32) / 16).transpose(0, 3, 1, 2)
+    for options, wanted in (
+        ({}, {"task": "classification", "threshold": "balance", "correction": "schedule",
+              "readout": "ramp", "initial": "0.5", "encode": "constant", "neuron": "binary"}),
+        ({"task": "regression"}, {"task": "regression", "threshold": "max", "readout": "mean"}),
+        ({"paper": True}, {"paper": "true", "threshold": "vin-max", "correction": "none",
+                           "readout": "mean", "initial": "0.0", "encode": "poisson"}),
+    ):  # fmt: skip
+        made = snncompiler.compile(model, calibration=x, steps=4, **options)  # type: ignore[arg-type]
+        metadata = {p.key: p.value for p in made.metadata_props}
+        assert {name: metadata[f"snnc.{name}"] for name in wanted} == wanted
+        read = read_compiled(made)
+        assert read.options.task == wanted["task"] if "task" in wanted else True
+        assert read.calibration.method == wanted["threshold"]
+
+
+def test_without_data_nothing_is_corrected() -> None:
+    made = pipeline.compile_model(models.path("digits-cnn"), Options(steps=4))
+    assert made.calibration.method == "percentile" and made.calibration.correction == "none"
+    assert not made.calibration.schedules
+
+
+@pytest.mark.parametrize("threshold", ["max", "mmse", "balance", "vin-max"])
+def test_without_data_any_method_works(threshold: Any) -> None:
+    made = pipeline.compile_model(
+        models.path("digits-resnet"), Options(steps=4, threshold=threshold)
+    )
+    assert made.calibration.method == threshold
+    assert all((theta > 0).all() for theta in made.calibration.thresholds.values())
+
+
+# --- the task ---
+
+#: The network's text, whether the data has labels, and what it is.
+TASKS: dict[str, tuple[str, bool, str]] = {
+    "Softmax": ("g (float[N,3] x) => (float[N,3] y) { h = Relu (x)  y = Softmax (h) }", False,
+                "classification"),
+    "LogSoftmax": ("g (float[N,3] x) => (float[N,3] y) { h = Relu (x)  y = LogSoftmax (h) }",
+                   False, "classification"),
+    "ArgMax beside the scores": (
+        """g (float[N,3] x) => (float[N,3] y, int64[N] c)
+        { y = Relu (x)  c = ArgMax <axis = 1, keepdims = 0> (y) }""", False, "classification"),
+    "vector to vector with labels": (
+        "g (float[N,4] x) => (float[N,3] y) { h = Relu (x)  y = MatMul (h, w) }", True,
+        "classification"),
+    "vector to vector without labels": (
+        "g (float[N,4] x) => (float[N,3] y) { h = Relu (x)  y = MatMul (h, w) }", False,
+        "regression"),
+    "image to vector": (
+        "g (float[N,1,2,2] x) => (float[N,3] y) { h = Relu (x)  f = Flatten (h)  y = MatMul (f, w) }",
+        False, "classification"),
+    "sequence to vector": (
+        "g (float[N,2,2] x) => (float[N,3] y) { h = Relu (x)  f = Flatten (h)  y = MatMul (f, w) }",
+        False, "classification"),
+    "image to one number": (
+        "g (float[N,1,2,2] x) => (float[N,1] y) { h = Relu (x)  f = Flatten (h)  y = MatMul (f, v) }",
+        False, "regression"),
+    "one number with labels": (
+        "g (float[N,4] x) => (float[N,1] y) { h = Relu (x)  y = MatMul (h, v) }", True, "regression"),
+    "autoencoder": (
+        "g (float[N,1,2,2] x) => (float[N,4] y) { h = Relu (x)  y = Flatten (h) }", False,
+        "regression"),
+    "autoencoder of vectors, with labels": (
+        "g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }", True, "regression"),
+    "image to image": ("g (float[N,1,2,2] x) => (float[N,1,2,2] y) { y = Relu (x) }", True,
+                       "regression"),
+    "detection": (
+        """g (float[N,1,2,2] x) => (float[N,2,2] y) <int64[3] boxes = {0, 2, 2}>
+        { h = Relu (x)  y = Reshape (h, boxes) }""", True, "regression"),
+    "scores beside boxes": (
+        """g (float[N,1,2,2] x) => (float[N,3] y, float[N,2,2] b) <int64[3] boxes = {0, 2, 2}>
+        { h = Relu (x)  f = Flatten (h)  y = MatMul (f, w)  b = Reshape (h, boxes) }""", False,
+        "classification"),
+    "an output of unknown size": (
+        """g (float[N,1,H,W] x) => (float[N,?] y) { h = Relu (x)  y = Flatten (h) }""", True,
+        "regression"),
+}  # fmt: skip
+
+
+def network(name: str) -> onnx.ModelProto:
+    text, _, _ = TASKS[name]
+    weights = {"w": random(0, 4, 3), "v": random(1, 4, 1)}
+    return parse(text, {key: array for key, array in weights.items() if f", {key})" in text})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_task_is_seen_in_the_network_and_its_data(name: str) -> None:
+    _, labelled, wanted = TASKS[name]
+    prepared = pipeline.prepare(network(name))
+    labels = np.zeros(5, np.int64) if labelled else None
+    assert task_of(prepared, Options(), labels) == wanted
+    for task in ("classification", "regression"):
+        assert task_of(prepared, Options(task=task), labels) == task  # type: ignore[arg-type]
+
+
+def test_labels_in_the_data_make_a_classifier() -> None:
+    model = network("vector to vector with labels")
+    x, y = random(3, 20, 4), np.arange(20) % 3
+    options = Options(steps=4)
+    with_labels = pipeline.compile_model(model, options, {"x": x, "y": y})
+    without = pipeline.compile_model(model, options, {"x": x})
+    forced = pipeline.compile_model(model, Options(steps=4, task="classification"), {"x": x})
+    assert with_labels.calibration.method == forced.calibration.method == "balance"
+    assert without.calibration.method == "max"
+    assert with_labels.model.SerializeToString(
+        deterministic=True
+    ) == forced.model.SerializeToString(deterministic=True)
+
+
+def test_the_networks_that_come_with_the_compiler_are_classifiers() -> None:
+    for name in ("digits-cnn", "digits-resnet"):
+        assert task_of(pipeline.prepare(models.path(name)), Options(), None) == "classification"
+
+
+# --- α by search ---
+
+
+def outlier(count: int = 64) -> Array:
+    """Values from 0.1 to 0.45; every eighth, never a held-out one, has one value of 1 in it."""
+    x = np.tile(np.linspace(0.1, 0.45, 4, dtype=np.float32), (count, 1))
+    x += np.arange(count, dtype=np.float32)[:, None] / count / 50
+    x[1::8, 0] = 1.0
+    return x
+
+
+NOTE = "SNNC308"
+
+
+def searched(model: onnx.ModelProto, data: Any, **options: Any) -> tuple[float, str]:
+    """The α that was chosen, and the note that says so."""
+    chosen = {
+        "alpha": "auto",
+        "threshold": "max",
+        "correction": "none",
+        "readout": "mean",
+        **options,
+    }
+    made = pipeline.compile_model(model, Options(**chosen), data)
+    (note,) = [f for f in made.prepared.findings if f.code == NOTE]
+    assert note.severity == "note"
+    return made.calibration.alpha, note.message
+
+
+def test_the_search_takes_the_best_alpha_of_its_list() -> None:
+    """The held-out samples fit below 0.5: a smaller θ costs them nothing and quantizes less."""
+    model = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }")
+    x = outlier()
+    alpha, text = searched(model, x, steps=8, per_channel=False)
+    # One of four samples is held out; thresholds come from the others.
+    trial, rest = x[::4], x[np.arange(len(x)) % 4 > 0]
+    error = {}
+    for part in calibrating.ALPHAS:
+        theta = np.float32(part) * rest.max()
+        found = []
+        for steps in (2, 4, 8):
+            count = np.floor(np.minimum(steps * trial / theta + 0.5, steps) + 1e-6)
+            found.append(
+                np.sqrt(np.square(count * theta / steps - trial).sum() / np.square(trial).sum())
+            )
+        error[part] = np.mean(found)
+    best = min(error, key=lambda part: error[part])
+    assert alpha == best != 1.0
+    assert f"α = {best:g}" in text and "T = 2, 4, 8 on 16 held-out samples" in text
+    assert f"{-error[best]:.3f}" in text
+
+
+def test_of_equals_the_search_takes_the_alpha_nearest_one() -> None:
+    """Two classes far apart: every α reads them right."""
+    model = parse("g (float[N,2] x) => (float[N,2] y) { h = Relu (x)  y = Softmax (h) }")
+    x = np.tile(np.array([[4, 0], [0, 4]], np.float32), (20, 1))
+    alpha, text = searched(model, x, steps=8)
+    assert alpha == 1.0 and "agreement with the ANN 1.000" in text
+
+
+def test_what_was_searched_is_what_is_compiled() -> None:
+    model = models.path("digits-cnn")
+    with np.load(models.path("digits-train")) as archive:
+        x = (archive["x"][:48].astype(np.float32) / 16).transpose(0, 3, 1, 2)
+    found = pipeline.compile_model(model, Options(alpha="auto", steps=4), x)
+    assert found.calibration.alpha in calibrating.ALPHAS
+    rest = x[np.arange(48) % 4 > 0]
+    given = pipeline.compile_model(model, Options(alpha=found.calibration.alpha, steps=4), rest)
+    assert found.calibration.to_json() == given.calibration.to_json()
+    (one,), (other,) = (run_model(made.model, input=x[:4]) for made in (found, given))
+    assert np.array_equal(one, other)
+    # What the trials had to say, they do not say for the file that is written.
+    extra = [f.code for f in found.prepared.findings if f.code != NOTE]
+    assert extra == [f.code for f in given.prepared.findings]
+
+
+def test_the_search_needs_data() -> None:
+    model = parse(RELU)
+    for data in (None, random(0, 3, 3)):
+        with pytest.raises(UsageError, match=r"--alpha auto needs at least 4 calibration samples"):
+            pipeline.compile_model(model, Options(alpha="auto"), data)
+    made = pipeline.compile_model(model, Options(alpha="auto", steps=4), random(0, 4, 3))
+    assert made.calibration.samples == 3
+
+
+@pytest.mark.parametrize("options", [{"unroll": "steps"}, {"unroll": "loop"}, {"emit": "step"},
+                                     {"emit": "cuda-graph", "batch": 2}, {"chunk": 2}])  # fmt: skip
+def test_the_search_does_not_depend_on_the_form(options: dict[str, Any]) -> None:
+    model, x = parse(RELU), random(0, 40, 3)
+    assert searched(model, x, steps=4, **options) == searched(model, x, steps=4)
