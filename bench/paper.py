@@ -16,7 +16,9 @@ a zip of pictures with a folder for each class, or an .npz with x and y.
 
 `--calibration` training pictures set the thresholds; `--held-out` others choose α, by the mean
 agreement with the ANN at T/4, T/2 and T of `--search-steps`.  Accuracy is that of the first `--images`
-test pictures in a seeded order, and beyond T = 512 of the first `--long` of them.  `--results FOLDER`
+test pictures in a seeded order, and beyond T = 512 of the first `--long` of them.  What is not given
+is the network's own (NETWORKS): deeper networks take longer, so fewer pictures run.
+`--results FOLDER`
 keeps what was measured, a file for each network; what is there is not measured again, so begin anew
 where the compiler or a network has changed.
 """
@@ -28,7 +30,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,22 +78,54 @@ FINE_RATE = 0.4
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How much is measured of a network; each is an option too.
+
+    calibration, held_out: training pictures for the thresholds, and to choose α over T up to
+    `search_steps`.  images: test pictures; beyond T = SHORT, up to `most`, only `long` of them.
+    """
+
+    alphas: tuple[float, ...] = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1)
+    calibration: int = 32
+    held_out: int = 100
+    search_steps: int = 256
+    images: int = 400
+    long: int = 100
+    most: int = CURVE[-1]
+
+    @property
+    def measured(self) -> Row:
+        """Those that change what a kept measurement says."""
+        names = ("calibration", "held_out", "search_steps", "images", "long")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
 class Network:
-    """A network with its data: paths below models/ for the network, below the material or the
-    repository for the data."""
+    """A network with its data, which lies below the material or the repository."""
 
     name: str
     test: str
     train: str
     preprocess: Preprocess
+    sizes: Sizes = Sizes()
 
 
 _CIFAR = Preprocess(scale=255, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 _PICTURES = ("sets/cifar10_test_jpegq75.zip", "sets/cifar10_train_jpegq75.zip")
+#: A picture takes the ResNet seven times as long as the VGG.
+_SLOW = Sizes(
+    alphas=(1.0, 0.7, 0.5, 0.4, 0.3, 0.2),
+    calibration=8,
+    held_out=32,
+    search_steps=128,
+    images=100,
+    long=24,
+)
 NETWORKS = {
     network.name: network
     for network in (
-        Network("rmp-resnet20-cifar10", *_PICTURES, _CIFAR),
+        Network("rmp-resnet20-cifar10", *_PICTURES, _CIFAR, _SLOW),
         Network("rmp-vgg16-eighth-cifar10", *_PICTURES, _CIFAR),
         Network(
             "digits-cnn", "models/digits_test.npz", "models/digits_train.npz", Preprocess(scale=16)
@@ -328,6 +362,7 @@ class Bench:
     def __init__(self, network: Network, options: argparse.Namespace, content: Row) -> None:
         self.network = network
         self.options = options
+        self.sizes = sizes_of(network, options)
         self.content = content
         self.model = options.models / f"{network.name}.onnx"
         self.files: dict[Setting, onnx.ModelProto] = {}
@@ -336,12 +371,12 @@ class Bench:
     def part(self, name: str) -> tuple[Array, Array]:
         """Pictures and labels: "calibration", "held-out" or "test"."""
         if name not in self.parts:
-            options = self.options
-            counts = {"calibration": options.calibration, "held-out": options.held_out}
+            sizes = self.sizes
+            counts = {"calibration": sizes.calibration, "held-out": sizes.held_out}
             if name == "test":
-                source, rows = chosen_rows(self._stored("test"), 0, options.images)
+                source, rows = chosen_rows(self._stored("test"), 0, sizes.images)
             else:
-                start = 0 if name == "calibration" else options.calibration
+                start = 0 if name == "calibration" else sizes.calibration
                 source, rows = chosen_rows(self._stored("train"), start, counts[name])
             assert source.labels is not None
             self.parts[name] = source.read(rows), source.labels[rows]
@@ -389,7 +424,7 @@ class Bench:
             model = with_seed(model, seed)
         images, labels = self.part(part)
         short = [count for count in steps if count <= SHORT]
-        long = self.options.long if short != list(steps) else len(images)
+        long = self.sizes.long if short != list(steps) else len(images)
         first = self._evaluate(part, model, images[:long], labels[:long], steps, 0)
         rest = None
         if long < len(images):
@@ -509,9 +544,9 @@ class Bench:
 
     def scores(self, reset: Reset, encode: Encode) -> dict[float, float]:
         """Agreement with the ANN on the held-out pictures for each α of the grid."""
-        steps = search_steps(self.options.search_steps)
+        steps = search_steps(self.sizes.search_steps)
         found = {}
-        for alpha in self.options.alphas:
+        for alpha in self.sizes.alphas:
             row = self.row("held-out", Setting(reset, encode, alpha), steps)
             found[alpha] = agreement(row, self.content["parts"]["held-out"]["ann"])
         return found
@@ -519,10 +554,12 @@ class Bench:
     def best(self, reset: Reset, encode: Encode) -> Setting:
         return Setting(reset, encode, best_alpha(self.scores(reset, encode)))
 
+    def steps(self, most: int | None = None) -> list[int]:
+        """The T of a curve."""
+        return [t for t in CURVE if t <= (most or self.sizes.most)]
+
     def curve(self, setting: Setting, seed: int = 0) -> Row:
-        return self.row(
-            "test", setting, CURVE if not seed else [t for t in CURVE if t <= SHORT], seed
-        )
+        return self.row("test", setting, self.steps(SHORT if seed else None), seed)
 
     def by_alpha(self, alpha: float) -> Row:
         return self.row("test", Setting("soft", "constant", alpha), ALPHA_STEPS, 0, ALPHA_STEPS)
@@ -537,6 +574,12 @@ class Bench:
     def ann(self) -> float:
         labels, ann = self.test
         return float((np.array(labels) == np.array(ann)).mean())
+
+
+def sizes_of(network: Network, options: argparse.Namespace) -> Sizes:
+    """The network's own, but what the options say."""
+    given = {name: getattr(options, name) for name in vars(network.sizes)}
+    return replace(network.sizes, **{k: v for k, v in given.items() if v is not None})
 
 
 def chosen_rows(source: Stored, start: int, count: int) -> tuple[Stored, Array]:
@@ -555,106 +598,105 @@ def powers(steps: Iterable[int]) -> list[int]:
     return [t for t in steps if t & (t - 1) == 0]
 
 
+Curves = Mapping[tuple[Reset, Encode], tuple[Setting, Row]]
+
+
 def reset_text(bench: Bench) -> str:
-    options = bench.options
-    grid = {(r, e): bench.scores(r, e) for e in INPUTS for r in RESETS}
-    best = {key: Setting(*key, best_alpha(scores)) for key, scores in grid.items()}
-    curves = {key: bench.curve(setting) for key, setting in best.items()}
+    curves: Curves = {
+        (reset, encode): (bench.best(reset, encode), bench.curve(bench.best(reset, encode)))
+        for encode in INPUTS
+        for reset in RESETS
+    }
     labels, ann = bench.test
-    heads = {key: [key[1], key[0], f"{setting.alpha:g}"] for key, setting in best.items()}
-    shown = powers(CURVE)
-    long = min(options.long, len(labels))
+    sizes, steps = bench.sizes, powers(bench.steps())
+    long = min(sizes.long, len(labels))
 
-    def table(first: str, cell: Callable[[Row, str], str], steps: Sequence[int] = shown) -> str:
+    def table(cell: Callable[[Row, int], str]) -> str:
         rows = [
-            [*heads[key], *(cell(row, str(t)) if str(t) in row["results"] else "" for t in steps)]
-            for key, row in curves.items()
+            [encode, reset, f"{setting.alpha:g}", *(cell(row, t) for t in steps)]
+            for (reset, encode), (setting, row) in curves.items()
         ]
-        return markdown(["input", "reset", first, *(f"T = {t}" for t in steps)], rows)
+        return markdown(["input", "reset", "α", *(f"T = {t}" for t in steps)], rows)
 
-    def drop_cell(row: Row, t: str) -> str:
-        middle, low, high = (100 * x for x in drop(row["results"][t], labels, ann))
+    def drop_cell(row: Row, t: int) -> str:
+        middle, low, high = (100 * x for x in drop(row["results"][str(t)], labels, ann))
         return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
-    races = []
-    for encode in INPUTS:
-        for what, images in (("T ≤ 512", len(labels)), (f"T ≤ {CURVE[-1]}", long)):
-            pair = {r: accuracies(curves[r, encode], labels, images) for r in RESETS}
-            for less in (0.0, 0.01):
-                one = race(pair["hard"], pair["soft"], less)
-                goal = "best of hard reset" + (f" − {100 * less:g}" if less else "")
-                cells = [
-                    f"{100 * one.wanted:.1f}",
-                    str(one.hard),
-                    str(one.soft or "never"),
-                    str(one),
-                ]
-                races.append([encode, what, str(images), goal, *cells])
-    alphas = sorted(next(iter(grid.values())), reverse=True)
-    searched = [
-        [*heads[key][:2], *(f"{100 * scores[a]:.1f}" for a in alphas), heads[key][2]]
-        for key, scores in grid.items()
-    ]
-    steps = ", ".join(map(str, search_steps(options.search_steps)))
+    right = np.mean(np.array(labels)[:long] == np.array(ann)[:long])
+    first = f" (T ≤ {SHORT}) and {100 * right:.1f} on the first {long} of them (T > {SHORT})"
+    at = ", ".join(map(str, search_steps(sizes.search_steps)))
     held = len(bench.content["parts"]["held-out"]["ann"])
-    columns = ["input", "reset", *(f"α = {a:g}" for a in alphas), "chosen"]
-    activity = []
-    for key, row in curves.items():
-        for t in (64, SHORT, CURVE[-1]):
-            result = row["results"].get(str(t))
-            if result:
-                layers = np.array(result["layers"])
-                cells = [f"{100 * result['firing']:.2f}", f"{result['firing'] * t:.2f}"]
-                cells += [f"{100 * layers[:, k].mean():.2f}" for k in (1, 2)]
-                activity.append([*heads[key], str(t), *cells])
     return "\n".join(
         [
-            f"α of each reset, by the mean agreement with the ANN at T = {steps} on {held} held-out "
+            f"α of each reset, by the mean agreement with the ANN at T = {at} on {held} held-out "
             "training pictures, in percent:\n",
-            markdown(columns, searched),
-            f"Accuracy in percent; the ANN has {100 * bench.ann:.1f} on the {len(labels)} pictures "
-            f"(T ≤ {SHORT}) and {100 * np.mean(np.array(labels)[:long] == np.array(ann)[:long]):.1f} "
-            f"on the first {long} of them (T > {SHORT}):\n",
-            table("α", lambda row, t: f"{100 * accuracies(row, labels)[int(t)]:.1f}"),
+            search_table(bench),
+            f"Accuracy in percent; the ANN has {100 * bench.ann:.1f} on the {len(labels)} pictures"
+            f"{first if sizes.most > SHORT else ''}:\n",
+            table(lambda row, t: f"{100 * accuracies(row, labels)[t]:.1f}"),
             "Drop in points with its paired 95 % interval (in the plot, fewer pictures are dashed):\n",
-            table("α", drop_cell),
+            table(drop_cell),
             "Steps to the accuracy that hard reset has at its best, and to 1 point less (accuracy "
             "fluctuates, so the first T at the very best comes late):\n",
-            markdown(
-                [
-                    "input",
-                    "T",
-                    "pictures",
-                    "goal",
-                    "accuracy %",
-                    "T hard",
-                    "T soft",
-                    "T hard / T soft",
-                ],
-                races,
-            ),
-            f"Activity on {long} pictures: spikes per 100 neurons and step (relative), "
-            "and spikes per neuron over the run (absolute); the mean over layers of the share of "
-            "saturated (neuron, picture) pairs, and of neurons that never fire, in percent:\n",
-            markdown(
-                [
-                    "input",
-                    "reset",
-                    "α",
-                    "T",
-                    "per 100 and step",
-                    "per neuron",
-                    "saturated",
-                    "silent",
-                ],
-                activity,
-            ),
+            race_table(bench, curves),
+            f"Activity on {long if sizes.most > SHORT else len(labels)} pictures: spikes per 100 "
+            "neurons and step (relative), and spikes per neuron over the run (absolute); the mean over "
+            "layers of the share of saturated (neuron, picture) pairs, and of neurons that never fire, "
+            "in percent:\n",
+            activity_table(bench, curves),
         ]
     )
 
 
+def search_table(bench: Bench) -> str:
+    """The score of every α."""
+    alphas = sorted(bench.sizes.alphas, reverse=True)
+    rows = []
+    for encode in INPUTS:
+        for reset in RESETS:
+            scores = bench.scores(reset, encode)
+            cells = [f"{100 * scores[alpha]:.1f}" for alpha in alphas]
+            rows.append([encode, reset, *cells, f"{best_alpha(scores):g}"])
+    return markdown(["input", "reset", *(f"α = {a:g}" for a in alphas), "chosen"], rows)
+
+
+def race_table(bench: Bench, curves: Curves) -> str:
+    """Which reset is how soon where hard reset is at its best."""
+    labels, _ = bench.test
+    ranges = {SHORT: len(labels)}
+    if bench.sizes.most > SHORT:
+        ranges[bench.sizes.most] = min(bench.sizes.long, len(labels))
+    rows = []
+    for encode in INPUTS:
+        for most, images in ranges.items():
+            hard, soft = (
+                accuracies(curves[reset, encode][1], labels, images) for reset in ("hard", "soft")
+            )
+            for less in (0.0, 0.01):
+                one = race(hard, soft, less)
+                goal = "best of hard reset" + (f" − {100 * less:g}" if less else "")
+                cells = [f"{100 * one.wanted:.1f}", str(one.hard), str(one.soft or "never")]
+                rows.append([encode, f"T ≤ {most}", str(images), goal, *cells, str(one)])
+    columns = ["input", "T", "pictures", "goal", "accuracy %", "T hard", "T soft"]
+    return markdown([*columns, "T hard / T soft"], rows)
+
+
+def activity_table(bench: Bench, curves: Curves) -> str:
+    """Relative and absolute activity, saturated and silent shares."""
+    rows = []
+    for (reset, encode), (setting, row) in curves.items():
+        for t in sorted({64, SHORT, bench.sizes.most}):
+            result = row["results"][str(t)]
+            layers = np.array(result["layers"])
+            cells = [f"{100 * result['firing']:.2f}", f"{result['firing'] * t:.2f}"]
+            cells += [f"{100 * layers[:, k].mean():.2f}" for k in (1, 2)]
+            rows.append([encode, reset, f"{setting.alpha:g}", str(t), *cells])
+    columns = ["input", "reset", "α", "T", "per 100 and step", "per neuron", "saturated", "silent"]
+    return markdown(columns, rows)
+
+
 def alpha_text(bench: Bench) -> str:
-    alphas = sorted(bench.options.alphas, reverse=True)
+    alphas = sorted(bench.sizes.alphas, reverse=True)
     rows, layered = [], []
     for alpha in alphas:
         row = bench.by_alpha(alpha)
@@ -770,8 +812,8 @@ def draw_mechanism(found: Row) -> Any:
     for reset, axes in zip(RESETS, panels, strict=False):
         for index, eta in enumerate(found["etas"]):
             for kind, style, places in (
-                ("regular", "-", slice(None)),
-                ("random", ".", slice(1, None, 2)),
+                ("regular", "-", slice(1, None, 2)),
+                ("random", ".", slice(3, None, 4)),
             ):
                 one = found["kinds"][kind]
                 label = f"η = {eta:g}" if kind == "regular" else None
@@ -823,7 +865,7 @@ def draw_reset(bench: Bench) -> Any:
                     color=_COLORS[reset],
                     label=None if few else f"{reset}, α = {setting.alpha:g}",
                 )
-            steps = [t for t in CURVE if str(t) in row["results"]]
+            steps = bench.steps()
             panels[2].plot(
                 steps,
                 [100 * row["results"][str(t)]["firing"] for t in steps],
@@ -842,7 +884,7 @@ def draw_reset(bench: Bench) -> Any:
 def draw_alpha(bench: Bench) -> Any:
     figure = new_figure(8.4, 3.6)
     left, right = figure.subplots(1, 2)
-    alphas = sorted(bench.options.alphas, reverse=True)
+    alphas = sorted(bench.sizes.alphas, reverse=True)
     rows = [bench.by_alpha(alpha) for alpha in alphas]
     labels, _ = bench.test
     for t in ALPHA_STEPS:
@@ -902,18 +944,33 @@ def save(figure: Any, path: Path) -> None:
 # --- the claims ---
 
 
+def network_row(bench: Bench) -> list[str]:
+    """What was measured how, for the page."""
+    sizes = bench.sizes
+    more = f", {min(sizes.long, len(bench.test[0]))} beyond T = {SHORT}" * (sizes.most > SHORT)
+    return [
+        bench.network.name,
+        f"{100 * bench.ann:.1f}",
+        f"{len(bench.test[0])}{more}",
+        str(sizes.calibration),
+        f"{len(bench.content['parts']['held-out']['ann'])}",
+        ", ".join(f"{alpha:g}" for alpha in sorted(sizes.alphas, reverse=True)),
+    ]
+
+
 def claims(bench: Bench) -> list[list[str]]:
     """What the paper says of its networks, and what this one does."""
     labels, ann = bench.test
     best = {r: bench.best(r, "poisson") for r in RESETS}
     rows = {r: bench.curve(s) for r, s in best.items()}
-    last = max(map(int, rows["soft"]["results"]))
+    last = bench.steps()[-1]
     result = rows["soft"]["results"][str(last)]
     middle, low, high = (100 * x for x in drop(result, labels, ann))
     hard, soft = (accuracies(rows[r], labels, len(labels)) for r in ("hard", "soft"))
     one = race(hard, soft, 0.01)
-    firing = [100 * rows["soft"]["results"][str(t)]["firing"] for t in (64, SHORT, last)]
-    by_alpha = {a: accuracies(bench.by_alpha(a), labels) for a in bench.options.alphas}
+    shown = sorted({64, SHORT, last})
+    firing = [f"{100 * rows['soft']['results'][str(t)]['firing']:.1f}" for t in shown]
+    by_alpha = {a: accuracies(bench.by_alpha(a), labels) for a in bench.sizes.alphas}
     tops = ", ".join(
         f"{best_alpha({a: found[t] for a, found in by_alpha.items()}):g} at T = {t}"
         for t in ALPHA_STEPS
@@ -932,8 +989,8 @@ def claims(bench: Bench) -> list[list[str]]:
         ],
         [
             "spike activity of about 1 to 2 %",
-            f"{firing[0]:.1f}, {firing[1]:.1f} and {firing[2]:.1f} spikes per 100 neurons and step at "
-            f"T = 64, {SHORT} and {last}, α = {best['soft'].alpha:g}",
+            f"{', '.join(firing)} spikes per 100 neurons and step at T = {', '.join(map(str, shown))}, "
+            f"soft reset, Poisson input, α = {best['soft'].alpha:g}",
         ],
         [
             "α below 1 trades accuracy for latency",
@@ -959,9 +1016,9 @@ constrained as its own are (no bias, no batch-norm, average pooling, dropout whi
 compiled with its settings: the initial potential 0, θ of a layer from the largest current of the
 running network, times α, the mean of all steps as the read-out, no correction. So these are not the
 figures of this compiler's defaults (`docs/accuracy.md`). The networks are smaller and less trained
-than the paper's, the largest currents are those of {calibration} pictures over the compiler's 256
-steps, and accuracy is that of few pictures: mind the intervals, which are 95 % and paired
-(`bench/accuracy.py` has the formula).
+than the paper's, the largest currents are those of few pictures over the compiler's 256 steps, and
+accuracy is that of few pictures: mind the intervals, which are 95 % and paired (`bench/accuracy.py`
+has the formula).
 
 """
 SECTIONS = ("mechanism", "reset", "alpha", "poisson")
@@ -1010,8 +1067,10 @@ def page(options: argparse.Namespace, benches: Sequence[Bench], command: str) ->
         rows = [[b.network.name, *row] for b in benches for row in claims(b)]
         columns = ["network", "the paper", "here"]
         found_claims = f"## The claims\n\n{markdown(columns, rows)}\n"
+        columns = ["network", "ANN %", "test pictures", "for θ", "to choose α", "α tried"]
+        found_claims += markdown(columns, [network_row(bench) for bench in benches]) + "\n"
     versions = ", ".join(f"{k} {v}" for k, v in environment(options.threads).items())
-    intro = INTRO.format(command=command, environment=versions, calibration=options.calibration)
+    intro = INTRO.format(command=command, environment=versions)
     return intro + found_claims + "\n".join(texts.values())
 
 
@@ -1050,12 +1109,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--material", help="folder with the pictures; default SNNC_MATERIAL")
     parser.add_argument("--test", type=Path, help="test pictures, a zip or .npz")
     parser.add_argument("--train", type=Path, help="training pictures, a zip or .npz")
-    parser.add_argument("--alphas", type=alphas, default=(1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1))
-    parser.add_argument("--calibration", type=int, default=32, help="pictures for the thresholds")
-    parser.add_argument("--held-out", type=int, default=64, help="training pictures to choose α")
-    parser.add_argument("--search-steps", type=int, default=256)
-    parser.add_argument("--images", type=int, default=500, help="test pictures")
-    parser.add_argument("--long", type=int, default=200, help=f"test pictures beyond T = {SHORT}")
+    parser.add_argument("--alphas", type=alphas, help="α to try, with commas between")
+    parser.add_argument("--calibration", type=int, help="pictures for the thresholds")
+    parser.add_argument("--held-out", type=int, help="training pictures to choose α")
+    parser.add_argument("--search-steps", type=int, help="T up to which α is chosen")
+    parser.add_argument("--images", type=int, help="test pictures")
+    parser.add_argument("--long", type=int, help=f"test pictures beyond T = {SHORT}")
+    parser.add_argument("--most", type=int, choices=CURVE[CURVE.index(SHORT) :], help="largest T")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, help="folder for what was measured")
     parser.add_argument("--write", type=Path, help="write the page here, and the plots beside it")
@@ -1064,8 +1124,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def begin(options: argparse.Namespace, network: Network) -> Row:
     """Nothing, or what an earlier run with the same pictures has found."""
-    names = ("calibration", "held_out", "search_steps", "images", "long")
-    asked = {name: getattr(options, name) for name in names}
+    asked = sizes_of(network, options).measured
     content: Row = {"asked": asked, "parts": {}, "rows": {}}
     path = options.results / f"{network.name}.json" if options.results else None
     if path and path.is_file():

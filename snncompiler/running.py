@@ -38,7 +38,7 @@ ANN_BATCH = 8
 #: Positions of a channel, over all images, on which a layer is settled.
 POSITIONS = 4096
 #: Weight of the mean against the single neurons, in `best_schedule` (docs/accuracy.md).
-BIAS_WEIGHT = 1.0
+BIAS_WEIGHT = 4.0
 #: Charges that are tried for binary neurons, and for those of several levels.
 _CUTS, _GRID = 256, 33
 

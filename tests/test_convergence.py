@@ -33,6 +33,8 @@ from snncompiler.options import Options
 from snncompiler.watch import Watched, watch
 
 GRAPHS = 180
+#: What the bound is for: no clipping, no charges, and every step counts alike.
+PLAIN: dict[str, Any] = {"threshold": "max", "correction": "none", "readout": "mean"}
 STEPS = (16, 64, 256)
 #: Folding and the SNN's sums reorder at most some hundred float32 products a layer, and a network
 #: has at most 20 layers; large positive and negative terms may cancel.
@@ -531,7 +533,7 @@ TALLY = Tally()
 def test_random_networks_converge_within_the_bound(network: Network) -> None:
     model, x = network.model, network.x
     (wanted,) = run_model(model, x=x)
-    options = Options(threshold="max", steps=16)
+    options = Options(**PLAIN, steps=16)
     prepared = pipeline.prepare(model)
     (folded,) = run_model(prepared.ann, x=x)
     assert_close(folded, wanted, relative=ROUNDING)
@@ -553,7 +555,7 @@ def test_random_networks_converge_within_the_bound(network: Network) -> None:
         if steps == STEPS[0] and bound.max() > 0:
             TALLY.tightness.append(float((error * steps).max() / bound.max()))
 
-    loop = pipeline.emit(prepared, calibration, Options(unroll="loop", steps=16))
+    loop = pipeline.emit(prepared, calibration, Options(**PLAIN, unroll="loop", steps=16))
     counts = [spike_counts(form, x, 16) for form in (snn, loop)]
     TALLY.moved += int((counts[0] != counts[1]).sum())
     TALLY.neurons += counts[0].size

@@ -24,12 +24,9 @@ from snncompiler.graph import with_outputs
 from snncompiler.io import serialize
 from snncompiler.options import Options
 from snncompiler.passes.unroll_time import ReadOut
-from snncompiler.running import Received, quantile_schedule
+from snncompiler.running import Received, best_schedule, correct
 from snncompiler.runtime import Stream
 from snncompiler.verification import verify
-
-#: A charge is found up to 2^-14·θ: two neurons whose potentials are closer fire together.
-HALVED = 2.0**-14
 
 
 def dyadic(seed: int, *shape: int, parts: int = 4, most: int = 6) -> Array:
@@ -77,7 +74,7 @@ class Fired:
         return Fired(np.stack(counts), np.stack(before))
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "binary": {},
     "burst": {"levels": 4},
     "signed": {"levels": 1, "signed": True},
@@ -85,67 +82,75 @@ KINDS = {
 }
 
 
+def objective(layer: Received, fired: Fired, step: int, charges: Array) -> Array:
+    """Σ(θ·n - t·a)² + (Σ(θ·n - t·a))²/P of every channel after `step`, if it got these charges, [C]."""
+    theta = layer.quantum.astype(np.float64)
+    before = fired.counts[:step].sum(axis=0)
+    k = np.floor((fired.potentials[step] + charges[:, None]) / layer.quantum)
+    k = np.maximum(np.clip(k, -layer.levels if layer.signed else 0, layer.levels), -before)
+    off = theta * (before + k) - (step + 1) * layer.analog.astype(np.float64)
+    return np.asarray(np.square(off).sum(axis=1) + off.sum(axis=1) ** 2 / off.shape[1])
+
+
+def tried(layer: Received) -> Array:
+    """The charges among which the best one is taken, in units of θ."""
+    grid = layer.levels > 1 or layer.signed
+    return np.linspace(-0.5, 0.5, 33 if grid else 257)
+
+
+def is_best(layer: Received, charges: Array) -> Fired:
+    """Every charge is the best of those that are tried, given the ones before it."""
+    fired, theta = Fired.of(layer, charges), layer.quantum[:, 0]
+    for step, chosen in enumerate(charges):
+        found = objective(layer, fired, step, chosen)
+        others = [objective(layer, fired, step, np.float32(part) * theta) for part in tried(layer)]
+        # A potential within a rounding of an edge counts on one side or the other.
+        slack = 1e-4 * theta.astype(np.float64) ** 2 + 1e-6 * found
+        assert (found <= np.min(others, axis=0) + slack).all(), step
+    return fired
+
+
 @pytest.mark.parametrize("temporal", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_channel_fires_at_the_rate_of_the_ann(kind: str, temporal: bool) -> None:
-    layer = received(temporal, **KINDS[kind])  # type: ignore[arg-type]
-    charges = quantile_schedule(layer, 12)
-    limit = layer.quantum[:, 0] / 2
+def test_every_charge_is_the_best_of_those_that_are_tried(kind: str, temporal: bool) -> None:
+    layer = received(temporal, **KINDS[kind])
+    charges = best_schedule(layer, 12)
     assert charges.shape == (12, 3) and charges.dtype == np.float32
-    assert (abs(charges) <= limit).all()
-    sent = Fired.of(layer, charges).counts.mean(axis=2).cumsum(axis=0)
-    wanted = layer.analog.mean(axis=1) / layer.quantum[:, 0] * np.arange(1, 13)[:, None]
-    free = abs(charges) < limit * (1 - 4 * HALVED)
-    assert free.mean() > 0.3
-    # One position more or less; a second one where two potentials are as good as equal.
-    assert (abs(sent - wanted)[free] <= 2 / 64).all()
-    assert np.median(abs(sent - wanted)[free]) <= 1 / 64
-    # At a limit there is nothing more to give or to take.
-    assert (sent - wanted)[charges >= limit * (1 - 4 * HALVED)].max(initial=-1) <= 2 / 64
-    assert (sent - wanted)[charges <= -limit * (1 - 4 * HALVED)].min(initial=1) >= -2 / 64
+    assert (abs(charges) <= layer.quantum[:, 0] / 2).all() and charges.any()
+    is_best(layer, charges)
 
 
 @pytest.mark.parametrize("temporal", [False, True])
-def test_binary_neurons_get_the_charge_of_the_quantile(temporal: bool) -> None:
-    """The charge that lifts the m-th largest potential to θ, where m positions are still owed."""
-    layer = received(temporal)
-    charges = quantile_schedule(layer, 12)
-    fired = Fired.of(layer, charges)
-    owed = layer.analog.mean(axis=1, dtype=np.float64) / layer.quantum[:, 0]
-    for step in range(12):
-        before = fired.counts[:step].sum(axis=0).mean(axis=1, dtype=np.float64)
-        for channel in range(3):
-            wanted = owed[channel] * (step + 1) - before[channel]
-            theta = layer.quantum[channel, 0]
-            ordered = np.sort(fired.potentials[step, channel])[::-1]
-            place = int(np.ceil(wanted * 64 - 1e-9))
-            if place < 1:
-                charge = -theta / 2
-            elif place > 64:
-                charge = theta / 2
-            else:
-                charge = np.clip(theta - ordered[place - 1], -theta / 2, theta / 2)
-            assert charges[step, channel] == pytest.approx(
-                float(charge), abs=float(2 * HALVED * theta)
-            )
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_channel_keeps_nearer_to_the_ann_with_its_charges(kind: str, temporal: bool) -> None:
+    layer = received(temporal, **KINDS[kind])
+    error, bias = [], []
+    for charges in (np.zeros((12, 3), np.float32), best_schedule(layer, 12)):
+        sent = Fired.of(layer, charges).counts.cumsum(axis=0) * layer.quantum
+        off = sent - np.arange(1, 13)[:, None, None] * layer.analog
+        error.append(np.square(off).mean())
+        bias.append(np.abs(off.mean(axis=2)).mean())
+    assert error[1] < 0.95 * error[0] and bias[1] < 0.95 * bias[0]
 
 
-def test_a_layer_that_is_right_already_keeps_its_rate() -> None:
-    """Constant currents of the ANN's own values, spread evenly: little is left to correct."""
-    analog = np.linspace(0, 1, 256, dtype=np.float32)[None]
-    one = np.ones((1, 1), np.float32)
-    layer = Received(analog[None], analog, one, one / 2)
-    charges = quantile_schedule(layer, 32)
-    assert (abs(charges) <= 0.5).all()
-    # All charges so far: no more than half a spike in a neuron.
-    assert (abs(charges.cumsum(axis=0)) <= 0.5 + 1e-3).all()
+def test_a_schedule_ends_in_nothing_where_nothing_is_clipped() -> None:
+    layer = received(True)
+    one = replace(layer, quantum=layer.quantum * np.array([[2], [0.5], [2]], np.float32))
+    assert (one.analog.max(axis=1) > one.quantum[:, 0]).tolist() == [False, True, False]
+    charges = correct(one, "schedule", 12)
+    assert charges.shape == (13, 3)
+    assert np.array_equal(charges[:-1], best_schedule(one, 12))
+    # The second channel is given back what clipping takes, at all later steps.
+    assert charges[-1, 0] == charges[-1, 2] == 0
+    assert charges[-1, 1] == pytest.approx(charges[6:12, 1].mean(), rel=1e-5)
+    assert charges[-1, 1] != 0
 
 
 def test_a_dead_channel_is_left_silent() -> None:
     layer = replace(received(True), analog=np.zeros((3, 64), np.float32))
-    charges = quantile_schedule(layer, 12)
+    charges = best_schedule(layer, 12)
     quiet = replace(layer, currents=np.zeros((1, 3, 64), np.float32))
-    assert not Fired.of(quiet, quantile_schedule(quiet, 12)).counts.any()
+    assert not Fired.of(quiet, best_schedule(quiet, 12)).counts.any()
     assert (charges >= -layer.quantum[:, 0] / 2).all()
 
 
@@ -279,47 +284,56 @@ def activations(made: pipeline.Compiled, feeds: dict[str, Array]) -> dict[str, A
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_layers_of_a_network_follow_the_ann(name: str) -> None:
-    """Every charge is the least with which a channel has sent what it should have, or at its limit."""
+def test_the_layers_of_a_network_get_their_best_charges(name: str) -> None:
+    """Every charge is the best one for the currents that the layer gets in the compiled file."""
     model, feeds, options = case(name)
     made = compiled(model, feeds, **options)
     emitted = {key: value for key, value in options.items() if key != "per_channel"}
     signed = emitted.get("neuron", "").startswith("signed")
     levels = int(emitted.get("neuron", "binary:1").partition(":")[2])
-    analog, free, most = activations(made, feeds), 0, 0.0
-    for layer, found in layers_of(made, feeds, 8, **emitted).items():
+    analog = activations(made, feeds)
+    ran = layers_of(made, feeds, 8, **emitted)
+    assert set(ran) == set(made.calibration.thresholds) == set(made.calibration.schedules)
+    for layer, found in ran.items():
         charges = made.calibration.schedules[layer]
-        channels = len(found.theta)
-        assert charges.shape == (9, channels)
-        assert not charges[-1].any() and charges[:-1].any()
+        assert charges.shape == (9, len(found.theta))
         given, theta = charges[:-1], found.theta[:, None]
-        assert (abs(given) <= found.theta / 2).all()
+        assert given.any() and (abs(given) <= found.theta / 2).all()
         rule = Received(
             by_position(found.currents), by_position(analog[layer][None])[0], theta, theta / 2,
             levels, signed,
         )  # fmt: skip
         # 48 images of at most 16 positions: the layer was settled on every one of them.
-        size = rule.analog.shape[1]
-        assert size <= running.POSITIONS
-        fired = Fired.of(rule, given)
+        assert rule.analog.shape[1] <= running.POSITIONS
+        fired = is_best(rule, given)
         assert np.array_equal(fired.counts, by_position(found.spikes))
-        sent = fired.counts.mean(axis=2, dtype=np.float64).cumsum(axis=0)
-        wanted = rule.analog.mean(axis=1) / found.theta * np.arange(1, 9)[:, None]
-        highest = given >= found.theta / 2 * (1 - 4 * HALVED)
-        lowest = given <= -found.theta / 2 * (1 - 4 * HALVED)
-        assert (sent >= wanted - 1e-5)[~highest].all()
-        before = fired.counts[:, :, :].cumsum(axis=0) - fired.counts
-        less = fired.potentials + given[:, :, None] - 2 * HALVED * theta
-        k = np.clip(np.floor(less / theta), -levels if signed else 0, levels)
-        with_less = (before + np.maximum(k, -before)).mean(axis=2, dtype=np.float64)
-        assert (with_less <= wanted + 1e-5)[~lowest].all()
-        free += int((~highest & ~lowest).sum())
-        most = max(most, float(abs(sent - wanted)[~highest & ~lowest].max()))
-    assert free >= 4 * len(made.calibration.thresholds)
-    # Positions that receive the same fire together: that many are too many or too few.
-    assert most <= 0.2
     assert made.calibration.correction == "schedule"
     assert verify(model, made.model).passed
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        "binary", "burst:4",
+        *(
+            pytest.param(
+                neuron,
+                marks=pytest.mark.xfail(
+                    strict=True, reason="3·(θ/3) is rounded below θ, so a maximum counts as clipped"
+                ),
+            )
+            for neuron in ("burst:3", "signed:3")
+        ),
+    ],
+)  # fmt: skip
+def test_thresholds_at_the_maxima_leave_no_charge_for_later_steps(neuron: str) -> None:
+    """Else the output would be off by that charge for any T."""
+    for name in ("residual", "two inputs", "burst"):
+        model, feeds, options = case(name)
+        made = compiled(model, feeds, **{**options, "neuron": neuron})
+        for layer, charges in made.calibration.schedules.items():
+            assert not charges[-1].any(), layer
+        assert any(charges.any() for charges in made.calibration.schedules.values())
 
 
 def by_position(values: Array) -> Array:
@@ -336,10 +350,11 @@ def test_corrected_layers_are_nearer_to_the_ann_than_others() -> None:
         made = compiled(model, feeds, correction=correction, steps=8)
         analog = activations(made, feeds)
         for layer, found in layers_of(made, feeds, 8).items():
-            decoded = found.spikes.mean(axis=(0, 1, 3)) * found.theta
-            error[layer, correction] = abs(decoded - analog[layer].mean(axis=(0, 2))).sum()
-    for layer in ("one", "two", "three"):
-        assert error[layer, "schedule"] < error[layer, "none"] / 3, layer
+            decoded = found.spikes.mean(axis=0) * found.theta[:, None]
+            error[layer, correction] = np.square(decoded - analog[layer]).sum()
+    # The first layer's currents are constant: from θ/2 on it is as right as it can be.
+    for layer, share in {"one": 1.01, "two": 0.97, "three": 0.97}.items():
+        assert error[layer, "schedule"] < share * error[layer, "none"], layer
 
 
 def test_later_layers_are_settled_on_the_corrected_earlier_ones() -> None:
@@ -368,7 +383,7 @@ def test_later_layers_are_settled_on_the_corrected_earlier_ones() -> None:
         alone.theta[:, None] / 2,
     )
     charges = made.calibration.schedules["two"][:-1]
-    assert np.array_equal(quantile_schedule(layer, 8), charges)
+    assert np.array_equal(best_schedule(layer, 8), charges)
 
 
 @pytest.mark.parametrize("correction", ["bias", "potential"])
@@ -512,7 +527,7 @@ def test_at_most_so_many_samples_are_used(monkeypatch: pytest.MonkeyPatch) -> No
         theta,
         theta / 2,
     )
-    assert np.array_equal(quantile_schedule(again, 8), few.calibration.schedules["one"][:-1])
+    assert np.array_equal(best_schedule(again, 8), few.calibration.schedules["one"][:-1])
 
 
 @pytest.mark.parametrize("neuron", ["binary", "burst:3", "signed:2"])

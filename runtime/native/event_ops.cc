@@ -25,8 +25,9 @@ struct EventCpu {
 
 /// Work (steps times neurons) under which waking other threads costs more than it saves.
 constexpr std::int64_t small = 1 << 14;
-/// Parts into which a call is cut at least: enough for many threads to share it evenly.
-constexpr std::int64_t least_parts = 16;
+/// Parts into which a call is cut at least: enough for several threads to share it evenly.  But a
+/// part has some places times steps: what surrounds a strip of rows is read for every strip.
+constexpr std::int64_t least_parts = 8, least_jobs = 256;
 
 [[noreturn]] void refuse(const char* name, const Shape& shape, const std::string& wanted) {
   throw std::invalid_argument("`" + std::string(name) + "` of shape " + text(shape) + " must be " +
@@ -289,8 +290,9 @@ class EventLayer {
     const std::int64_t alike = out[0] * static_cast<std::int64_t>(groups);
     // A wide layer is cut along its channels first: its rows would each need all its weights.
     const std::int64_t cuts = std::clamp<std::int64_t>((least_parts + alike - 1) / alike, 1, blocks);
+    const std::int64_t most = std::clamp<std::int64_t>(out[1] * out[2] * call.steps / least_jobs, 1, out[1]);
     const std::int64_t strips =
-        std::clamp<std::int64_t>((least_parts + alike * cuts - 1) / (alike * cuts), 1, out[1]);
+        std::clamp<std::int64_t>((least_parts + alike * cuts - 1) / (alike * cuts), 1, most);
     std::atomic<bool> good{true};
     const auto part = [&](std::int64_t index) {
       const std::int64_t strip = index % strips, cut = index / strips % cuts;

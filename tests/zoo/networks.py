@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from snncompiler import pipeline
 from snncompiler.compiled import read_compiled
 from snncompiler.data import Dataset
+from snncompiler.options import Options
 from snncompiler.runtime.session import create_session
 
 Array = NDArray[Any]
@@ -42,7 +43,9 @@ def errors(
     Without data: two seeded random samples to calibrate with, the first of which is run.
     """
     prepared = pipeline.prepare(model, allow_analog=analog)
-    options = pipeline.Options(threshold="max", allow_analog=analog)
+    options = Options(
+        threshold="max", correction="none", readout="mean", allow_analog=analog
+    ).resolved("regression", data=True)
     used = data or Dataset(pipeline.synthetic_feeds(prepared, 2, 0))
     snn = pipeline.emit(prepared, pipeline.calibrated(prepared, options, used), options)
     run = used if data else used.head(1)

@@ -1,0 +1,321 @@
+"""Event-driven execution: whole networks against their ANNs and our dense path, and single layers.
+
+    SNNC_MATERIAL=DIR python bench/events.py [--networks resnet20,vgg16slim,resnet18] [--steps 32,64]
+                                             [--batch 1,16] [--threads 1,2] [--settings default,max]
+                                             [--repeat 7] [--json FILE]
+    python bench/events.py --layers [--densities 100,50,20,10,5,2,1,0] [--repeat 9]
+
+Networks are the trained ones of the material, on real test images, calibrated on real images: the
+time of events depends on how many there are.  `SNN / (T·ANN)` is the time of an image over T times the
+ANN's best time of an image in onnxruntime, of all batch sizes; `over dense` is over the same file with
+its layers as they are (`create_session(events=False)`).  Sessions take turns in one process, and a
+ratio is the median over the turns of the ratios of that turn, so that other load weighs little.
+
+--layers times one layer, 16 time-steps of one image, random spikes, over onnxruntime's convolution of
+as many images and its neurons in our dense kernel, and over the convolution alone, at every density.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+
+from bench.networks import CLASSIFIERS, Data
+from snncompiler import dialect
+from snncompiler.options import Options
+from snncompiler.pipeline import compile_model
+from snncompiler.report import table
+from snncompiler.runtime import create_session
+
+Row = dict[str, Any]
+Run = Callable[[], object]
+
+ANN_BATCHES = (1, 4, 16)
+CALIBRATION_IMAGES = 128
+#: How often a turn runs at least: this long in seconds.
+TURN_SECONDS = 0.1
+LAYER_STEPS = 16
+#: (channels in, channels out, height and width, stride); kernels are 3x3.
+LAYERS = (
+    (16, 16, 32, 1),
+    (16, 32, 32, 2),
+    (32, 32, 16, 1),
+    (32, 64, 16, 2),
+    (64, 64, 8, 1),
+    (64, 64, 56, 1),
+    (128, 128, 28, 1),
+    (256, 256, 14, 1),
+    (256, 256, 8, 1),
+    (256, 512, 14, 2),
+    (512, 512, 7, 1),
+    (512, 512, 4, 1),
+)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "max": {"threshold": "max", "correction": "none", "readout": "mean"},
+}
+
+
+def seconds(run: Run, threads: int) -> float:
+    """The time of a run: the mean over a turn.
+
+    With one thread it is that thread's own time, which other load on the machine lengthens less.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    count, begin = 0, clock()
+    while True:
+        run()
+        count += 1
+        spent = clock() - begin
+        if spent >= TURN_SECONDS:
+            return spent / count
+
+
+def turns(runs: dict[str, Run], repeat: int, threads: int) -> dict[str, list[float]]:
+    """Seconds of each run in each of `repeat` turns, after one that is not counted."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeat + 1):
+        for name, run in runs.items():
+            spent = seconds(run, threads)
+            if turn:
+                found[name].append(spent)
+    return found
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+# --- whole networks ---
+
+
+def density(model: onnx.ModelProto, feeds: Row) -> float:
+    """The mean over all neurons of their spikes per time-step."""
+    watched = onnx.ModelProto.FromString(model.SerializeToString())
+    loop = next(node for node in watched.graph.node if node.op_type == "Loop")
+    body = next(entry.g for entry in loop.attribute if entry.name == "body")
+    names = [
+        node.output[0]
+        for node in body.node
+        if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS
+    ]
+    for index, name in enumerate(names):
+        axes = f"spikes_{index}"
+        body.node.append(helper.make_node("ReduceMean", [name], [axes], keepdims=0))
+        size = f"size_{index}"
+        body.node.append(helper.make_node("Size", [name], [size]))
+        body.output.append(helper.make_tensor_value_info(axes, TensorProto.FLOAT, []))
+        body.output.append(helper.make_tensor_value_info(size, TensorProto.INT64, []))
+        for kind, result in ((TensorProto.FLOAT, axes), (TensorProto.INT64, size)):
+            loop.output.append(f"all_{result}")
+            watched.graph.output.append(
+                helper.make_tensor_value_info(f"all_{result}", kind, [None])
+            )
+    session = create_session(watched, events=False)
+    results = session.run([f"all_spikes_{i}" for i in range(len(names))], feeds)
+    sizes = session.run([f"all_size_{i}" for i in range(len(names))], feeds)
+    total = sum(float(np.sum(m * s)) for m, s in zip(results, sizes, strict=True))
+    return total / float(sum(np.sum(s) for s in sizes))
+
+
+def network(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
+    data = Data(CLASSIFIERS[name], root)
+    source = onnx.load(data.model)
+    images = next(iter(data.test(max(asked.batch)).feeds.values()))
+    calibration = data.calibration(0, CALIBRATION_IMAGES)
+    rows: list[Row] = []
+    for setting in asked.settings:
+        model = compile_model(source, Options(**SETTINGS[setting]), calibration).model
+        entry = model.graph.input[0].name
+        active = density(model, {entry: images, "snnc_steps": np.array(max(asked.steps))})
+        for threads in asked.threads:
+            ann = create_session(source, threads=threads)
+            by_events = create_session(model, threads=threads, native=True)
+            dense = create_session(model, threads=threads, native=True, events=False)
+            runs: dict[str, Run] = {}
+            for batch in ANN_BATCHES:
+                repeated = np.resize(images, (batch, *images.shape[1:]))
+                runs[f"ann {batch}"] = partial(ann.run, None, {entry: repeated})
+            for batch in asked.batch:
+                for steps in asked.steps:
+                    feeds = {entry: images[:batch], "snnc_steps": np.array(steps)}
+                    runs[f"events {batch} {steps}"] = partial(by_events.run, None, feeds)
+                    runs[f"dense {batch} {steps}"] = partial(dense.run, None, feeds)
+            found = turns(runs, asked.repeat, threads)
+            best = [
+                min(times)
+                for times in zip(
+                    *([t / b for t in found[f"ann {b}"]] for b in ANN_BATCHES), strict=True
+                )
+            ]
+            for batch in asked.batch:
+                for steps in asked.steps:
+                    mine = [t / (batch * steps) for t in found[f"events {batch} {steps}"]]
+                    other = [t / (batch * steps) for t in found[f"dense {batch} {steps}"]]
+                    rows.append(
+                        {
+                            "network": name,
+                            "setting": setting,
+                            "density": round(active, 3),
+                            "threads": threads,
+                            "N": batch,
+                            "T": steps,
+                            "µs/step": round(1e6 * statistics.median(mine), 1),
+                            "SNN / (T·ANN)": round(ratio(mine, best), 3),
+                            "dense / (T·ANN)": round(ratio(other, best), 3),
+                            "over dense": round(ratio(mine, other), 3),
+                        }
+                    )
+                    print(rows[-1], flush=True)
+    return rows
+
+
+# --- single layers ---
+
+
+def layer_models(channels: int, out: int, size: int, stride: int) -> dict[str, onnx.ModelProto]:
+    """The layer by events, densely, and its convolution alone."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 0.1, (out, channels, 3, 3)).astype(np.float32)
+    constants = {
+        "weights": weights.transpose(2, 3, 1, 0),
+        "current": np.zeros(out, np.float32),
+        "threshold": np.ones(out, np.float32),
+        "membrane": np.zeros(out, np.float32),
+        "schedule": np.zeros((1, out), np.float32),
+        "start": np.array(0),
+        "steps": np.array(LAYER_STEPS),
+        "kernel": weights,
+        "bias": np.zeros(out, np.float32),
+        "theta": np.ones((out, 1, 1), np.float32),
+        "v": np.zeros((), np.float32),
+    }
+    window: Row = {"strides": [stride] * 2, "pads": [1] * 4, "dilations": [1, 1]}
+    names = ["spikes", "weights", "current", "threshold", "membrane", "schedule", "start", "steps"]
+    event = helper.make_node(
+        "EventConv", names, ["out", "after"], domain=dialect.DOMAIN, group=1, levels=1, **window
+    )
+    conv = helper.make_node("Conv", ["x", "kernel", "bias"], ["y"], **window)
+    neuron = helper.make_node(
+        "RMPNeuron",
+        ["y", "theta", "v", "steps"],
+        ["out", "after"],
+        domain=dialect.DOMAIN,
+        static_current=0,
+    )
+    last = helper.make_tensor_value_info(
+        "spikes", TensorProto.UINT8, [LAYER_STEPS, size, size, channels]
+    )
+    first = helper.make_tensor_value_info(
+        "x", TensorProto.FLOAT, [LAYER_STEPS, channels, size, size]
+    )
+
+    def model(nodes: list[onnx.NodeProto], given: onnx.ValueInfoProto, out: str) -> onnx.ModelProto:
+        used = {name for node in nodes for name in node.input}
+        kind = TensorProto.UINT8 if out == "out" and nodes[0] is event else TensorProto.FLOAT
+        graph = helper.make_graph(
+            nodes,
+            "layer",
+            [given],
+            [helper.make_tensor_value_info(out, kind, None)],
+            initializer=[
+                numpy_helper.from_array(np.ascontiguousarray(v), k)
+                for k, v in constants.items()
+                if k in used
+            ],
+        )
+        return helper.make_model(
+            graph,
+            opset_imports=[
+                helper.make_opsetid("", dialect.BASE_OPSET),
+                helper.make_opsetid(dialect.DOMAIN, dialect.VERSION),
+            ],
+            ir_version=dialect.MAX_IR_VERSION,
+        )
+
+    return {
+        "events": model([event], last, "out"),
+        "dense": model([conv, neuron], first, "out"),
+        "convolution": model([conv], first, "y"),
+    }
+
+
+def layers(asked: argparse.Namespace) -> list[Row]:
+    rows: list[Row] = []
+    for channels, out, size, stride in LAYERS:
+        models = layer_models(channels, out, size, stride)
+        sessions = {
+            name: create_session(model, threads=asked.threads[0], native=True, events=False)
+            for name, model in models.items()
+        }
+        rng = np.random.default_rng(1)
+        runs: dict[str, Run] = {}
+        for percent in asked.densities:
+            spikes = rng.random((LAYER_STEPS, size, size, channels)) < percent / 100
+            x = np.ascontiguousarray(spikes.transpose(0, 3, 1, 2)).astype(np.float32)
+            given = {"spikes": spikes.astype(np.uint8)}
+            runs[f"events {percent}"] = partial(sessions["events"].run, None, given)
+            if not percent or percent == asked.densities[0]:
+                runs["dense"] = partial(sessions["dense"].run, None, {"x": x})
+                runs["convolution"] = partial(sessions["convolution"].run, None, {"x": x})
+        found = turns(runs, asked.repeat, asked.threads[0])
+        row: Row = {
+            "layer": f"{channels} to {out}, {size}x{size}" + (", stride 2" if stride > 1 else ""),
+            "conv µs/step": round(1e6 * statistics.median(found["convolution"]) / LAYER_STEPS, 1),
+        }
+        for percent in asked.densities:
+            mine = found[f"events {percent}"]
+            row[f"{percent} %"] = (
+                f"{ratio(mine, found['convolution']):.2f} {ratio(mine, found['dense']):.2f}"
+            )
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    words = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--networks", type=words, default=["resnet20", "vgg16slim", "resnet18"])
+    parser.add_argument("--settings", type=words, default=list(SETTINGS))
+    parser.add_argument("--steps", type=numbers, default=[32, 64])
+    parser.add_argument("--batch", type=numbers, default=[1, 16])
+    parser.add_argument("--threads", type=numbers, default=[1, 2])
+    parser.add_argument("--densities", type=numbers, default=[100, 50, 20, 10, 5, 2, 1, 0])
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    rows: list[Row] = []
+    if asked.layers:
+        rows = layers(asked)
+    else:
+        root = os.environ.get("SNNC_MATERIAL")
+        if not root:
+            sys.exit("set SNNC_MATERIAL to the folder with the networks and images")
+        for name in asked.networks:
+            rows += network(name, asked, Path(root))
+    console = Console(width=160)
+    console.print(table("", list(rows[0]), [[str(v) for v in row.values()] for row in rows]))
+    if asked.json:
+        asked.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""lower-events: the same network on the event-driven operators, and what stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import Array, compile_text, parse, random
+from onnx import helper, numpy_helper
+
+from snncompiler import dialect
+from snncompiler.passes.lower_events import Lowered, lower_events
+from snncompiler.runtime import create_session, library_path
+
+pytestmark = pytest.mark.skipif(library_path() is None, reason="the native library is not built")
+
+#: Residuals with and without a convolution, groups, depthwise, both poolings, a dense layer, and
+#: a static side branch.
+RESIDUAL = """g (float[N,2,8,8] x) => (float[N,5] y)
+{
+  c = Conv <pads = [1, 1, 1, 1]> (x, a, ab)  r = Relu (c)
+  d = Conv <pads = [1, 1, 1, 1]> (r, b)  dr = Relu (d)
+  e = Conv <pads = [1, 1, 1, 1]> (dr, f)  es = Add (e, r)  er = Relu (es)
+  g1 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (er, h)
+  g2 = Conv <strides = [2, 2]> (er, i)  gs = Add (g1, g2)  gr = Relu (gs)
+  p = GlobalAveragePool (gr)  q = Flatten (p)  y = Gemm (q, o)
+}"""
+
+POOLED = """g (float[N,2,12,12] x) => (float[N,5] y)
+{
+  c = Conv <pads = [1, 1, 1, 1]> (x, a, ab)  r = Relu (c)
+  m = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (r)
+  d = Conv <group = 8, pads = [1, 1, 1, 1]> (m, w)  dr = Relu (d)
+  e = Conv <group = 2> (dr, f)  er = Relu (e)
+  v = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (er)
+  q = Flatten (v)  z = Gemm (q, k, kb)  zr = Relu (z)
+  u = Gemm (zr, l)  ur = Relu (u)  y = Gemm (ur, o)
+}"""
+
+SIDE = """g (float[N,8,6,6] x) => (float[N,5] y)
+{
+  c = Conv <pads = [1, 1, 1, 1]> (x, a)  r = Relu (c)
+  d = Conv <pads = [1, 1, 1, 1]> (r, b)  s = Add (d, x)  q = Relu (s)
+  p = GlobalAveragePool (q)  f = Flatten (p)  y = Gemm (f, o)
+}"""
+
+
+RESIDUAL_WEIGHTS = {
+    "a": random(1, 8, 2, 3, 3) / 3,
+    "ab": random(2, 8) / 5,
+    "b": random(3, 8, 8, 3, 3) / 5,
+    "f": random(4, 8, 8, 3, 3) / 5,
+    "h": random(5, 20, 8, 3, 3) / 5,
+    "i": random(6, 20, 8, 1, 1) / 2,
+    "o": random(7, 20, 5),
+}
+SIDE_WEIGHTS = {
+    "a": random(1, 8, 8, 3, 3) / 5,
+    "b": random(2, 8, 8, 3, 3) / 5,
+    "o": random(3, 8, 5),
+}
+
+
+def residual() -> onnx.ModelProto:
+    return compiled(RESIDUAL, RESIDUAL_WEIGHTS)
+
+
+def pooled() -> onnx.ModelProto:
+    weights = {
+        "a": random(1, 8, 2, 3, 3) / 3,
+        "ab": random(2, 8) / 5,
+        "w": random(3, 8, 1, 3, 3) / 2,
+        "f": random(4, 6, 4, 1, 1),
+        "k": random(5, 54, 7) / 3,
+        "kb": random(6, 7) / 5,
+        "l": random(7, 7, 6),
+        "o": random(8, 6, 5),
+    }
+    return compiled(POOLED, weights)
+
+
+def side() -> onnx.ModelProto:
+    return compiled(SIDE, SIDE_WEIGHTS)
+
+
+NETWORKS = {"residual": residual, "pooled": pooled, "side": side}
+
+
+def compiled(text: str, weights: dict[str, Array], **options: Any) -> onnx.ModelProto:
+    source = parse(text, weights)
+    return compile_text(source, image(source, 16), **{"steps": 11, **options})
+
+
+def dyadic(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every constant of its Loop on a grid of 1/256, where sums are exact."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    loop = next(node for node in copy.graph.node if node.op_type == "Loop")
+    body = next(entry.g for entry in loop.attribute if entry.name == "body")
+    for graph in (copy.graph, body):
+        for tensor in graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.dtype == np.float32:
+                rounded = np.round(values * 256) / 256
+                if tensor.name.endswith("threshold"):
+                    rounded = np.maximum(rounded, 1 / 256)
+                new = numpy_helper.from_array(rounded.astype(np.float32), tensor.name)
+                tensor.CopyFrom(new)
+    return copy
+
+
+def outputs(model: onnx.ModelProto, x: Array, native: bool, threads: int = 1) -> list[Array]:
+    session = create_session(model, native=native, threads=threads, events=False)
+    result: list[Array] = session.run(None, {session.get_inputs()[0].name: x})
+    return result
+
+
+def image(model: onnx.ModelProto, samples: int) -> Array:
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    shape = [samples, *(dim.dim_value for dim in dims[1:])]
+    return np.round(random(9, *shape) * 16).astype(np.float32) / 16
+
+
+def operators(lowered: Lowered) -> list[str]:
+    return [layer.operator for layer in lowered.layers]
+
+
+def test_every_layer_is_lowered() -> None:
+    assert operators(lower_events(residual())) == [
+        "EventNeuron",
+        "EventConv",
+        "EventConvAdd",
+        "EventConvPair",
+    ]
+    lowered = lower_events(pooled())
+    assert operators(lowered) == ["EventNeuron", *["EventConv"] * 4]
+    loop = next(node for node in lowered.model.graph.node if node.op_type == "Loop")
+    used = {node.op_type for entry in loop.attribute for node in entry.g.node}
+    assert {"EventMaxPool", "EventSumPool", "EventSum"} <= used
+    assert not {"SpikeMaxPool", "AveragePool", "Conv", "Gemm", "RMPNeuron"} & used
+    assert operators(lower_events(side())) == ["EventNeuron", "EventConv"]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_same_bits_where_sums_are_exact(network: str, samples: int) -> None:
+    model = dyadic(NETWORKS[network]())
+    lowered = lower_events(model).model
+    onnx.checker.check_model(lowered)
+    x = image(model, samples)
+    wanted = outputs(model, x, native=False)
+    for native in (True, False):
+        for threads in (1, 2):
+            for got, want in zip(outputs(lowered, x, native, threads), wanted, strict=True):
+                np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)  # the read-out's sums
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_close_elsewhere_and_other_numbers_of_steps(network: str) -> None:
+    model = NETWORKS[network]()
+    lowered = lower_events(model).model
+    session = create_session(lowered, events=False)
+    plain = create_session(model, events=False)
+    x = image(model, 2)
+    for steps, chunk in ((11, 4), (1, 16), (40, 7)):
+        feeds = {
+            session.get_inputs()[0].name: x,
+            "snnc_steps": np.array(steps),
+            "snnc_chunk": np.array(chunk),
+        }
+        for got, want in zip(session.run(None, feeds), plain.run(None, feeds), strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=0.1 * np.abs(want).max())
+
+
+def test_sessions_lower_by_themselves() -> None:
+    model = residual()
+    x = image(model, 2)
+    by_itself = create_session(model, threads=1).run(None, {"x": x})
+    expected = outputs(lower_events(model).model, x, native=True)
+    np.testing.assert_array_equal(by_itself[0], expected[0])
+    as_bytes = create_session(model.SerializeToString(), threads=1).run(None, {"x": x})
+    np.testing.assert_array_equal(as_bytes[0], expected[0])
+
+
+def test_what_is_not_understood_stays_with_a_reason() -> None:
+    text = """g (float[N,2,6,6] x) => (float[N,4,6,6] y)
+    {
+      c = Conv <pads = [1, 1, 1, 1]> (x, a)  r = Relu (c)
+      u = Concat <axis = 1> (r, r)
+      d = Conv <pads = [1, 1, 1, 1]> (u, b)  y = Relu (d)
+    }"""
+    weights = {"a": random(1, 4, 2, 3, 3), "b": random(2, 4, 8, 3, 3)}
+    model = compiled(text, weights)
+    lowered = lower_events(model)
+    first, second = lowered.layers
+    assert first.operator == "EventNeuron" and not first.reason
+    assert not second.operator and "Concat" in second.reason
+    x = image(model, 2)
+    np.testing.assert_allclose(
+        outputs(lowered.model, x, True)[0], outputs(model, x, False)[0], rtol=0, atol=1e-5
+    )
+
+
+def test_other_neurons_and_other_models_stay() -> None:
+    model = compiled(RESIDUAL, RESIDUAL_WEIGHTS, reset="hard")
+    lowered = lower_events(model)
+    assert not lowered.changed and lowered.model is model
+    plain = parse(SIDE, SIDE_WEIGHTS)
+    assert lower_events(plain).model is plain
+    assert not lower_events(plain).layers
+
+
+def test_spikes_and_states_that_are_read_keep_their_names_and_layout() -> None:
+    """An extra output of the Loop's body, as `snnc watch` adds it, still has its channels first."""
+    model = residual()
+    lowered = lower_events(model).model
+    for candidate in (model, lowered):
+        loop = next(node for node in candidate.graph.node if node.op_type == "Loop")
+        final = next(name for name in loop.output if "membrane" in name)
+        candidate.graph.output.append(helper.make_tensor_value_info(final, 1, None))
+    again = lower_events(model).model
+    x = image(model, 2)
+    want, got = outputs(model, x, False), outputs(again, x, True)
+    assert [array.shape for array in got] == [array.shape for array in want]
+    np.testing.assert_allclose(got[1], want[1], rtol=0, atol=1e-4)
+
+
+def test_bodies_of_all_operators_are_attached() -> None:
+    lowered = lower_events(residual()).model
+    have = {function.name for function in lowered.functions if function.domain == dialect.DOMAIN}
+    assert {"EventNeuron", "EventConv", "EventConvAdd", "EventConvPair"} <= have
+    assert "ScheduledRMPNeuron" in have and "RMPNeuron" not in have
