@@ -166,6 +166,8 @@ class _Lowering:
         self.outer, self.loop, self.body = outer, loop, body
         self.outer_constants = {t.name: t for t in outer.initializer}
         self.constants = {**self.outer_constants, **{t.name: t for t in body.initializer}}
+        #: Types are not written down inside: a network with any float16 weights computes in it.
+        self.half = any(t.data_type == TensorProto.FLOAT16 for t in self.constants.values())
         self.maker = {name: node for node in body.node for name in node.output}
         self.taken = {
             *self.constants,
@@ -502,6 +504,8 @@ class _Lowering:
         """Emit one layer; the name of its operator."""
         if node.op_type not in NEURONS:
             raise Stays(f"{node.op_type} has no event-driven form")
+        if self.half:
+            raise Stays("float16 is not computed by events")
         scheduled = node.op_type == "ScheduledRMPNeuron"
         channels = self.maps(node)
         theta = self.value(node.input[1])

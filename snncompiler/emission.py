@@ -80,8 +80,9 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
             f"this one is {prepared.source.sha256[:12]}",
             hint="calibrate this model",
         )
-    _check_thresholds(prepared, calibration)
+    _check_fit(prepared, calibration)
     options = options.resolved(task_of(prepared, options, None), data=True)
+    _check_options(prepared, calibration, options)
     graph = spiking_graph(prepared, calibration, options)
     context = replace(prepared.context, findings=prepared.context.findings)
     run_passes(
@@ -130,7 +131,21 @@ def window_of(prepared: Prepared, calibration: Calibration, options: Options, st
     return Window(unrolled, prepared.checked_model.opset_import, steps)
 
 
-def _check_thresholds(prepared: Prepared, calibration: Calibration) -> None:
+def _check_options(prepared: Prepared, calibration: Calibration, options: Options) -> None:
+    """Raises UsageError or Refused where a calibration does not fit the options."""
+    if calibration.schedules and options.reset == "hard":
+        raise UsageError("--reset hard takes no correction, the calibration has one")
+    floats = [spec.name for spec in prepared.inputs if spec.dtype.kind == "f"]
+    missing = [name for name in floats if not calibration.input_scales.get(name, 0) > 0]
+    if options.encode == "poisson" and missing:
+        raise refuse(
+            "SNNC306",
+            f"the calibration has no scale of the input '{missing[0]}', which --encode poisson needs",
+            hint="calibrate with --encode poisson",
+        )
+
+
+def _check_fit(prepared: Prepared, calibration: Calibration) -> None:
     """Raises Refused where a calibration does not fit the network's rectifiers."""
     nodes = {node.name: node for node in calib.rectifiers_of(prepared.graph)}
     findings = []
@@ -145,6 +160,17 @@ def _check_thresholds(prepared: Prepared, calibration: Calibration) -> None:
             findings.append(Finding("SNNC306", text, node=name))
         elif not (np.isfinite(theta).all() and (theta > 0).all()):
             findings.append(Finding("SNNC306", "a threshold is not finite and positive", node=name))
+    if calibration.schedules:
+        for name in sorted(set(nodes) ^ set(calibration.schedules)):
+            text = "no schedule" if name in nodes else "a schedule, but no such rectifier"
+            findings.append(Finding("SNNC306", f"the calibration has {text} for it", node=name))
+    for name in [name for name in nodes if name in calibration.schedules]:
+        charges, channels = calibration.schedules[name], calib.channels_of(nodes[name])
+        if charges.ndim != 2 or charges.shape[0] < 1 or charges.shape[1] != channels:
+            text = f"its schedule has shape {list(charges.shape)}, not [S, {channels}]"
+            findings.append(Finding("SNNC306", text, node=name))
+        elif not np.isfinite(charges).all():
+            findings.append(Finding("SNNC306", "a charge is not finite", node=name))
     if findings:
         raise Refused(*findings)
 

@@ -108,7 +108,8 @@ class Options:
             raise UsageError(f"--reset hard is for binary neurons, not for {self.neuron}")
         if self.reset == "hard" and self.correction not in ("auto", "none"):
             raise UsageError(f"--reset hard takes no correction, not {self.correction}")
-        if self.encode == "poisson" and self.emit == "step":
+        poisson = self.encode == "poisson" or (self.paper and self.encode == "auto")
+        if poisson and self.emit == "step":
             raise UsageError(
                 "--encode poisson makes spikes of one image; a stream brings its own input",
                 hint="leave out --encode, and feed the spikes",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def compile_model(
     check_batch(prepared, options.seed)
     dataset = None
     if isinstance(calibration, Calibration):
-        thresholds = calibration
+        thresholds = _as_asked(calibration, options)
         options = options.resolved(task_of(prepared, options, None), data=True)
     else:
         if calibration is not None:
@@ -109,6 +109,21 @@ def compile_model(
         measure_folds(prepared, feeds)
         thresholds = calibrated(prepared, options, dataset, progress)
     return Compiled(emit(prepared, thresholds, options), prepared, thresholds)
+
+
+def _as_asked(calibration: Calibration, options: Options) -> Calibration:
+    """A calibration that is used again.  Raises UsageError where an option asks for another one."""
+    if options.alpha == "auto":
+        raise UsageError("--alpha auto needs data, a calibration was given", hint="give the data")
+    if options.correction == "none":
+        return replace(calibration, correction="none", schedules={})
+    if options.correction not in ("auto", calibration.correction):
+        raise UsageError(
+            f"--correction {options.correction} needs data, a calibration with "
+            f"{calibration.correction} was given",
+            hint="give the data",
+        )
+    return calibration
 
 
 def _check_steps_budget(prepared: Prepared, steps: int) -> None:

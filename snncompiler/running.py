@@ -339,7 +339,9 @@ def correct(received: Received, correction: Correction, steps: int) -> Floats:
         charges = steps * mean_difference(received, steps)[None]
         return np.concatenate([charges, np.zeros_like(charges)])
     charges = best_schedule(received, steps)
-    clipped = (received.analog > received.levels * received.quantum).any(axis=1)
+    # G·(θ/G) may round below θ.
+    theta = received.levels * received.quantum * np.float32(1 + 1e-6)
+    clipped = (received.analog > theta).any(axis=1)
     held = np.where(clipped, charges[steps // 2 :].mean(axis=0), np.float32(0))
     return np.concatenate([charges, held[None]])
 

@@ -53,7 +53,7 @@ def percentile(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
 def mmse(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
     """The θ that minimises E(a - clip(round(T·a/θ), 0, T)·θ/T)² for T steps, per channel."""
     levels = settings.steps
-    values = histogram.centres.reshape(-1, _MMSE_JOIN).mean(axis=1)
+    values = histogram.centres.reshape(histogram.channels, -1, _MMSE_JOIN).mean(axis=2)
     weights = histogram.counts.reshape(histogram.channels, -1, _MMSE_JOIN).sum(axis=2)
     best = histogram.maximum.astype(np.float64)
     error = np.full(histogram.channels, np.inf)
@@ -76,11 +76,12 @@ def balance(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
     """
     excess, edges = histogram.excess(), histogram.edges
     before, after = excess[:, :-1], np.maximum(excess[:, 1:], 0.0)
-    slope = (before - after) / np.diff(edges)
+    width = np.diff(edges, axis=1)
+    slope = (before - after) / width
     with np.errstate(divide="ignore", invalid="ignore"):
         # The excess is taken as linear between two edges: the time from one to the next.
         curved = np.log(before / after) / (2 * slope)
-        flat = np.diff(edges) / (2 * before)
+        flat = width / (2 * before)
         spent = np.where(before <= 0, np.inf, np.where(slope > 0, curved, flat))
         total = np.concatenate([np.zeros((histogram.channels, 1)), np.cumsum(spent, axis=1)], 1)
         at = np.minimum((total <= settings.tau).sum(axis=1) - 1, BINS - 1)
@@ -88,7 +89,7 @@ def balance(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
         start, rate, left = before[rows, at], slope[rows, at], settings.tau - total[rows, at]
         curved = start * -np.expm1(-2 * rate * left) / rate
         inside = np.where(rate > 0, curved, 2 * start * left)
-    theta = edges[at] + np.where(start > 0, inside, 0.0)
+    theta = edges[rows, at] + np.where(start > 0, inside, 0.0)
     return np.asarray(np.minimum(theta, histogram.maximum), np.float32)
 
 

@@ -70,17 +70,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [
-        pytest.param(
-            *case,
-            marks=pytest.mark.xfail(
-                strict=True, reason="--paper --emit step ends in an internal error, SNNC504"
-            )
-            if "paper" in case[0] and "emit" in case[0]
-            else (),
-        )
-        for case in REFUSED
-    ],
+    REFUSED,
     ids=[str(options) for options, _ in REFUSED],
 )
 def test_a_bad_option_is_named(options: dict[str, Any], named: str) -> None:

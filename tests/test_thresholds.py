@@ -211,17 +211,9 @@ def test_mmse_clips_an_outlier_and_says_so_with_its_steps() -> None:
     assert ten == pytest.approx(10.0, rel=0.01)
 
 
-SHARED = "the bins of a layer are as wide for a small channel as for the largest one"
-
-
 @pytest.mark.parametrize(
     "method",
-    [
-        "max",
-        pytest.param("balance", marks=pytest.mark.xfail(strict=True, reason=SHARED)),
-        pytest.param("mmse", marks=pytest.mark.xfail(strict=True, reason=SHARED)),
-        pytest.param("percentile", marks=pytest.mark.xfail(strict=True, reason=SHARED)),
-    ],
+    ["max", "balance", "mmse", "percentile"],
 )
 def test_a_small_channel_beside_a_large_one_takes_the_threshold_it_has_alone(method: str) -> None:
     values = heavy_tailed(9)

@@ -206,6 +206,8 @@ def test_other_neurons_and_other_models_stay() -> None:
     model = compiled(RESIDUAL, RESIDUAL_WEIGHTS, reset="hard")
     lowered = lower_events(model)
     assert not lowered.changed and lowered.model is model
+    half = lower_events(compiled(RESIDUAL, RESIDUAL_WEIGHTS, precision="fp16"))
+    assert not half.changed and "float16" in half.layers[0].reason
     plain = parse(SIDE, SIDE_WEIGHTS)
     assert lower_events(plain).model is plain
     assert not lower_events(plain).layers

@@ -71,7 +71,9 @@ def run(
     constant: bool = True,
 ) -> list[Array]:
     arrays = {key: np.asarray(value) for key, value in feeds.items()}
-    fixed = {key: arrays[key] for key in ("weights", "more_weights") if key in arrays}
+    fixed: dict[str, Array] = {
+        key: arrays[key] for key in ("weights", "more_weights") if key in arrays
+    }
     if not constant or name == "EventSum":
         fixed = {}
     model = one_node(name, fixed, attributes)
@@ -98,14 +100,15 @@ def wanted(name: str, feeds: dict[str, Any], attributes: dict[str, Any]) -> tupl
 
 
 def dyadic(rng: np.random.Generator, shape: Any, least: int = -64, most: int = 64) -> Array:
-    return (rng.integers(least, most + 1, shape) / 64).astype(np.float32)
+    values: Array = (rng.integers(least, most + 1, shape) / 64).astype(np.float32)
+    return values
 
 
 def spikes(rng: np.random.Generator, shape: Any, density: float, levels: int = 1) -> Array:
     """Random spikes; one sample of them is silent, because a tile may have none."""
-    made = (rng.random(shape) < density) * rng.integers(1, levels + 1, shape)
+    made: Array = (rng.random(shape) < density) * rng.integers(1, levels + 1, shape)
     made[:1] = 0
-    return made.astype(np.uint8)
+    return made.astype(np.uint8, copy=False)
 
 
 @st.composite
@@ -252,7 +255,7 @@ def test_static_current_and_sum() -> None:
         "steps": steps,
     }
     expected = wanted("EventNeuron", feeds, {})
-    totals = {
+    totals: dict[str, Any] = {
         "spikes": expected[0],
         "weights": np.arange(1, steps + 1, dtype=np.float32),
         "total": np.float32(0),
@@ -266,6 +269,38 @@ def test_static_current_and_sum() -> None:
         for one, other in zip(got, expected, strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(run("EventSum", totals, {}, native=native)[0], mean)
+
+
+POOLS = ((2, 1, 0), (3, 2, 1), (3, 1, 1), (2, 2, 0))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "pad"), POOLS)
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_pooling(kernel: int, stride: int, pad: int, channels: int) -> None:
+    rng = np.random.default_rng(kernel + channels)
+    steps, samples = 5, 2
+    window: dict[str, Any] = {
+        "kernel_shape": [kernel] * 2,
+        "strides": [stride] * 2,
+        "pads": [pad] * 4,
+        "dilations": [1, 1],
+    }
+    x = spikes(rng, (steps * samples, 7, 9, channels), 0.3)
+    ones = np.ones((kernel, kernel, 1, channels), np.float32)
+    sums = reference.spike_convolution(
+        x, ones, group=channels, strides=[stride] * 2, pads=[pad] * 4
+    )
+    counts = rng.integers(0, 3, (samples, 7, 9, channels)).astype(np.float32)
+    planes = x.astype(np.float32).transpose(0, 3, 1, 2)
+    pooled, after = reference.spike_max_pool(planes, counts.transpose(0, 3, 1, 2), steps, **window)
+    feeds = {"spikes": x, "counts": counts, "steps": steps}
+    for native in (True, False):
+        got = run("EventSumPool", {"spikes": x}, window, native=native)[0]
+        np.testing.assert_array_equal(got, sums)
+        assert got.dtype == np.uint8
+        got, counted = run("EventMaxPool", feeds, window, native=native, threads=2)
+        np.testing.assert_array_equal(got, pooled.transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(counted, after.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize(
