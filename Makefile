@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/snnc compile models/digits-resnet.onnx -o $(DEMO)/digits-resnet.snn.onnx \
 	    --calibration models/digits_train.npz --scale 16
 	$(BIN)/snnc eval models/digits-resnet.onnx $(DEMO)/digits-resnet.snn.onnx \
-	    --data models/digits_test.npz --scale 16 --steps 4,8,16,32,64
+	    --data models/digits_test.npz --scale 16 --steps 2,4,8,16,32,64
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

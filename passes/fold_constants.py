@@ -72,13 +72,28 @@ class FoldConstants(Pass):
                     hint=f"the limit is {MAX_VALUES:,}",
                 )
         sort_nodes(graph)
+        results = {id(tensor) for tensor in graph.outputs}
+        sizes_of_one: set[int] = set()
         for node in list(graph.nodes):
+            # What the user reads stays the output of a node.
+            read = any(id(tensor) in results for tensor in node.outputs)
+            if read and any(id(tensor) in sizes_of_one for tensor in node.inputs):
+                raise refuse(
+                    "SNNC205",
+                    f"output '{node.outputs[0].name}' is computed from shapes",
+                    node=label(node),
+                    hint="leave it out of the outputs",
+                )
             if node.op == "Constant" and not node.domain:
-                _make_constant(node, _constant_value(node))
+                array = _constant_value(node)
+                if not read:
+                    _make_constant(node, array)
                 continue
             infer_node(node, graph.opset)
-            folded = _fold(node, graph.opset)
+            folded = None if read else _fold(node, graph.opset)
             if folded is not None:
+                if node.op == "Shape" or any(id(tensor) in sizes_of_one for tensor in node.inputs):
+                    sizes_of_one.update(id(tensor) for tensor in node.outputs)
                 for tensor, array in zip(list(node.outputs), folded, strict=False):
                     tensor.to_constant(np.asarray(array))
                 remove_node(node)

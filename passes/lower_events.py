@@ -228,7 +228,8 @@ class _Lowering:
                 try:
                     notes.append(LayerNote(node.name, self.neuron(node)))
                     continue
-                except Stays as why:
+                except (Stays, ValueError, KeyError, IndexError) as why:
+                    # The file may be anyone's: what cannot be read is not lowered either.
                     del self.nodes[mark[0] :], self.before[mark[1] :]
                     self.signals = known
                     notes.append(LayerNote(node.name, "", str(why)))
@@ -288,7 +289,10 @@ class _Lowering:
         if _is_neuron(node):
             if node.op_type not in (*NEURONS, "HardResetNeuron"):
                 raise Stays(f"the spikes of {node.op_type} are not binary")
-            found = self.converted(name, self.maps(node))
+            channels, flat = self.maps(node)
+            if flat:
+                raise Stays(f"`{node.name}` before it stays")
+            found = self.converted(name, channels)
         elif node.domain == dialect.DOMAIN and node.op_type == "SpikeMaxPool":
             found = self.converted(name, self.signal(node.input[0]).channels)
         elif node.op_type == "Identity":
@@ -308,12 +312,33 @@ class _Lowering:
         self.signals[name] = found
         return found
 
-    def maps(self, node: onnx.NodeProto) -> int:
-        """The channels of a neuron's maps, from its thresholds."""
+    def maps(self, node: onnx.NodeProto) -> tuple[int, bool]:
+        """The channels of a neuron, and whether it has two axes instead of maps."""
         theta = self.value(node.input[1])
-        if theta.ndim != 1 and (theta.ndim not in (3, 4) or theta.size != theta.shape[-3]):
+        if theta.size == 1:
+            # One for the layer: the weights before it know.
+            found = self.width(node.input[0])
+            if found is None:
+                raise Stays(f"the channels of `{node.input[0]}` are not known")
+            return found
+        if theta.ndim not in (1, 3, 4) or theta.size != theta.shape[0 if theta.ndim == 1 else -3]:
             raise Stays(f"θ of shape {list(theta.shape)} is not one value per channel")
-        return int(theta.size)
+        return int(theta.size), theta.ndim == 1
+
+    def width(self, name: str) -> tuple[int, bool] | None:
+        """The channels of a tensor, and whether it has two axes, from the weights that make it."""
+        node = self.maker.get(name) or next((n for n in self.outer.node if name in n.output), None)
+        if node is None:
+            return None
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in self.constants:
+            dims = self.constants[node.input[1]].dims
+            if node.op_type == "Conv":
+                return (int(dims[0]), False) if len(dims) == 4 else None
+            return (int(dims[0 if _attributes(node).get("transB", 0) else -1]), True)
+        if node.op_type in ("Add", "Mul", "Tile", "Identity"):
+            found = [self.width(part) for part in node.input]
+            return next((one for one in found if one is not None), None)
+        return None
 
     def converted(self, name: str, channels: int) -> Signal:
         """The float spikes of an operator that stays, as bytes."""
@@ -507,9 +532,8 @@ class _Lowering:
         if self.half:
             raise Stays("float16 is not computed by events")
         scheduled = node.op_type == "ScheduledRMPNeuron"
-        channels = self.maps(node)
-        theta = self.value(node.input[1])
-        threshold, flat = _without_ones(theta, channels), theta.ndim == 1
+        channels, flat = self.maps(node)
+        threshold = _without_ones(self.value(node.input[1]), channels)
         schedule = np.zeros((1, channels), np.float32)
         if scheduled:
             rows = self.value(node.input[3])

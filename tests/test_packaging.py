@@ -134,7 +134,7 @@ def test_wheel_holds_the_package_and_nothing_else(archives: tuple[Path, Path]) -
     assert {name.split("/")[0] for name in names} == {"snncompiler", info}
     wanted = expected_in_wheel()
     assert len(wanted) > 50
-    assert len([name for name in wanted if name.endswith((".onnx", ".npz"))]) == 4
+    assert len([name for name in wanted if name.endswith((".onnx", ".npz"))]) == 6
     assert wanted <= names, sorted(wanted - names)
     folders = {"/".join(name.split("/")[:2]) for name in names if name.startswith("snncompiler/")}
     assert {f"snncompiler/{name}" for name in ("passes", "runtime", "models")} <= folders

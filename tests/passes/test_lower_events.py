@@ -183,6 +183,15 @@ def test_sessions_lower_by_themselves() -> None:
     np.testing.assert_array_equal(as_bytes[0], expected[0])
 
 
+def test_one_threshold_for_a_layer() -> None:
+    model = compiled(RESIDUAL, RESIDUAL_WEIGHTS, per_channel=False, initial=0.0)
+    lowered = lower_events(model)
+    assert all(operators(lowered)), lowered.layers
+    x = image(model, 2)
+    got, want = outputs(lowered.model, x, True)[0], outputs(model, x, False)[0]
+    np.testing.assert_allclose(got, want, rtol=0, atol=0.1 * np.abs(want).max())
+
+
 def test_what_is_not_understood_stays_with_a_reason() -> None:
     text = """g (float[N,2,6,6] x) => (float[N,4,6,6] y)
     {

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import after, assert_close, ops, parse, random, refused, rewritten, run_model
+from helpers import (
+    after,
+    assert_close,
+    compile_text,
+    ops,
+    parse,
+    random,
+    refused,
+    rewritten,
+    run_model,
+)
 
 from snncompiler.graph import value
 
@@ -39,10 +49,26 @@ def test_shape_arithmetic_folds() -> None:
 
 
 def test_shape_with_start_and_end_folds() -> None:
-    text = """g (float[N,2,3] x) => (int64[1] y, float[N,2,3] z)
-    { y = Shape <start = -2, end = -1> (x)  z = Relu (x) }"""
+    text = """g (float[N,2,3] x) => (float[N,2] y) <int64[1] all = {-1}>
+    { s = Shape <start = -2, end = -1> (x)  t = Concat <axis = 0> (all, s)
+      r = Relu (x)  y = Reshape (r, t) }"""
     graph, _ = after(parse(text), "fold-constants")
-    assert value(graph.outputs[0]).tolist() == [2]  # type: ignore[union-attr]
+    assert [node.op for node in graph.nodes] == ["Relu", "Reshape"]
+    assert value(graph.nodes[1].inputs[1]).tolist() == [-1, 2]  # type: ignore[union-attr]
+
+
+def test_a_shape_that_the_user_reads_is_that_of_the_batch() -> None:
+    text = "g (float[N,3] x) => (float[N,3] y, int64[2] n) { y = Relu (x)  n = Shape (x) }"
+    snn = compile_text(parse(text), random(0, 8, 3), steps=2)
+    assert run_model(snn, x=random(1, 5, 3))[1].tolist() == [5, 3]
+
+
+def test_what_is_computed_from_a_shape_alone_is_no_output() -> None:
+    """Shapes are folded for one sample; the user would read that one."""
+    text = """g (float[N,3] x) => (float[N,3] y, int64 n) <int64 first = {0}>
+    { y = Relu (x)  s = Shape (x)  [pick] n = Gather (s, first) }"""
+    (finding,) = refused(parse(text))
+    assert finding.code == "SNNC205" and "pick" in finding.node and "'n'" in finding.message
 
 
 def test_weights_that_are_computed_fold() -> None:
