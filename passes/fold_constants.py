@@ -25,6 +25,7 @@ from snncompiler.graph import (
     Node,
     drop_dead,
     infer_node,
+    is_live,
     known,
     label,
     remove_node,
@@ -77,7 +78,8 @@ class FoldConstants(Pass):
         for node in list(graph.nodes):
             # What the user reads stays the output of a node.
             read = any(id(tensor) in results for tensor in node.outputs)
-            if read and any(id(tensor) in sizes_of_one for tensor in node.inputs):
+            constants = all(not is_live(tensor) for tensor in node.inputs)
+            if read and constants and any(id(t) in sizes_of_one for t in node.inputs):
                 raise refuse(
                     "SNNC205",
                     f"output '{node.outputs[0].name}' is computed from shapes",
