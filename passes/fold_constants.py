@@ -94,7 +94,8 @@ class FoldConstants(Pass):
             infer_node(node, graph.opset)
             folded = None if read else _fold(node, graph.opset)
             if folded is not None:
-                if node.op == "Shape" or any(id(tensor) in sizes_of_one for tensor in node.inputs):
+                of_live = node.op == "Shape" and is_live(node.inputs[0])
+                if of_live or any(id(tensor) in sizes_of_one for tensor in node.inputs):
                     sizes_of_one.update(id(tensor) for tensor in node.outputs)
                 for tensor, array in zip(list(node.outputs), folded, strict=False):
                     tensor.to_constant(np.asarray(array))
