@@ -58,7 +58,7 @@ def rows(columns: Sequence[str], content: Sequence[Sequence[str]]) -> str:
 
 def operators() -> str:
     parts = [OPERATORS_INTRO]
-    for operator in dialect.OPERATORS.values():
+    for operator in (*dialect.OPERATORS.values(), *dialect.EVENT_OPERATORS.values()):
         parts.append(f"## {operator.name}\n\n{operator.summary}\n\n    {operator.equation}\n")
         for title, ports in (("inputs", operator.inputs), ("outputs", operator.outputs)):
             table = [(port.name, port.type, f"`{port.shape}`", port.text) for port in ports]

@@ -8,8 +8,9 @@
 // events  the weight rows of the spikes that it sees are added up, the others are not touched;
 // tables  for narrow layers: eight inputs at a time choose one of 256 sums made beforehand;
 // dense   all rows, by multiplication, for layers in which nearly everything fires.
-// Events and dense arithmetic add in one order and multiply by 1 and 0 only, so they give the same
-// bits, and the choice between them may follow the activity.  Tables add in another order; a layer
+// Events and dense arithmetic add in one order and, for spikes of 0 and 1, multiply by these only, so
+// they give the same bits, and the choice between them may follow the activity.  (Counts above 1, as
+// sum pooling makes, may round differently: events add a weight several times.)  Tables add in another order; a layer
 // has them or has not.  Nothing depends on the number of threads or on the instruction set.
 #pragma once
 
