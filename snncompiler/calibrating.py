@@ -173,12 +173,12 @@ def searched_alpha(
     wanted = _outputs(prepared.ann, trial.feeds, prepared.fixed_batch)
 
     def score(model: onnx.ModelProto, count: int) -> float:
-        given = {"snnc_steps": np.array(count)}
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        given = {properties["snnc.steps_input"]: np.array(count)}
         found = _outputs(model, trial.feeds, prepared.fixed_batch, given)
         pairs = list(zip(wanted, found, strict=True))
         if options.task == "classification":
-            scores = [(a, b) for a, b in pairs if a.ndim == 2]
-            return float(np.mean([(a.argmax(1) == b.argmax(1)).mean() for a, b in scores]))
+            return float(np.mean([(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs]))
         error = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs)
         norm = sum(float(np.square(a.astype(np.float64)).sum()) for a, _ in pairs)
         return -float(np.sqrt(error / norm)) if norm else 0.0
