@@ -32,6 +32,7 @@ from snncompiler.graph import (
     sort_nodes,
     value,
 )
+from snncompiler.operators import rectifier
 from snncompiler.passes.base import Context, Pass
 
 #: A folded constant may not be larger than this; a larger one is no shape arithmetic.
@@ -92,7 +93,8 @@ class FoldConstants(Pass):
                     _make_constant(node, array)
                 continue
             infer_node(node, graph.opset)
-            folded = None if read else _fold(node, graph.opset)
+            # A rectifier of a constant is none: it folds, even so.
+            folded = None if read and rectifier(node) is None else _fold(node, graph.opset)
             if folded is not None:
                 of_live = node.op == "Shape" and is_live(node.inputs[0])
                 if of_live or any(id(tensor) in sizes_of_one for tensor in node.inputs):
