@@ -337,14 +337,12 @@ def run(model: onnx.ModelProto, compiled: Any, data: Any, steps: list[int], seco
     started = time.perf_counter()
     snn.run(None, {**one, **compiled.overrides(steps=probe)})
     per_step = (time.perf_counter() - started) / probe
-    # Fewer samples first, down to 4; then fewer steps, then a single sample.
+    # Fewer samples first, and fewer steps where even a single one takes too long.
     count, chosen = len(data), sorted(steps)
-    while count > 4 and per_step * count * sum(chosen) > seconds:
-        count -= 1
-    while len(chosen) > 1 and per_step * min(count, 2) * sum(chosen) > seconds:
-        chosen.pop()
     while count > 1 and per_step * count * sum(chosen) > seconds:
         count -= 1
+    while len(chosen) > 1 and per_step * sum(chosen) > seconds:
+        chosen.pop()
     data = data.head(count)
     ann = run_ann(model, data)
     row: Row = {"samples": count, "results": {}}
