@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,16 +139,18 @@ def build(
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as work:
-        objects = []
-        for unit in sorted(SOURCES.glob("*.cc")):
-            objects.append(f"{work}/{unit.stem}.o")
-            _run([cxx, *flags, "-c", str(unit), "-o", objects[-1]])
+        commands: list[list[str]] = []
         link: list[str] = []
+        # The longest first.
         if nvcc:
-            objects.append(f"{work}/cuda.o")
-            source = str(SOURCES / "cuda_kernels.cu")
-            _run([nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets, "-c", source, "-o", objects[-1]])
+            commands.append([nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets])
+            commands[0] += ["-c", str(SOURCES / "cuda_kernels.cu"), "-o", f"{work}/cuda.o"]
             link += [*_cuda_library_dirs(nvcc), "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
+        for unit in sorted(SOURCES.glob("*.cc"), key=lambda path: -path.stat().st_size):
+            commands.append([cxx, *flags, "-c", str(unit), "-o", f"{work}/{unit.stem}.o"])
+        with ThreadPoolExecutor(os.cpu_count()) as compilers:
+            list(compilers.map(_run, commands))
+        objects = [command[-1] for command in commands]
         if sanitize:
             link += SANITIZE_FLAGS
         built = Path(work) / LIBRARY_NAME

@@ -129,4 +129,22 @@ bool run(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t
          std::int64_t count, std::int64_t block, std::int64_t block_count, Way way = Way::choose,
          Isa isa = best_isa());
 
+/// One call of max pooling by spike counts; the window is `source`.
+struct Pooling {
+  Source source;
+  std::int64_t out[2];
+  std::int64_t steps, samples;
+  const std::uint8_t* spikes;  // [steps, samples, in..., pixel]
+  std::uint8_t* pooled;        // [steps, samples, out..., pixel]
+  const float* before;         // [samples, in..., pixel], or one number
+  bool before_spread;
+  float* after;                // [samples, in..., pixel]; may be `before`
+};
+
+/// Pools the output rows [first, first + count) of a sample, and counts the input rows above those of
+/// the next row's windows.  Parts share nothing unless `after` is `before`: then one part has all the
+/// rows.  False where memory ran out.
+bool max_pool(const Pooling& call, std::int64_t sample, std::int64_t first, std::int64_t count,
+              Isa isa = best_isa());
+
 }  // namespace snnc::events

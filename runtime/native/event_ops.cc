@@ -373,18 +373,6 @@ class Pool {
     if (sample.size() != 4) refuse("spikes", spikes.shape, "[steps*N, height, width, channels]");
     return geometry_.over(sample, kernel_, 1, 1);
   }
-  /// Calls visit(row, column) for every place inside the input that an output sees.
-  template <typename Visit>
-  static void over_window(const Source& source, std::int64_t y, std::int64_t x, const Visit& visit) {
-    for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
-      const std::int64_t row = source.row(y, kh);
-      if (row < 0 || row >= source.in[0]) continue;
-      for (std::int64_t kw = 0; kw < source.kernel[1]; ++kw) {
-        const std::int64_t column = source.column(x, kw);
-        if (column >= 0 && column < source.in[1]) visit(row, column);
-      }
-    }
-  }
   template <typename Work>
   static void in_parts(const Context& context, std::int64_t parts, std::int64_t work,
                        const Work& part) {
@@ -422,15 +410,31 @@ class EventSumPool : Pool {
       const std::int64_t y = index % out[1];
       const std::uint8_t* const from =
           spikes.as<std::uint8_t>() + index / out[1] * source.in[0] * source.in[1] * channels;
-      std::uint8_t* to = sums + index * out[2] * channels;
+      std::uint8_t* const to = sums + index * out[2] * channels;
       std::fill_n(to, out[2] * channels, std::uint8_t{0});
-      for (std::int64_t x = 0; x < out[2]; ++x, to += channels) {
-        over_window(source, y, x, [&](std::int64_t row, std::int64_t column) {
-          const std::uint8_t* one = from + (row * source.in[1] + column) * channels;
-          for (std::int64_t c = 0; c < channels; ++c) to[c] = static_cast<std::uint8_t>(to[c] + one[c]);
-        });
+      for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
+        const std::int64_t row = source.row(y, kh);
+        if (row < 0 || row >= source.in[0]) continue;
+        for (std::int64_t kw = 0; kw < source.kernel[1]; ++kw) {
+          std::int64_t x = 0, end = out[2];
+          while (x < end && source.column(x, kw) < 0) ++x;
+          while (end > x && source.column(end - 1, kw) >= source.in[1]) --end;
+          const std::uint8_t* one = from + (row * source.in[1] + source.column(x, kw)) * channels;
+          for (; x < end; ++x, one += source.stride[1] * channels) add(one, channels, to + x * channels);
+        }
       }
     });
+  }
+
+ private:
+  static void add(const std::uint8_t* __restrict__ from, std::int64_t count,
+                  std::uint8_t* __restrict__ to) {
+    constexpr std::int64_t lanes = 16;
+    std::int64_t c = 0;
+    for (; c + lanes <= count; c += lanes) {
+      for (std::int64_t i = c; i < c + lanes; ++i) to[i] = static_cast<std::uint8_t>(to[i] + from[i]);
+    }
+    for (; c < count; ++c) to[c] = static_cast<std::uint8_t>(to[c] + from[c]);
   }
 };
 
@@ -455,55 +459,43 @@ class EventMaxPool : Pool {
     if (!one && counts.shape != sample) {
       refuse("counts", counts.shape, "one number or " + text(sample));
     }
-    auto* const pooled = context.output<std::uint8_t>(0, folded(out, steps));
-    auto* const after = context.output<float>(1, sample);
-    const float* const before = counts.as<float>();
-    if (one) {
-      std::fill_n(after, elements(sample), *before);
-    } else if (after != before) {
-      std::copy_n(before, elements(sample), after);
+    const events::Pooling call{source,
+                               {out[1], out[2]},
+                               steps,
+                               sample[0],
+                               spikes.as<std::uint8_t>(),
+                               context.output<std::uint8_t>(0, folded(out, steps)),
+                               counts.as<float>(),
+                               one,
+                               context.output<float>(1, sample)};
+    if (!elements(out)) {
+      count_only(call, elements(sample));
+      return;
     }
-    if (!elements(out)) return;
-    // Parts are channels of a sample: windows overlap, so rows cannot be counted apart.
-    const std::int64_t channels = out[3], parts = (channels + lanes - 1) / lanes;
-    const std::int64_t in_places = source.in[0] * source.in[1], out_places = out[1] * out[2];
-    std::vector<float> last(static_cast<std::size_t>(out[0] * parts * out_places * lanes));
-    in_parts(context, out[0] * parts, steps * elements(sample), [&](std::int64_t index) {
-      const std::int64_t n = index / parts, c = index % parts * lanes;
-      const std::int64_t width = std::min(lanes, channels - c);
-      float* const count = after + n * in_places * channels + c;
-      float* const seen = last.data() + index * out_places * lanes;
-      const auto largest = [&](std::int64_t place, float* most) {
-        std::fill_n(most, lanes, 0.0f);
-        over_window(source, place / out[2], place % out[2], [&](std::int64_t row, std::int64_t column) {
-          const float* from = count + (row * source.in[1] + column) * channels;
-          for (std::int64_t i = 0; i < width; ++i) most[i] = most[i] < from[i] ? from[i] : most[i];
-        });
-      };
-      for (std::int64_t place = 0; place < out_places; ++place) largest(place, seen + place * lanes);
-      for (std::int64_t t = 0; t < steps; ++t) {
-        const std::int64_t image = t * out[0] + n;
-        const std::uint8_t* from = spikes.as<std::uint8_t>() + image * in_places * channels + c;
-        for (std::int64_t place = 0; place < in_places; ++place, from += channels) {
-          for (std::int64_t i = 0; i < width; ++i) {
-            count[place * channels + i] = count[place * channels + i] + static_cast<float>(from[i]);
-          }
-        }
-        std::uint8_t* to = pooled + image * out_places * channels + c;
-        for (std::int64_t place = 0; place < out_places; ++place, to += channels) {
-          float most[lanes], *const was = seen + place * lanes;
-          largest(place, most);
-          for (std::int64_t i = 0; i < width; ++i) {
-            to[i] = static_cast<std::uint8_t>(most[i] - was[i]);
-            was[i] = most[i];
-          }
-        }
+    const bool in_place = call.before == call.after;
+    const std::int64_t strips =
+        in_place ? 1 : std::clamp<std::int64_t>(least_parts / sample[0], 1, out[1]);
+    std::atomic<bool> good{true};
+    in_parts(context, sample[0] * strips, steps * elements(sample), [&](std::int64_t index) {
+      const std::int64_t strip = index % strips, row = strip * out[1] / strips;
+      if (!events::max_pool(call, index / strips, row, (strip + 1) * out[1] / strips - row)) {
+        good = false;
       }
     });
+    if (!good) throw std::runtime_error("out of memory");
   }
 
  private:
-  static constexpr std::int64_t lanes = 16;
+  /// Where there are no windows.
+  static void count_only(const events::Pooling& call, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      float sum = call.before[call.before_spread ? 0 : i];
+      for (std::int64_t t = 0; t < call.steps; ++t) {
+        sum = sum + static_cast<float>(call.spikes[t * count + i]);
+      }
+      call.after[i] = sum;
+    }
+  }
 };
 
 }  // namespace
