@@ -1,18 +1,29 @@
 """Event-driven execution: whole networks against their ANNs and our dense path, and single layers.
 
-    SNNC_MATERIAL=DIR python bench/events.py [--networks resnet20,vgg16slim,resnet18] [--steps 32,64]
-                                             [--batch 1,16] [--threads 1,2] [--settings default,max]
-                                             [--repeat 7] [--json FILE]
-    python bench/events.py --layers [--densities 100,50,20,10,5,2,1,0] [--repeat 9]
+    python bench/events.py [--networks resnet20,vgg16slim,vgg16,resnet18] [--steps 32,64]
+                           [--batch 1,16] [--threads 1,2] [--settings default,max] [--repeat 7]
+                           [--spikingjelly] [--json FILE]
+    python bench/events.py --accuracy [--networks resnet20-jpeg,..] [--limit 1000] [--repeat 7]
+    python bench/events.py --layers [--densities 100,50,20,10,5,2,1,0] [--repeat 9] [--plot FILE]
 
-Networks are the trained ones of the material, on real test images, calibrated on real images: the
-time of events depends on how many there are.  `SNN / (T·ANN)` is the time of an image over T times the
-ANN's best time of an image in onnxruntime, of all batch sizes; `over dense` is over the same file with
-its layers as they are (`create_session(events=False)`).  Sessions take turns in one process, and a
-ratio is the median over the turns of the ratios of that turn, so that other load weighs little.
+Networks are the trained ones of the material (the folder SNNC_MATERIAL), on real test images,
+calibrated on real images: the time of events depends on how many there are.  `vgg16` is the trained
+one of a quarter of its width with every channel four times, which computes the same.
+
+`SNN / (T·ANN)` is the time of an image over T times the ANN's best time of an image in onnxruntime, of
+all batch sizes; `over dense` is over the same file with its layers as they are
+(`create_session(events=False)`).  Sessions take turns in one process, and a ratio is the median over
+the turns of the ratios of that turn, so that other load weighs little.  With --spikingjelly, a child
+process runs SpikingJelly's conversion (`bench/runtime.py`: the same architecture with seeded weights,
+its time does not depend on them) in turn with ours, both by the clock on the wall; the better of its
+two modes over ours.
+
+--accuracy tells what that means to a user: the first T of the list at which the accuracy is within a
+point of the ANN's, the SNN's time there over the ANN's, the T at which they would break even, and
+synaptic operations there over the ANN's multiply-accumulates.
 
 --layers times one layer, 16 time-steps of one image, random spikes, over onnxruntime's convolution of
-as many images and its neurons in our dense kernel, and over the convolution alone, at every density.
+as many images alone, and over that and its neurons in our dense kernel, at every density.
 """
 
 from __future__ import annotations
@@ -20,11 +31,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +49,12 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from bench.networks import CLASSIFIERS, Data
+from bench.zoo import entries, material_root
 from snncompiler import dialect
+from snncompiler.evaluation import evaluate
 from snncompiler.options import Options
 from snncompiler.pipeline import compile_model
+from snncompiler.plots import new_figure, save_figure
 from snncompiler.report import table
 from snncompiler.runtime import create_session
 
@@ -50,6 +66,8 @@ CALIBRATION_IMAGES = 128
 #: How often a turn runs at least: this long in seconds.
 TURN_SECONDS = 0.1
 LAYER_STEPS = 16
+#: --accuracy evaluates at these, and times so many.
+ACCURACY_STEPS, TIMED_STEPS = (4, 8, 16, 32, 64, 128), 32
 #: (channels in, channels out, height and width, stride); kernels are 3x3.
 LAYERS = (
     (16, 16, 32, 1),
@@ -65,18 +83,15 @@ LAYERS = (
     (512, 512, 7, 1),
     (512, 512, 4, 1),
 )
+NETWORKS = ("resnet20", "vgg16slim", "vgg16", "resnet18")
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "max": {"threshold": "max", "correction": "none", "readout": "mean"},
 }
 
 
-def seconds(run: Run, threads: int) -> float:
-    """The time of a run: the mean over a turn.
-
-    With one thread it is that thread's own time, which other load on the machine lengthens less.
-    """
-    clock = time.thread_time if threads == 1 else time.perf_counter
+def seconds(run: Run, clock: Callable[[], float]) -> float:
+    """The time of a run: the mean over a turn."""
     count, begin = 0, clock()
     while True:
         run()
@@ -87,11 +102,15 @@ def seconds(run: Run, threads: int) -> float:
 
 
 def turns(runs: dict[str, Run], repeat: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of each run in each of `repeat` turns, after one that is not counted."""
+    """Seconds of each run in each of `repeat` turns, after one that is not counted.
+
+    With one thread it is that thread's own time, which other load on the machine lengthens less.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
     found: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeat + 1):
         for name, run in runs.items():
-            spent = seconds(run, threads)
+            spent = seconds(run, clock)
             if turn:
                 found[name].append(spent)
     return found
@@ -102,6 +121,38 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 # --- whole networks ---
+
+
+def widened(model: onnx.ModelProto, factor: int) -> onnx.ModelProto:
+    """The same function with `factor` times the channels inside, for a plain chain of convolutions and
+    Gemm: every channel as often, its outgoing weights divided.  Copies fire alike, so density and
+    accuracy are the trained network's, and the layers are those of the wide one."""
+    wide = onnx.ModelProto.FromString(model.SerializeToString())
+    values = {tensor.name: tensor for tensor in wide.graph.initializer}
+
+    def change(name: str, made: Callable[[Any], Any]) -> None:
+        array = np.ascontiguousarray(made(numpy_helper.to_array(values[name])), np.float32)
+        values[name].CopyFrom(numpy_helper.from_array(array, name))
+
+    layers = [node for node in wide.graph.node if node.op_type in ("Conv", "Gemm")]
+    for node in wide.graph.node:
+        if node.op_type == "BatchNormalization":
+            for name in node.input[1:]:
+                change(name, lambda row: np.tile(row, factor))
+        elif node in layers:
+            first, last = node == layers[0], node == layers[-1]
+            if not first:
+                change(node.input[1], lambda w: np.concatenate([w / factor] * factor, axis=1))
+            if not last:
+                for name in node.input[1:]:
+                    change(name, lambda w: np.concatenate([w] * factor))
+    return wide
+
+
+#: Networks made from a trained one.
+WIDENED = {"vgg16": ("vgg16slim", 4)}
+#: The networks of `snncompiler.models` with their architectures.
+SAME_AS = {"resnet20-jpeg": "resnet20"}
 
 
 def density(model: onnx.ModelProto, feeds: Row) -> float:
@@ -133,9 +184,58 @@ def density(model: onnx.ModelProto, feeds: Row) -> float:
     return total / float(sum(np.sum(s) for s in sizes))
 
 
-def network(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
-    data = Data(CLASSIFIERS[name], root)
+def opened(name: str, root: Path) -> tuple[Data, onnx.ModelProto]:
+    """A network and its data."""
+    trained, factor = WIDENED.get(name, (name, 1))
+    data = Data(CLASSIFIERS[trained], root)
     source = onnx.load(data.model)
+    return data, widened(source, factor) if factor > 1 else source
+
+
+def best_of(found: Mapping[str, Sequence[float]]) -> list[float]:
+    """The ANN's best time of an image in each turn."""
+    each = [[t / batch for t in found[f"ann {batch}"]] for batch in ANN_BATCHES]
+    return [min(times) for times in zip(*each, strict=True)]
+
+
+def over_spikingjelly(
+    name: str, run: Run, batch: int, steps: int, asked: argparse.Namespace, threads: int
+) -> tuple[float | None, str]:
+    """The better mode's time over ours, and why there is none."""
+    from bench.runtime import SPIKINGJELLY, Cell, Skip
+
+    architecture = SAME_AS.get(name, name)
+    ratios: list[float] = []
+    reasons: list[str] = []
+    for mode in SPIKINGJELLY:
+        try:
+            cell = Cell(
+                "spikingjelly",
+                network=architecture,
+                form="common",
+                steps=steps,
+                mode=mode,
+                batches=[batch],
+                threads=threads,
+            )
+        except Skip as skip:
+            reasons.append(f"{mode}: {skip}")
+            continue
+        mine = []
+        for _ in range(asked.repeat + 1):
+            mine.append(seconds(run, time.perf_counter))
+            cell.turn()
+        cell.close()
+        other = [row[str(batch)] for row in cell.turns]
+        if len(other) < 2:
+            reasons.append(f"{mode}: {cell.reason}")
+            continue
+        ratios.append(ratio(other[1:], mine[1 : len(other)]))
+    return (min(ratios) if ratios else None), "; ".join(reasons)
+
+
+def network(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
+    data, source = opened(name, root)
     images = next(iter(data.test(max(asked.batch)).feeds.values()))
     calibration = data.calibration(0, CALIBRATION_IMAGES)
     rows: list[Row] = []
@@ -157,12 +257,7 @@ def network(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
                     runs[f"events {batch} {steps}"] = partial(by_events.run, None, feeds)
                     runs[f"dense {batch} {steps}"] = partial(dense.run, None, feeds)
             found = turns(runs, asked.repeat, threads)
-            best = [
-                min(times)
-                for times in zip(
-                    *([t / b for t in found[f"ann {b}"]] for b in ANN_BATCHES), strict=True
-                )
-            ]
+            best = best_of(found)
             for batch in asked.batch:
                 for steps in asked.steps:
                     mine = [t / (batch * steps) for t in found[f"events {batch} {steps}"]]
@@ -181,7 +276,52 @@ def network(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
                             "over dense": round(ratio(mine, other), 3),
                         }
                     )
-                    print(rows[-1], flush=True)
+                    if asked.spikingjelly:
+                        run = runs[f"events {batch} {steps}"]
+                        times, why = over_spikingjelly(name, run, batch, steps, asked, threads)
+                        rows[-1]["SpikingJelly / SNN"] = why if times is None else round(times, 1)
+                    print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+# --- what it means ---
+
+
+def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
+    data, source = opened(name, root)
+    images = data.test(asked.limit)
+    entry = next(iter(images.feeds))
+    model = compile_model(source, Options(), data.calibration(0, CALIBRATION_IMAGES)).model
+    result = evaluate(source, model, images, steps=ACCURACY_STEPS)
+    one = next(iter(images.feeds.values()))[:1]
+    sixteen = next(iter(images.feeds.values()))[: max(ANN_BATCHES)]
+    rows: list[Row] = []
+    for threads in asked.threads:
+        ann = create_session(source, threads=threads)
+        snn = create_session(model, threads=threads, native=True)
+        runs: dict[str, Run] = {
+            f"ann {b}": partial(ann.run, None, {entry: sixteen[:b]}) for b in ANN_BATCHES
+        }
+        runs["snn"] = partial(snn.run, None, {entry: one, "snnc_steps": np.array(TIMED_STEPS)})
+        found = turns(runs, asked.repeat, threads)
+        step = ratio([t / TIMED_STEPS for t in found["snn"]], best_of(found))
+        near = next((r for r in result.results if r.drop is not None and r.drop <= 0.01), None)
+        row: Row = {
+            "network": name,
+            "images": result.samples,
+            "threads": threads,
+            "ANN top-1": f"{100 * (result.ann_accuracy or 0):.2f} %",
+            "step / ANN": round(step, 3),
+            "break-even T": round(1 / step, 1),
+            "T within 1 point": near.steps if near else "none",
+        }
+        if near:
+            row["drop"] = f"{100 * (near.drop or 0):.2f}"
+            row["time / ANN"] = round(near.steps * step, 1)
+            row["SynOps"] = f"{near.all_synops.done / 1e6:.1f} M"
+            row["SynOps / MACs"] = round(near.all_synops.done / result.macs.ann, 2)
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
     return rows
 
 
@@ -284,8 +424,22 @@ def layers(asked: argparse.Namespace) -> list[Row]:
                 f"{ratio(mine, found['convolution']):.2f} {ratio(mine, found['dense']):.2f}"
             )
         rows.append(row)
-        print(row, flush=True)
+        print(row, file=sys.stderr, flush=True)
     return rows
+
+
+def plot(rows: Sequence[Row], densities: Sequence[int], file: Path) -> None:
+    """Time over the dense path against density, a line for each layer."""
+    figure = new_figure(7, 4.5)
+    axes = figure.add_subplot()
+    for row in rows:
+        over = [float(row[f"{density} %"].split()[1]) for density in densities]
+        axes.plot(densities, over, label=row["layer"])
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set(xlabel="spikes per neuron and step, %", ylabel="time over the dense path")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.legend(fontsize=7, ncols=2)
+    save_figure(figure, file)
 
 
 def main() -> None:
@@ -293,26 +447,35 @@ def main() -> None:
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     words = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--layers", action="store_true")
-    parser.add_argument("--networks", type=words, default=["resnet20", "vgg16slim", "resnet18"])
+    parser.add_argument("--accuracy", action="store_true")
+    parser.add_argument("--spikingjelly", action="store_true")
+    parser.add_argument("--networks", type=words, default=list(NETWORKS))
     parser.add_argument("--settings", type=words, default=list(SETTINGS))
     parser.add_argument("--steps", type=numbers, default=[32, 64])
     parser.add_argument("--batch", type=numbers, default=[1, 16])
     parser.add_argument("--threads", type=numbers, default=[1, 2])
     parser.add_argument("--densities", type=numbers, default=[100, 50, 20, 10, 5, 2, 1, 0])
     parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     rows: list[Row] = []
     if asked.layers:
         rows = layers(asked)
+        if asked.plot:
+            plot(rows, asked.densities, asked.plot)
     else:
-        root = os.environ.get("SNNC_MATERIAL")
-        if not root:
+        root = material_root()
+        if not entries(root):
             sys.exit("set SNNC_MATERIAL to the folder with the networks and images")
         for name in asked.networks:
-            rows += network(name, asked, Path(root))
-    console = Console(width=160)
-    console.print(table("", list(rows[0]), [[str(v) for v in row.values()] for row in rows]))
+            rows += (meaning if asked.accuracy else network)(name, asked, root)
+    console = Console(width=200)
+    versions = [f"{what} {metadata.version(what)}" for what in ("onnxruntime", "onnx", "numpy")]
+    console.print(", ".join([*versions, f"{os.cpu_count()} cores", platform.machine()]))
+    titles = list(dict.fromkeys(key for row in rows for key in row))
+    console.print(table("", titles, [[str(row.get(key, "-")) for key in titles] for row in rows]))
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1))
 

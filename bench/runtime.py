@@ -6,8 +6,8 @@
 
 Networks have seeded weights (`python -m snncompiler.models export`, which needs PyTorch) unless
 --model gives a trained file.  ResNet-20 and VGG-16 take CIFAR images, ResNet-18 and ResNet-34 those
-of ImageNet, 224x224.  Images are standard-normal noise: the kernels are dense, so their time does
-not depend on it.  All thresholds are calibrated on such images too.
+of ImageNet, 224x224.  Images are standard-normal noise: the layers run as they stand in the file, with
+dense convolutions, so their time does not depend on it; by events, see bench/events.py.  All thresholds are calibrated on such images too.
 
 Every cell is a child process of its own.  Those of one row take turns, --repeat of them after one
 that is not counted: in its turn, a cell runs for 0.2 s, or once.  A figure is the median over the
@@ -146,7 +146,9 @@ def session_cell(request: Row) -> Turn:
     from snncompiler.runtime.session import create_session
 
     signal.alarm(SESSION_LIMIT)  # ends this process, which onnxruntime's code cannot notice
-    session = create_session(request["model"], threads=request["threads"], native=request["native"])
+    session = create_session(
+        request["model"], threads=request["threads"], native=request["native"], events=False
+    )
     signal.alarm(0)
     feeds = {n: {request["input"]: images(request["shape"], n)} for n in request["batches"]}
     return lambda: {str(n): timed(partial(session.run, None, feed)) for n, feed in feeds.items()}

@@ -29,6 +29,8 @@ Floats = NDArray[np.float32]
 NEURONS = ("RMPNeuron", "ScheduledRMPNeuron")
 #: Kernels of at most so many rows and columns, and bytes of at most this value.
 MAX_KERNEL, MAX_LEVELS = 16, 64
+#: Steps of a chunk that memory alone does not ask for (`snncompiler.emission`).
+MAX_CHUNK = 16
 #: Slices that go to the end of an axis end here or later.
 _END = 2**31 - 1
 
@@ -101,10 +103,11 @@ class Currents:
     bias: list[Floats] = field(default_factory=list)
 
 
-def lower_events(model: onnx.ModelProto) -> Lowered:
+def lower_events(model: onnx.ModelProto, *, longer_chunks: bool = True) -> Lowered:
     """A lowered copy of a compiled model, and what became of each layer.
 
-    A model in which nothing can be lowered comes back as it is.
+    `longer_chunks`: where every layer is lowered, let a chunk have as many steps as suits events.
+    A model in which nothing can be lowered comes back as it is, and so does one that was lowered.
     """
     lowered = Lowered(onnx.ModelProto())
     lowered.model.CopyFrom(model)
@@ -112,12 +115,28 @@ def lower_events(model: onnx.ModelProto) -> Lowered:
     for name in [node.output[0] for node in graph.node if node.op_type == "Loop"]:
         loop = next(node for node in graph.node if name in node.output)
         body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
-        if any(node.domain == dialect.DOMAIN for node in body.node):
+        ours = {node.op_type for node in body.node if node.domain == dialect.DOMAIN}
+        if ours and not ours & {*dialect.EVENT_NEURONS}:
             lowered.layers += _Lowering(graph, loop, body).run()
     if not lowered.changed:
         return Lowered(model, lowered.layers)
+    if longer_chunks and all(layer.operator for layer in lowered.layers):
+        _lengthen_chunks(lowered.model)
     _attach(lowered.model)
     return lowered
+
+
+def _lengthen_chunks(model: onnx.ModelProto) -> None:
+    """Spikes take a quarter of the memory and currents none, so a chunk may have more steps: the
+    weights are then read less often.  The chunk changes no result."""
+    entries = {entry.key: entry for entry in model.metadata_props}
+    name = entries["snnc.chunk_input"].value if "snnc.chunk_input" in entries else ""
+    for tensor in model.graph.initializer:
+        if name and tensor.name == name:
+            chunk = int(numpy_helper.to_array(tensor))
+            longer = max(chunk, min(8 * chunk, MAX_CHUNK, int(entries["snnc.steps"].value)))
+            tensor.CopyFrom(numpy_helper.from_array(np.array(longer, np.int64), name))
+            entries["snnc.chunk"].value = str(longer)
 
 
 def _attach(model: onnx.ModelProto) -> None:
@@ -382,7 +401,7 @@ class _Lowering:
                 "EventSumPool",
                 [signal.events],
                 [sums],
-                name=node.name,
+                name=sums,  # the pooling itself may be read by others, too
                 domain=dialect.DOMAIN,
                 kernel_shape=kernel,
                 strides=list(attributes.get("strides", (1, 1))),

@@ -17,7 +17,8 @@ def verify_output(model: onnx.ModelProto) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise InternalError(f"the emitted model is not valid ONNX: {error}") from error
     bodies = {function.name for function in model.functions if function.domain == dialect.DOMAIN}
-    used = operators_in(model.graph.node)
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    used = {body.name for body in dialect.functions(operators_in(model.graph.node), opset)}
     if used != bodies:
         raise InternalError(f"operators {sorted(used)} but bodies {sorted(bodies)}")
     if any(entry.version > 0 and entry.domain == "ai.onnx" for entry in model.opset_import):
@@ -37,6 +38,9 @@ def _thresholds(
     for node in graph.node:
         if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS:
             found.append(names[node.input[1]])
+        elif node.domain == dialect.DOMAIN and node.op_type in dialect.EVENT_NEURONS:
+            ports = [port.name for port in dialect.EVENT_OPERATORS[node.op_type].inputs]
+            found.append(names[node.input[ports.index("threshold")]])
         for attribute in node.attribute:
             found += _thresholds(attribute.g, names)
     return found

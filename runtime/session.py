@@ -94,6 +94,11 @@ def create_session(
     raise EnvironmentMissing("onnxruntime could not start CUDA on this machine", hint=CUDA_REMEDY)
 
 
+def runs_events() -> bool:
+    """Whether sessions on the CPU compute by events where they can: the native library is there."""
+    return library.library_path() is not None
+
+
 def _lowered(source: str | bytes) -> str | bytes:
     """A compiled network with its layers in event-driven form; anything else as it is."""
     from snncompiler.passes.lower_events import lower_events

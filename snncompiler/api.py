@@ -8,7 +8,7 @@ from typing import Any, Literal
 import onnx
 
 from snncompiler.data import Preprocess
-from snncompiler.options import DEFAULT_STEPS, MaxPooling, Options, Task
+from snncompiler.options import DEFAULT_STEPS, MaxPooling, Options, Target, Task
 from snncompiler.passes.unroll_time import Emit, Unroll
 from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
@@ -50,6 +50,7 @@ def compile(
     emit: Emit = "window",
     batch: int | None = None,
     precision: Literal["fp32", "fp16"] = "fp32",
+    target: Target = "portable",
     samples: int | None = CALIBRATION_SAMPLES,
     preprocess: Preprocess | None = None,
     progress: Progress | None = None,
@@ -73,6 +74,8 @@ def compile(
     unroll, chunk: `fold` (chunks of K steps), `loop` or `steps`.
     emit: `window`, `step` (one step, states outside: `runtime.Stream`) or `cuda-graph` (K = T and
         `batch` baked in, no control flow).  precision: fp16 halves weights and currents, for GPUs.
+    target: `portable`, which sessions on the CPU lower by themselves, or `cpu`: lowered to the
+        event-driven operators in the file already.
     allow_analog: keep nonlinear operators between spiking layers exact, though not spiking.
     maxpool: `average` replaces max pooling by average pooling, which changes the network.
     strict: refuse bias and batch-norm, as the paper does.
@@ -105,6 +108,7 @@ def compile(
         emit=emit,
         batch=batch,
         precision=precision,
+        target=target,
     )
     return compile_model(model, options, calibration, preprocess, samples, progress).model
 

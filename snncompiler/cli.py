@@ -46,7 +46,7 @@ from snncompiler.runtime import create_session, doctor
 from snncompiler.trace import NEURONS, SAMPLES, trace
 from snncompiler.verification import Verification, verify
 from snncompiler.version import __version__
-from snncompiler.watch import thresholds_of
+from snncompiler.watch import macs_of, thresholds_of
 
 app = typer.Typer(
     help="Compile trained ReLU networks in ONNX into spiking networks that onnxruntime runs.",
@@ -196,6 +196,11 @@ class Emission(str, Enum):
 class Precision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
+
+
+class TargetName(str, Enum):
+    portable = "portable"
+    cpu = "cpu"
 
 
 class LayoutName(str, Enum):
@@ -424,6 +429,13 @@ def compile_command(
     precision: Annotated[
         Precision, typer.Option(help="fp16: weights and currents in float16, for GPUs.")
     ] = Precision.fp32,
+    for_target: Annotated[
+        TargetName,
+        typer.Option(
+            "--target",
+            help="portable: for any device; cpu: lowered to event-driven operators in the file.",
+        ),
+    ] = TargetName.portable,
     layout: Layout = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -461,6 +473,7 @@ def compile_command(
         emit=emission.value,
         batch=batch,
         precision=precision.value,
+        target=for_target.value,
     )
     options.check()
     if samples < 0:
@@ -471,10 +484,11 @@ def compile_command(
     with _progress(quiet) as tell:
         result = compile_model(model, options, calibration, how, samples or None, tell)
     save(result.model, target)
+    written = read_compiled(result.model)
     content = {
         "output": str(target),
         "bytes": target.stat().st_size,
-        **_described(read_compiled(result.model)),
+        **_described(written),
         "findings": [finding.as_dict() for finding in result.prepared.findings],
     }
     if as_json:
@@ -486,11 +500,19 @@ def compile_command(
         f"{content['unroll'] if content['emit'] == 'window' else content['emit']}, "
         f"{content['bytes']:,} bytes"
     )
+    if written.options.target == "cpu":
+        rows = [(note.name, report.by_events(note)) for note in written.lowered]
+        _console().print(report.table("Layers on the CPU", ("layer", "by events"), rows))
 
 
 def _described(compiled: CompiledFile) -> dict[str, Any]:
-    """What `snnc info` tells of a compiled file."""
+    """What `snnc compile` and `snnc info` tell of a compiled file.  Of a lowered one, also what became
+    of every layer."""
     meta, options, calibration = compiled.metadata, compiled.options, compiled.calibration
+    layers = report.thresholds_summary(calibration)
+    notes = {note.name: note for note in compiled.lowered}
+    for layer in layers if notes else []:
+        layer.update(report.operator_of(notes.get(layer["layer"])))
     return {
         "version": meta["snnc.version"],
         "source": meta["snnc.source"],
@@ -502,6 +524,7 @@ def _described(compiled: CompiledFile) -> dict[str, Any]:
         "outputs": compiled.outputs,
         "emit": options.emit,
         "precision": options.precision,
+        "target": options.target,
         "states": len(compiled.states) or None,
         "opset": next(o.version for o in compiled.model.opset_import if o.domain == ""),
         "steps": options.steps,
@@ -519,7 +542,7 @@ def _described(compiled: CompiledFile) -> dict[str, Any]:
         "calibrated_on": calibration.source,
         "calibration_samples": calibration.samples,
         "seed": calibration.seed,
-        "layers": report.thresholds_summary(calibration),
+        "layers": layers,
     }
 
 
@@ -612,7 +635,8 @@ def eval_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Accuracy against time-steps beside the ANN's, the activity of every layer, and its errors."""
+    """Accuracy against time-steps beside the ANN's, the activity of every layer, its synaptic
+    operations, and its errors."""
     if predictions and not as_json:
         raise UsageError("--predictions belongs to --json")
     how = _preprocess(layout, scale, mean, std, size, resize, bgr)
@@ -635,6 +659,10 @@ def eval_command(
     _print_evaluation(_console(), result)
 
 
+def _count(number: float) -> str:
+    return f"{round(number):,}"
+
+
 def _print_evaluation(console: Console, result: Evaluation) -> None:
     def share(value: float | None) -> str:
         return "-" if value is None else report.percent(value)
@@ -642,14 +670,17 @@ def _print_evaluation(console: Console, result: Evaluation) -> None:
     diagnosed = result.results[-1].diagnosis is not None
     rows: list[tuple[object, ...]] = []
     if result.ann_accuracy is not None:
-        rows.append(("ANN", share(result.ann_accuracy), *("-" * (6 if diagnosed else 5))))
+        empty = "-" * (8 if diagnosed else 7)
+        rows.append(("ANN", share(result.ann_accuracy), *empty))
     for step in result.results:
         drop = interval = "-"
         if step.drop is not None and step.drop_interval is not None:
             drop = f"{100 * step.drop:.2f}"
             interval = "{:.2f} to {:.2f}".format(*(100 * end for end in step.drop_interval))
         row = (f"T = {step.steps}", share(step.accuracy), drop, interval, share(step.agreement))
-        rows.append((*row, f"{step.relative_error:.4f}", f"{step.firing_rate:.4f}"))
+        total = step.all_synops
+        seen = (f"{step.relative_error:.4f}", f"{step.firing_rate:.4f}")
+        rows.append((*row, *seen, _count(total.done), share(total.share)))
         if step.diagnosis is not None:
             levels = step.diagnosis.quantised
             better = levels.agreement if levels.accuracy is None else levels.accuracy
@@ -658,20 +689,35 @@ def _print_evaluation(console: Console, result: Evaluation) -> None:
                 f"{levels.relative_error:.4f}" if better is None else share(better),
             )
     titles = ["steps", "top-1", "drop", "95 %", "agreement", "relative error", "firing rate"]
+    titles += ["SynOps a sample", "of dense"]
     if diagnosed:
         titles.append("quantised ANN")
     console.print(report.table(f"{result.samples:,} samples", titles, rows))
+    macs = result.macs
+    console.print(
+        f"multiply-accumulates a sample: {macs.ann:,} of the ANN; of the SNN {macs.once:,} once, and "
+        f"{macs.a_step:,} a step where it is dense",
+        highlight=False,
+    )
     last = result.results[-1]
-    layers = [
-        (
-            activity.layer,
-            f"{activity.firing_rate:.4f}",
-            share(activity.saturated),
-            share(activity.silent),
-        )
-        for activity in last.layers
-    ]
-    columns = ("layer", "firing rate", "saturated", "silent")
+    synops = {part.layer: part for part in last.synops}
+    notes = {note.name: note for note in result.events}
+    activities = {activity.layer: activity for activity in last.layers}
+    layers = []
+    for name in dict.fromkeys((*activities, *synops)):
+        activity, part = activities.get(name), synops.get(name)
+        rates = ("-", "-", "-")
+        if activity is not None:
+            rates = (
+                f"{activity.firing_rate:.4f}",
+                share(activity.saturated),
+                share(activity.silent),
+            )
+        arrived = (_count(part.done), share(part.share)) if part is not None else ("-", "-")
+        layers.append((name, *rates, *arrived, report.by_events(notes.get(name))))
+    columns = (
+        "layer", "firing rate", "saturated", "silent", "SynOps a sample", "of dense", "by events"
+    )  # fmt: skip
     console.print(report.table(f"Layers at T = {last.steps}", columns, layers))
     for step in result.results:
         if step.diagnosis is not None:
@@ -859,7 +905,8 @@ def info(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Tell what a compiled file is: its source, time-steps, thresholds, inputs."""
+    """Tell what a compiled file is: its source, time-steps, thresholds, multiply-accumulates, and which
+    layers run by events on the CPU."""
     if to_csv is not None and not thresholds:
         raise UsageError("--csv belongs to --thresholds")
     if to_csv is not None:
@@ -869,16 +916,43 @@ def info(
         _tell_thresholds(compiled, to_csv, as_json)
         return
     content = _described(compiled)
+    notes = {note.name: note for note in compiled.events}
+    findings: list[Finding] = []
+    macs = None
+    try:
+        macs = macs_of(compiled)
+    except SnncError:
+        raise
+    except Exception as error:  # onnxruntime's own classes have no common base
+        text = f"onnxruntime does not run this file: {str(error).splitlines()[0][:200]}"
+        findings.append(Finding("SNNC403", text, severity="warning"))
+    content["findings"] = [finding.as_dict() for finding in findings]
+    content["macs"] = None if macs is None else macs.as_dict()
+    for layer in content["layers"]:
+        note = notes.get(layer["layer"])
+        layer.update(report.operator_of(note))
+        layer["macs_a_step"] = None if macs is None else macs.layers.get(layer["layer"], 0)
     if as_json:
         _print_json(content)
         return
+    _tell_findings(findings, quiet=False)
     console = _console()
     rows = [
-        (key.replace("_", " "), _flat(value)) for key, value in content.items() if key != "layers"
+        (key.replace("_", " "), _flat(value))
+        for key, value in content.items()
+        if key not in ("layers", "findings")
     ]
     console.print(report.table(str(snn), ("", ""), rows))
-    layers = [tuple(layer.values()) for layer in content["layers"]]
-    console.print(report.table("Thresholds", ("layer", "θ", "smallest", "largest"), layers))
+    layers = [
+        (
+            *(layer[key] for key in ("layer", "thresholds", "smallest", "largest")),
+            None if layer["macs_a_step"] is None else f"{layer['macs_a_step']:,}",
+            report.by_events(notes.get(layer["layer"])),
+        )
+        for layer in content["layers"]
+    ]
+    columns = ("layer", "θ", "smallest", "largest", "MACs a step", "by events on the CPU")
+    console.print(report.table("Layers", columns, layers))
 
 
 def _tell_thresholds(compiled: CompiledFile, to_csv: Path | None, as_json: bool) -> None:
@@ -919,6 +993,8 @@ def doctor_command(as_json: Json = False, debug: Debug = False) -> None:
 
 
 def _flat(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {inner:,}" for key, inner in value.items())
     if isinstance(value, list):
         return ", ".join(
             f"{v['name']} {v['shape']}" if isinstance(v, dict) else str(v) for v in value

@@ -18,6 +18,7 @@ from snncompiler.data import InputSpec
 from snncompiler.errors import UsageError, refuse
 from snncompiler.io import load
 from snncompiler.options import Options
+from snncompiler.passes.lower_events import LayerNote, lower_events
 
 Array = NDArray[Any]
 
@@ -32,6 +33,8 @@ class CompiledFile:
     options: Options
     #: Of a step model: state input -> the output that carries it on.
     states: Mapping[str, str]
+    #: What became of every layer of a file that was lowered for the CPU.
+    lowered: tuple[LayerNote, ...] = ()
 
     @property
     def outputs(self) -> list[str]:
@@ -53,6 +56,16 @@ class CompiledFile:
     def fixed_batch(self) -> int | None:
         """The only batch size that the file takes, None where it takes any."""
         return next((spec.shape[0] for spec in self.inputs if spec.shape and spec.shape[0]), None)
+
+    @property
+    def events(self) -> tuple[LayerNote, ...]:
+        """The event-driven operator of every layer on the CPU, or why it has none."""
+        if self.options.target == "cpu":
+            return self.lowered
+        layers = tuple(lower_events(self.model).layers)
+        form = self.options.unroll if self.options.emit == "window" else self.options.emit
+        reason = f"{form} has no loop over time that could be lowered"
+        return layers or tuple(LayerNote(name, "", reason) for name in self.calibration.thresholds)
 
     def batch_size(self, wanted: int) -> int:
         """How many samples one run takes: the fixed batch where there is one."""
@@ -128,17 +141,20 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
             emit=text_of("emit"),
             batch=int(metadata["snnc.batch"]) if metadata["snnc.batch"] else None,
             precision=text_of("precision"),
+            target=metadata.get("snnc.target", "portable"),
         )
         options.check()
         names = [metadata[f"snnc.{key}_input"] for key in ("steps", "chunk", "step")]
         states = json.loads(metadata["snnc.states"])
         names += states
-    except (KeyError, ValueError, UsageError) as error:
+        events = json.loads(metadata.get("snnc.events") or "[]")
+        lowered = tuple(LayerNote(**{key: str(layer[key]) for key in layer}) for layer in events)
+    except (KeyError, ValueError, TypeError, UsageError) as error:
         raise refuse("SNNC401", f"the metadata of {source.name} is damaged: {error}") from None
     given = {tensor.name for tensor in source.model.graph.initializer}
     if any(name and name not in given for name in names):
         raise refuse("SNNC401", f"{source.name} lacks the inputs that its metadata names")
-    return CompiledFile(source.model, metadata, calibration, options, states)
+    return CompiledFile(source.model, metadata, calibration, options, states, lowered)
 
 
 def _spec(entry: onnx.ValueInfoProto) -> InputSpec:

@@ -39,6 +39,8 @@ CODES: dict[str, str] = {
     "SNNC207": "batch-norm that cannot be folded exactly",
     "SNNC208": "the normalized network differs from the source",
     "SNNC209": "predicted size over the limit",
+    "SNNC210": "layer that is not computed by events",
+    "SNNC211": "no layer is computed by events",
     # 3xx: data and calibration
     "SNNC301": "data file missing, unreadable or of an unknown kind",
     "SNNC302": "data of the wrong shape, type or name",

@@ -814,8 +814,7 @@ _EVENT_POOL_ATTRIBUTES = tuple(
 )
 _EVENT_EQUATION = "u = (v + x) + b_t;  s = 1 if u >= θ else 0;  v = u - θ·s   with x = "
 
-#: Operators of the CPU target.  They have no CUDA kernels, and no compiled file has them unless it
-#: is lowered.
+#: Operators of the CPU target (`--target cpu`, or a session on the CPU).  They have no CUDA kernels.
 EVENT_OPERATORS: dict[str, Operator] = {
     op.name: op
     for op in (
@@ -941,6 +940,8 @@ NEURONS = (
     "BurstNeuron",
     "SignedNeuron",
 )
+#: What they, with what flows into them, are by events.
+EVENT_NEURONS = ("EventNeuron", "EventConv", "EventConvAdd", "EventConvPair")
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import prod
 
 import numpy as np
@@ -25,10 +25,11 @@ from snncompiler.graph import (
 )
 from snncompiler.options import Options
 from snncompiler.passes.attach_functions import attach_functions
-from snncompiler.passes.base import run_passes
+from snncompiler.passes.base import Context, run_passes
 from snncompiler.passes.encode_poisson import EncodePoisson
 from snncompiler.passes.fold_amplitude import FoldAmplitude
 from snncompiler.passes.insert_neurons import InsertNeurons
+from snncompiler.passes.lower_events import Lowered, lower_events
 from snncompiler.passes.lower_precision import LowerPrecision
 from snncompiler.passes.sink_time_mean import SinkTimeMean
 from snncompiler.passes.telescope_analog import TelescopeAnalog
@@ -111,8 +112,27 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
     model.producer_version = __version__
     metadata = _metadata(prepared, calibration, options, chunk, names)
     onnx.helper.set_model_props(model, metadata)
+    if options.target == "cpu":
+        lowered = lower_events(model, longer_chunks=options.chunk is None)
+        model = lowered.model
+        _tell_lowering(lowered, context)
+        events = json.dumps([asdict(layer) for layer in lowered.layers])
+        next(e for e in model.metadata_props if e.key == "snnc.events").value = events
     verify_output(model)
     return model
+
+
+def _tell_lowering(lowered: Lowered, context: Context) -> None:
+    """A note for every layer that stays as it is, and a warning where all do."""
+    for layer in lowered.layers:
+        if not layer.operator:
+            context.note("SNNC210", f"not computed by events: {layer.reason}", node=layer.name)
+    if not lowered.changed:
+        context.warn(
+            "SNNC211",
+            "--target cpu changes nothing: no layer is computed by events",
+            hint="the notes say why",
+        )
 
 
 def window_of(prepared: Prepared, calibration: Calibration, options: Options, steps: int) -> Window:
@@ -252,6 +272,8 @@ def _metadata(
         "snnc.emit": options.emit,
         "snnc.batch": "" if options.batch is None else str(options.batch),
         "snnc.precision": options.precision,
+        "snnc.target": options.target,
+        "snnc.events": "",
         "snnc.step_input": names.get("step", ""),
         "snnc.states": json.dumps(
             {k.removeprefix("state:"): v for k, v in names.items() if k.startswith("state:")}

@@ -1,5 +1,5 @@
-"""Compare a compiled network with its ANN on data: accuracy against time-steps, activity, and where
-the error comes from.  One run gives every number of time-steps (`watch.Walk`)."""
+"""Compare a compiled network with its ANN on data: accuracy against time-steps, activity, synaptic
+operations, and where the error comes from.  One run gives every number of time-steps (`watch.Walk`)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from snncompiler.diagnostics import Finding
 from snncompiler.errors import UsageError, refuse
 from snncompiler.io import load
 from snncompiler.options import MAX_STEPS
+from snncompiler.passes.lower_events import LayerNote
 from snncompiler.pipeline import Prepared, Progress, prepare
-from snncompiler.runtime.session import create_session
-from snncompiler.watch import Walk, Watched
+from snncompiler.runtime.session import create_session, runs_events
+from snncompiler.watch import Macs, Walk, Watched, macs_from
 
 Array = NDArray[Any]
 
@@ -54,13 +55,37 @@ class LayerActivity:
 
 
 @dataclass(frozen=True)
+class SynOps:
+    """Synaptic operations of one sample over all time-steps, in the mean over the samples
+    (`synapses.py`): those that spikes caused, and those of the same layer computed densely.  `layer`
+    is the neuron layer that they flow into."""
+
+    layer: str
+    done: float
+    dense: float
+
+    @property
+    def avoided(self) -> float:
+        return self.dense - self.done
+
+    @property
+    def share(self) -> float:
+        """What is done of what is dense."""
+        return self.done / self.dense if self.dense else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "avoided": self.avoided, "share": self.share}
+
+
+@dataclass(frozen=True)
 class StepResult:
     """One number of time-steps.  Accuracy needs labels, agreement needs class scores.
 
     `relative_error` is |SNN - ANN| / |ANN| over all float outputs and samples (Euclidean norms).
     `drop` is the accuracy that the ANN has more, as a share, `drop_interval` its 95 % interval from the
     pairs of answers to the same samples (`paired_interval`).  `predictions` is the class of every
-    sample, None without class scores.  `diagnosis` is there where it was asked for.
+    sample, None without class scores.  `diagnosis` is there where it was asked for.  `synops` has the
+    layers that receive spikes.
     """
 
     steps: int
@@ -73,21 +98,39 @@ class StepResult:
     drop_interval: tuple[float, float] | None = None
     predictions: tuple[int, ...] | None = None
     diagnosis: Diagnosis | None = None
+    synops: tuple[SynOps, ...] = ()
+
+    @property
+    def all_synops(self) -> SynOps:
+        """The synaptic operations of all layers together."""
+        parts = self.synops
+        return SynOps("", sum(part.done for part in parts), sum(part.dense for part in parts))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The whole comparison.  `ann_accuracy` is None without labels."""
+    """The whole comparison.  `ann_accuracy` is None without labels.
+
+    `macs` are the multiply-accumulates of one sample.  `events` names the event-driven operator that a
+    layer ran as, or the reason why it ran as it is.
+    """
 
     samples: int
     ann_accuracy: float | None
     results: tuple[StepResult, ...]
     findings: tuple[Finding, ...] = field(default=())
     ann_predictions: tuple[int, ...] | None = None
+    macs: Macs = field(default_factory=lambda: Macs({}, 0))
+    events: tuple[LayerNote, ...] = ()
 
     def as_dict(self, *, predictions: bool = False) -> dict[str, Any]:
         """As plain data; the predicted classes only where they are asked for."""
         content = asdict(self)
+        content["macs"] = self.macs.as_dict()
+        for result, made in zip(content["results"], self.results, strict=True):
+            whole = made.all_synops.as_dict()
+            del whole["layer"]
+            result["synops"] = {**whole, "layers": [part.as_dict() for part in made.synops]}
         content["findings"] = [finding.as_dict() for finding in self.findings]
         for result in content["results"]:
             if result["diagnosis"] is None:
@@ -128,7 +171,8 @@ def evaluate(
 
     model: the source network; snn: the compiled one; data: as for `load_data`, labels optional.
     steps: time-steps to evaluate at; default the file's own.  limit: use the first samples only.
-    diagnose: split the error of every layer, and run the quantised ANN (`diagnosis.py`).
+    diagnose: split the error of every layer, and run the quantised ANN (`diagnosis.py`); the network
+        does not run by events then.
     Raises Refused where the two do not belong together or the data does not fit, UsageError for
     steps that the file cannot run with.
     """
@@ -165,7 +209,8 @@ def evaluate(
     judge = _Judge(ann, labels)
     prepared = _prepared_again(model, compiled) if diagnose else None
     currents = Currents(prepared, threads) if prepared else None
-    walk = Walk(compiled, currents=diagnose, threads=threads)
+    walk = Walk(compiled, currents=diagnose, arrivals=True, events=not diagnose, threads=threads)
+    macs: Macs | None = None
     runs = {count: _Run(compiled, walk, count, scores) for count in sorted(set(wanted))}
     for number, part in enumerate(parts):
         feeds = filled(dataset.feeds, part, compiled.fixed_batch)
@@ -174,6 +219,8 @@ def evaluate(
         meant = count if count < len(next(iter(feeds.values()))) else None
         received = currents.run(feeds) if currents else {}
         for steps_done, values in walk.run(feeds, list(runs), part.start):
+            if macs is None:
+                macs = macs_from(walk.watched.arrivals, values, len(next(iter(feeds.values()))))
             runs[steps_done].add(values, [output[part] for output in ann], meant, count)
             if currents:
                 runs[steps_done].split(values, received, currents.caps, meant)
@@ -195,7 +242,16 @@ def evaluate(
         tuple(whole[count] for count in wanted),
         dataset.findings,
         _plain(judge.classes),
+        macs or Macs({}, 0),
+        walk.events
+        or tuple(LayerNote(layer.name, "", _why_dense(diagnose)) for layer in walk.layers),
     )
+
+
+def _why_dense(diagnose: bool) -> str:
+    if diagnose:
+        return "--diagnose looks at the currents"
+    return "the native library is not built" if not runs_events() else "nothing can be lowered"
 
 
 def _prepared_again(
@@ -297,6 +353,10 @@ class _Run:
     def __init__(self, compiled: CompiledFile, walk: Walk, steps: int, scores: int | None) -> None:
         self.steps = steps
         self.layers = walk.layers
+        self.arrivals = [arrival for arrival in walk.watched.arrivals if arrival.layer]
+        #: Synaptic operations done, and dense, by layer.
+        self.synops = {arrival.layer: [0, 0] for arrival in self.arrivals}
+        self.samples = 0
         self.outputs = compiled.outputs
         self.scores = scores
         self.classes: list[Array] = []
@@ -326,6 +386,12 @@ class _Run:
             self.pairs[layer.name] += count.size
             self.full[layer.name] += int((count >= self.steps * layer.levels).sum())
             self._add_fired(layer.name, events > 0, samples)
+        self.samples += samples
+        for arrival in self.arrivals:
+            arrived = values[arrival.output][:meant]
+            counted = self.synops[arrival.layer]
+            counted[0] += arrival.synapses.done(arrived)
+            counted[1] += arrival.synapses.dense(arrived.shape) * self.steps
 
     def _add_fired(self, name: str, fired: Array, samples: int) -> None:
         if name not in self.batch_axis:
@@ -375,4 +441,8 @@ class _Run:
             drop_interval=drop[1] if drop else None,
             predictions=_plain(classes),
             diagnosis=diagnosis,
+            synops=tuple(
+                SynOps(name, done / self.samples, dense / self.samples)
+                for name, (done, dense) in self.synops.items()
+            ),
         )

@@ -17,6 +17,7 @@ from snncompiler.thresholds import Method
 Parsed = TypeVar("Parsed")
 Task = Literal["auto", "classification", "regression"]
 MaxPooling = Literal["exact", "average"]
+Target = Literal["portable", "cpu"]
 
 DEFAULT_STEPS = 64
 #: More steps than this are a slip of the finger: float32 counts end at 2^24.
@@ -54,6 +55,7 @@ class Options:
     emit: Emit = "window"
     batch: int | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
+    target: Target = "portable"
 
     def __post_init__(self) -> None:
         """numpy's numbers become Python's, so that they can be written into the metadata."""
@@ -108,12 +110,26 @@ class Options:
             raise UsageError(f"--reset hard is for binary neurons, not for {self.neuron}")
         if self.reset == "hard" and self.correction not in ("auto", "none"):
             raise UsageError(f"--reset hard takes no correction, not {self.correction}")
+        if self.target == "cpu":
+            self._check_lowerable()
         poisson = self.encode == "poisson" or (self.paper and self.encode == "auto")
         if poisson and self.emit == "step":
             raise UsageError(
                 "--encode poisson makes spikes of one image; a stream brings its own input",
                 hint="leave out --encode, and feed the spikes",
             )
+
+    def _check_lowerable(self) -> None:
+        """Raises UsageError for a form that has nothing to lower for the CPU."""
+        reason = ""
+        if self.emit != "window":
+            reason = f"lowers whole windows, not --emit {self.emit}"
+        elif self.unroll == "steps":
+            reason = "lowers a loop over time, which --unroll steps does not write"
+        elif self.precision == "fp16":
+            reason = "computes in float32, not in --precision fp16"
+        if reason:
+            raise UsageError(f"--target cpu {reason}", hint="leave one of the two out")
 
     @property
     def spikes(self) -> Spikes:
@@ -160,6 +176,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "maxpool": ("exact", "average"),
     "emit": ("window", "step", "cuda-graph"),
     "precision": ("fp32", "fp16"),
+    "target": ("portable", "cpu"),
 }
 
 

@@ -13,6 +13,7 @@ from snncompiler.calibration import Calibration
 from snncompiler.diagnostics import Finding, printable
 from snncompiler.graph import Node, label
 from snncompiler.operators import Rectifier, rectifier
+from snncompiler.passes.lower_events import LayerNote
 from snncompiler.pipeline import Prepared
 from snncompiler.timing import analyze
 
@@ -84,7 +85,20 @@ def thresholds_summary(calibration: Calibration) -> list[dict[str, Any]]:
     ]
 
 
+def operator_of(note: LayerNote | None) -> dict[str, str | None]:
+    """The event-driven operator of a layer, or the reason why it has none."""
+    if note is None:
+        return {"operator": None, "reason": "it is not among the spiking layers of the file"}
+    return {"operator": note.operator or None, "reason": note.reason or None}
+
+
 # --- for people ---
+
+
+def by_events(note: LayerNote | None) -> str:
+    """The event-driven operator of a layer, or `no` and the reason."""
+    found = operator_of(note)
+    return found["operator"] or f"no: {found['reason']}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> RenderableType:

@@ -35,7 +35,6 @@ from snncompiler.compiled import CompiledFile, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.emission import emit
 from snncompiler.errors import InternalError, refuse
-from snncompiler.options import Options
 from snncompiler.passes.unroll_time import Unroll
 from snncompiler.passes.verify_output import verify_output
 from snncompiler.preparation import (
@@ -142,12 +141,16 @@ def verify(
     checks.append(_same_again(compiled, prepared, feeds))
     tell("unrolling", 1, 3)
     checks += _same_in_every_way(compiled, prepared, feeds)
+    portable = compiled
+    if compiled.options.target == "cpu":
+        portable = _portable(compiled, prepared)
+        checks.append(_same_by_events(compiled, portable, prepared, feeds))
     tell("soft-reset identity", 2, 3)
     layers: tuple[LayerIdentity, ...] = ()
     if compiled.options.emit == "step":
         checks.append(_stepped(compiled, prepared, feeds))
     elif compiled.options.reset == "soft":
-        layers = _identity(compiled, feeds)
+        layers = _identity(portable, feeds)
         worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
         checks.append(
             Check(
@@ -220,35 +223,61 @@ def _same_in_every_way(
     """`fold` with several K, `loop` and `steps` against each other, at the same T."""
     steps = min(compiled.steps, UNROLL_STEPS)
     ways: list[tuple[Unroll, int | None]] = [("loop", None), ("steps", None)]
-    fold = replace(compiled.options, emit="window", batch=None, unroll="fold", chunk=None)
+    window = replace(compiled.options, emit="window", batch=None, target="portable")
+    fold = replace(window, unroll="fold", chunk=None)
     if read_compiled(emit(prepared, compiled.calibration, fold)).options.unroll == "fold":
         ways += [("fold", chunk) for chunk in sorted({min(4, steps), steps})]
     checks = []
     reference: list[Array] | None = None
     for unroll, chunk in ways:
-        options = replace(
-            compiled.options, emit="window", batch=None, unroll=unroll, chunk=chunk, steps=steps
-        )
-        counts, outputs = _spike_counts(prepared, compiled, options, feeds)
+        options = replace(window, unroll=unroll, chunk=chunk, steps=steps)
+        emitted = emit(prepared, compiled.calibration, options)
+        counts, outputs = _spike_counts(emitted, prepared, feeds)
         if reference is None:
             reference, expected = counts, outputs
             continue
-        moved = sum(int((a != b).sum()) for a, b in zip(counts, reference, strict=True))
-        total = sum(count.size for count in counts)
-        largest = max(
-            float(np.abs(a - b).max(initial=0)) for a, b in zip(outputs, expected, strict=True)
-        )
         name = f"{unroll}{f' (K = {chunk})' if chunk else ''} = loop at T = {steps}"
-        detail = f"{moved} of {total:,} spike counts differ, outputs by at most {largest:.3g}"
-        checks.append(Check(name, moved <= MOVED_SHARE * total, detail))
+        checks.append(_compared(name, (counts, outputs), (reference, expected)))
     return checks
 
 
+def _portable(compiled: CompiledFile, prepared: Prepared) -> CompiledFile:
+    """The file from which this one was lowered: it has the neurons' currents."""
+    options = replace(compiled.options, target="portable")
+    return read_compiled(emit(prepared, compiled.calibration, options))
+
+
+def _same_by_events(
+    compiled: CompiledFile, portable: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]
+) -> Check:
+    """The lowered file against the file that it was lowered from, at its own T."""
+    lowered, plain = (
+        _spike_counts(file.model, prepared, feeds, events=False) for file in (compiled, portable)
+    )
+    return _compared(f"lowered = portable at T = {compiled.steps}", lowered, plain)
+
+
+#: Spike counts by layer, and the network's float outputs.
+Counted = tuple[list[Array], list[Array]]
+
+
+def _compared(name: str, found: Counted, expected: Counted) -> Check:
+    moved = sum(
+        int((a.reshape(b.shape) != b).sum()) for a, b in zip(found[0], expected[0], strict=True)
+    )
+    total = sum(count.size for count in found[0])
+    largest = max(
+        float(np.abs(a - b).max(initial=0)) for a, b in zip(found[1], expected[1], strict=True)
+    )
+    detail = f"{moved} of {total:,} spike counts differ, outputs by at most {largest:.3g}"
+    return Check(name, moved <= MOVED_SHARE * total, detail)
+
+
 def _spike_counts(
-    prepared: Prepared, compiled: CompiledFile, options: Options, feeds: Mapping[str, Array]
-) -> tuple[list[Array], list[Array]]:
-    watched = watch(emit(prepared, compiled.calibration, options))
-    values = create_session(watched.model).run(None, dict(feeds))
+    model: onnx.ModelProto, prepared: Prepared, feeds: Mapping[str, Array], events: bool = True
+) -> Counted:
+    watched = watch(model)
+    values = create_session(watched.model, events=events).run(None, dict(feeds))
     names = [entry.name for entry in watched.model.graph.output]
     by_name = dict(zip(names, values, strict=True))
     own = [by_name[entry.name] for entry in prepared.graph.outputs]

@@ -7,6 +7,9 @@ The copy computes what the original computes; per neuron layer it also returns
 and, where asked for,
     current_sum   sum of all injected currents, [N, ...] float64
     membrane_max  largest |membrane potential| that a call of the neuron left behind, [N, ...]
+    arrived       of every tensor that weights multiply at each step: how often each element was not 0,
+                  [N, ...] float32; and the shapes of those that are multiplied once (`synapses.py`)
+In a file that is lowered for the CPU a layer has its channels first here, too: [N, C, H, W].
 
 A window with a Loop can also be made resumable: every state comes in and goes out, and so do the steps
 that are done.  `Walk` then runs it to one number of time-steps after another, each going on where the
@@ -17,7 +20,7 @@ bit, what a run with T = 4 gives that cuts time into chunks of the same size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from typing import Any
@@ -30,7 +33,9 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler import dialect
 from snncompiler.compiled import CompiledFile
 from snncompiler.errors import EnvironmentMissing, UsageError, refuse
-from snncompiler.runtime.session import create_session
+from snncompiler.passes.lower_events import LayerNote, lower_events
+from snncompiler.runtime.session import create_session, runs_events
+from snncompiler.synapses import Synapses, synapses_of
 
 Array = NDArray[Any]
 
@@ -76,6 +81,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Arrivals:
+    """Where the arrivals at some synapses are counted: the output with the counts.
+
+    `layer` is the neuron layer that their currents flow into.  What is multiplied once has no layer,
+    and an output with the shape of its source instead.
+    """
+
+    synapses: Synapses
+    output: str
+    layer: str = ""
+
+
+@dataclass(frozen=True)
 class Watched:
     """The instrumented model and its layers; `output(layer, what)` names an extra output.
 
@@ -85,8 +103,11 @@ class Watched:
 
     model: onnx.ModelProto
     layers: tuple[Layer, ...]
+    arrivals: tuple[Arrivals, ...] = ()
     start: str = ""
     states: Mapping[str, tuple[Array, str]] = field(default_factory=dict)
+    #: What `events` made of each layer.
+    events: tuple[LayerNote, ...] = ()
 
     @staticmethod
     def output(layer: Layer, what: str) -> str:
@@ -103,15 +124,23 @@ _TYPES = {
 }
 
 
-def watch(model: onnx.ModelProto, *, currents: bool = False, resume: bool = False) -> Watched:
+def watch(
+    model: onnx.ModelProto,
+    *,
+    currents: bool = False,
+    arrivals: bool = False,
+    events: bool = False,
+    resume: bool = False,
+) -> Watched:
     """An instrumented copy of a compiled model.  Raises Refused where it is none.
 
-    `resume`: make it resumable where it is a window with a Loop.
+    `events`: lower the copy for the CPU.  `resume`: make it resumable where it is a window with a Loop.
+    Raises UsageError where the currents are wanted of a file that is lowered.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    loops = [node for node in graph.node if node.op_type == "Loop" and _neurons(_body(node))]
+    loops = _loops(graph)
     wanted = ["count", *(["current_sum", "membrane_max"] if currents else [])]
     zeros = {}
     for name, dtype in (("float", np.float32), ("double", np.float64)):
@@ -121,7 +150,7 @@ def watch(model: onnx.ModelProto, *, currents: bool = False, resume: bool = Fals
     starts = {k: zeros["double" if _TYPES[k] == TensorProto.DOUBLE else "float"] for k in _TYPES}
     if loops:
         layers = _watch_loop(graph, loops[0], wanted, starts)
-    elif _neurons(graph):
+    elif _neurons(graph.node):
         layers = _watch_copies(graph, wanted, starts)
     else:
         raise refuse("SNNC401", "the model holds no spiking neurons", hint="compile it first")
@@ -130,14 +159,37 @@ def watch(model: onnx.ModelProto, *, currents: bool = False, resume: bool = Fals
             graph.output.append(
                 helper.make_tensor_value_info(Watched.output(layer, what), _TYPES[what], None)
             )
-    if "TimeSum" not in {function.name for function in copy.functions}:
-        copy.functions.extend(dialect.functions(["TimeSum"], _opset(copy)))
+    found: list[Arrivals] = []
+    if arrivals:
+        found = _watch_arrivals(graph, loops[0] if loops else None, layers, starts["count"])
+    _add_functions(copy, ["TimeSum", *(["EventSum"] if _is_lowered(layers) else [])])
+    notes: tuple[LayerNote, ...] = ()
+    if events:
+        lowered = lower_events(copy)
+        copy, notes = lowered.model, tuple(lowered.layers)
+        graph = copy.graph
     if not (resume and loops):
-        return Watched(copy, tuple(layers))
+        return Watched(copy, tuple(layers), tuple(found), events=notes)
+    loops = _loops(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     names = (metadata["snnc.steps_input"], metadata["snnc.chunk_input"])
     start, states = _make_resumable(graph, loops[0], *names)
-    return Watched(copy, tuple(layers), start, states)
+    return Watched(copy, tuple(layers), tuple(found), start, states, notes)
+
+
+def _add_functions(model: onnx.ModelProto, operators: list[str]) -> None:
+    """The bodies of operators of ours that the model does not have yet."""
+    there = {function.name for function in model.functions}
+    bodies = dialect.functions(operators, _opset(model))
+    model.functions.extend(body for body in bodies if body.name not in there)
+
+
+def _loops(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if node.op_type == "Loop" and _neurons(_body(node).node)]
+
+
+def _is_lowered(layers: Sequence[Layer]) -> bool:
+    return any(layer.operator in dialect.EVENT_NEURONS for layer in layers)
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -149,17 +201,19 @@ def _body(node: onnx.NodeProto) -> onnx.GraphProto:
     return body
 
 
-def _neurons(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+def _neurons(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return [
         node
-        for node in graph.node
-        if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS
+        for node in nodes
+        if node.domain == dialect.DOMAIN
+        and node.op_type in (*dialect.NEURONS, *dialect.EVENT_NEURONS)
     ]
 
 
 def ports(operator: str) -> list[str]:
     """The names of an operator's inputs."""
-    return [port.name for port in dialect.OPERATORS[operator].inputs]
+    known = dialect.OPERATORS.get(operator) or dialect.EVENT_OPERATORS[operator]
+    return [port.name for port in known.inputs]
 
 
 def _input(node: onnx.NodeProto, name: str) -> str:
@@ -176,14 +230,17 @@ def _kinds(operator: str, wanted: Sequence[str]) -> list[str]:
 def _layer(node: onnx.NodeProto, name: str, values: Mapping[str, Any], start: str) -> Layer:
     """The layer of a neuron node; `start` names the constant that its membrane starts from."""
     schedule = _input(node, "schedule")
-    return Layer(
-        name,
-        node.op_type,
-        numpy_helper.to_array(values[_input(node, "threshold")]),
-        numpy_helper.to_array(values[start]),
-        next((int(a.i) for a in node.attribute if a.name == "levels"), 1),
-        numpy_helper.to_array(values[schedule]) if schedule else None,
+    threshold, first = (
+        numpy_helper.to_array(values[name]) for name in (_input(node, "threshold"), start)
     )
+    charges = numpy_helper.to_array(values[schedule]) if schedule else None
+    if node.op_type in dialect.EVENT_NEURONS:
+        # One value a channel, without the axes of the map; and zeros where there is no schedule.
+        threshold, first = (row.reshape(-1, 1, 1) for row in (threshold, first))
+        charges = charges[..., None, None] if charges is not None and charges.any() else None
+        return Layer(name, node.op_type, threshold, first, schedule=charges)
+    levels = next((int(a.i) for a in node.attribute if a.name == "levels"), 1)
+    return Layer(name, node.op_type, threshold, first, levels, charges)
 
 
 def _observe(
@@ -193,6 +250,13 @@ def _observe(
     current, steps = _input(node, "current"), _input(node, "steps")
     spikes, membrane = node.output[:2]
     after = {kind: f"{where}/{kind}" for kind in kinds}
+    if node.op_type in dialect.EVENT_NEURONS:
+        if "current_sum" in kinds:
+            raise UsageError(
+                "this file is lowered for the CPU, where a layer's currents are not to be seen",
+                hint="compile it without --target cpu",
+            )
+        return _event_sum(spikes, before["count"], after["count"], steps), after
     made = [
         helper.make_node(
             "TimeSum", [spikes, before["count"], steps], [after["count"]], domain=dialect.DOMAIN
@@ -241,6 +305,27 @@ def _observe(
     return made, after
 
 
+def _event_sum(spikes: str, before: str, after: str, steps: str) -> list[onnx.NodeProto]:
+    """TimeSum of bytes."""
+    one, shape, unit, weights = (f"{after}/{part}" for part in ("one", "shape", "unit", "weights"))
+    return [
+        helper.make_node("Constant", [], [one], value_ints=[1]),
+        helper.make_node("Reshape", [steps, one], [shape]),
+        helper.make_node("Constant", [], [unit], value_float=1.0),
+        helper.make_node("Expand", [unit, shape], [weights]),
+        helper.make_node(
+            "EventSum", [spikes, weights, before, steps], [after], domain=dialect.DOMAIN
+        ),
+    ]
+
+
+def _outside(inner: str, output: str, lowered: bool) -> onnx.NodeProto:
+    """Hands a result of the Loop on, with its channels first."""
+    if lowered:
+        return helper.make_node("Transpose", [inner], [output], perm=[0, 3, 1, 2])
+    return helper.make_node("Identity", [inner], [output])
+
+
 def _watch_loop(
     graph: onnx.GraphProto, loop: onnx.NodeProto, wanted: list[str], starts: dict[str, str]
 ) -> list[Layer]:
@@ -250,7 +335,8 @@ def _watch_loop(
     carried_out = [entry.name for entry in body.output][1:]
     layers = []
     renamed: list[onnx.NodeProto] = []
-    for node in _neurons(body):
+    for node in _neurons(body.node):
+        lowered = node.op_type in dialect.EVENT_NEURONS
         place = carried_in.index(_input(node, "membrane"))
         layer = _layer(node, node.name, values, loop.input[2 + place])
         layers.append(layer)
@@ -261,18 +347,25 @@ def _watch_loop(
         body.node.extend(made)
         for kind in kinds:
             loop.input.append(starts[kind])
-            loop.output.append(Watched.output(layer, kind))
+            name = Watched.output(layer, kind)
+            loop.output.append(f"{name}/channels_last" if lowered else name)
+            if lowered:
+                renamed.append(_outside(loop.output[-1], name, lowered))
             body.input.append(helper.make_tensor_value_info(before[kind], _TYPES[kind], None))
             body.output.append(helper.make_tensor_value_info(after[kind], _TYPES[kind], None))
         final = loop.output[carried_out.index(node.output[1])]
-        renamed.append(
-            helper.make_node("Identity", [final], [Watched.output(layer, "membrane_end")])
-        )
+        renamed.append(_outside(final, Watched.output(layer, "membrane_end"), lowered))
+    _insert_behind(graph, loop, renamed)
+    return layers
+
+
+def _insert_behind(
+    graph: onnx.GraphProto, loop: onnx.NodeProto, nodes: list[onnx.NodeProto]
+) -> None:
     at = next(index for index, node in enumerate(graph.node) if node is loop or node == loop)
     rest = list(graph.node[at + 1 :])
     del graph.node[at + 1 :]
-    graph.node.extend([*renamed, *rest])
-    return layers
+    graph.node.extend([*nodes, *rest])
 
 
 def _watch_copies(graph: onnx.GraphProto, wanted: list[str], starts: dict[str, str]) -> list[Layer]:
@@ -280,7 +373,7 @@ def _watch_copies(graph: onnx.GraphProto, wanted: list[str], starts: dict[str, s
     state: dict[str, dict[str, str]] = {}
     layers: dict[str, Layer] = {}
     last: dict[str, str] = {}
-    for node in _neurons(graph):
+    for node in _neurons(graph.node):
         name = _COPY.sub("", node.name)
         if name not in layers:
             layers[name] = _layer(node, name, values, _input(node, "membrane"))
@@ -298,6 +391,143 @@ def _watch_copies(graph: onnx.GraphProto, wanted: list[str], starts: dict[str, s
 
 def _initializers(*graphs: onnx.GraphProto) -> dict[str, Any]:
     return {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+
+
+# --- what arrives at the weights ---
+
+
+def _watch_arrivals(
+    graph: onnx.GraphProto, loop: onnx.NodeProto | None, layers: Sequence[Layer], zero: str
+) -> list[Arrivals]:
+    """Count the arrivals at every node with constant weights, or note its shape where it runs once."""
+    inside = list(_body(loop).node) if loop is not None else _temporal(graph)
+    values = _initializers(graph, *([_body(loop)] if loop is not None else []))
+    names = {name for node in inside for name in node.output}
+    into = _flows_into(inside)
+    known = {layer.name: layer for layer in layers}
+    counted: dict[str, str] = {}
+    for node in _neurons(inside):
+        layer = known[_COPY.sub("", node.name)]
+        if layer.levels == 1 and not layer.signed:
+            counted[node.output[0]] = Watched.output(layer, "count")
+    steps = next(iter(_input(node, "steps") for node in _neurons(inside)))
+
+    found: dict[tuple[str, int], Arrivals] = {}
+    sums: dict[str, list[tuple[str, bool]]] = {}
+    for node in inside:
+        for number, synapses in enumerate(synapses_of(node, values)):
+            source, key = synapses.source, (_COPY.sub("", node.name), number)
+            if source not in names:
+                continue
+            output = counted.get(source)
+            if output is None:
+                bare = _COPY.sub("", source)
+                output = counted[source] = f"snnc_watch/arrived/{bare}"
+                lowered = node.op_type in dialect.EVENT_NEURONS
+                sums.setdefault(output, []).append((source, lowered))
+            layer_name = _COPY.sub("", into.get(node.name, node.name))
+            found.setdefault(key, Arrivals(synapses, output, layer_name))
+    for output, sources in sums.items():
+        if loop is not None:
+            ((source, lowered),) = sources
+            _count_in_loop(graph, loop, source, output, lowered, steps, zero)
+        else:
+            _count_copies(graph, [source for source, _ in sources], output, steps, zero)
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    once = [
+        synapses
+        for node in graph.node
+        for synapses in synapses_of(node, values)
+        if synapses.source not in names
+    ]
+    arrivals = list(found.values())
+    for index, synapses in enumerate(once):
+        output = f"snnc_watch/shape/{index}"
+        graph.node.append(helper.make_node("Shape", [synapses.source], [output]))
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
+        arrivals.append(Arrivals(synapses, output))
+    return arrivals
+
+
+def _temporal(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of a graph without a Loop whose values change with time."""
+    names: set[str] = set()
+    found = []
+    for node in graph.node:
+        ours = node.domain == dialect.DOMAIN
+        if node.op_type in ("TimeSum", "WeightedTimeSum"):
+            continue
+        if ours or names & set(node.input):
+            names.update(node.output)
+            found.append(node)
+    return found
+
+
+def _flows_into(nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
+    """The first neuron node that each node's output reaches, by their names."""
+    origins: dict[str, set[str]] = {}
+    into: dict[str, str] = {}
+    neurons = {node.name for node in _neurons(nodes)}
+    for node in nodes:
+        arriving = set().union(*(origins.get(name, set()) for name in node.input))
+        if node.name in neurons:
+            into.update({name: node.name for name in arriving if name not in into})
+            into[node.name] = node.name
+        else:
+            origins.update(dict.fromkeys(node.output, arriving | {node.name}))
+    return into
+
+
+def _not_zero(source: str, where: str, lowered: bool) -> tuple[list[onnx.NodeProto], str]:
+    """1 where an element is not 0."""
+    kind = TensorProto.UINT8 if lowered else TensorProto.FLOAT
+    some, ones = f"{where}/some", f"{where}/ones"
+    return [
+        helper.make_node("Cast", [source], [some], to=TensorProto.BOOL),
+        helper.make_node("Cast", [some], [ones], to=kind),
+    ], ones
+
+
+def _count_in_loop(
+    graph: onnx.GraphProto,
+    loop: onnx.NodeProto,
+    source: str,
+    output: str,
+    lowered: bool,
+    steps: str,
+    zero: str,
+) -> None:
+    body = _body(loop)
+    before, after = f"{output}/before", f"{output}/after"
+    made, ones = _not_zero(source, output, lowered)
+    if lowered:
+        made += _event_sum(ones, before, after, steps)
+    else:
+        made.append(
+            helper.make_node("TimeSum", [ones, before, steps], [after], domain=dialect.DOMAIN)
+        )
+    body.node.extend(made)
+    body.input.append(helper.make_tensor_value_info(before, TensorProto.FLOAT, None))
+    body.output.append(helper.make_tensor_value_info(after, TensorProto.FLOAT, None))
+    loop.input.append(zero)
+    inner = f"{output}/last"
+    position = next(index for index, node in enumerate(graph.node) if node is loop or node == loop)
+    graph.node[position].output.append(inner)
+    _insert_behind(graph, graph.node[position], [_outside(inner, output, lowered)])
+
+
+def _count_copies(
+    graph: onnx.GraphProto, sources: list[str], output: str, steps: str, zero: str
+) -> None:
+    total = zero
+    for number, source in enumerate(sources):
+        made, ones = _not_zero(source, f"{output}/{number}", False)
+        after = output if number == len(sources) - 1 else f"{output}/{number}/total"
+        graph.node.extend(made)
+        graph.node.append(
+            helper.make_node("TimeSum", [ones, total, steps], [after], domain=dialect.DOMAIN)
+        )
+        total = after
 
 
 # --- one run for many numbers of time-steps ---
@@ -390,10 +620,25 @@ class Walk:
     """
 
     def __init__(
-        self, compiled: CompiledFile, *, currents: bool = False, threads: int | None = None
+        self,
+        compiled: CompiledFile,
+        *,
+        currents: bool = False,
+        arrivals: bool = False,
+        events: bool = False,
+        threads: int | None = None,
     ) -> None:
         self.compiled = compiled
-        self.watched = watch(compiled.model, currents=currents, resume=True)
+        lower = events and runs_events() and compiled.options.target == "portable"
+        self.watched = watch(
+            compiled.model,
+            currents=currents,
+            arrivals=arrivals,
+            events=lower,
+            resume=True,
+        )
+        #: The layers, and the event-driven operators that they run as; none where nothing runs so.
+        self.events = self.watched.events if lower else compiled.lowered if runs_events() else ()
         self.layers = self.watched.layers
         self.names = [entry.name for entry in self.watched.model.graph.output]
         self._session = create_session(self.watched.model, threads=threads)
@@ -469,11 +714,68 @@ def thresholds_of(compiled: CompiledFile) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates for one sample: of each layer's weights at one time-step, and of all that is
+    computed once.  See `synapses.py` for what is counted."""
+
+    layers: Mapping[str, int]
+    once: int
+
+    @property
+    def a_step(self) -> int:
+        return sum(self.layers.values())
+
+    @property
+    def ann(self) -> int:
+        """Of the ANN, which computes every layer once."""
+        return self.a_step + self.once
+
+    def as_dict(self) -> dict[str, int]:
+        return {"ann": self.ann, "a_step": self.a_step, "once": self.once}
+
+
+def macs_of(compiled: CompiledFile) -> Macs | None:
+    """The multiply-accumulates, by running one step on zeros; None where that cannot run."""
+    ran = _on_zeros(compiled, arrivals=True)
+    if ran is None:
+        return None
+    walk, values, samples = ran
+    return macs_from(walk.watched.arrivals, values, samples)
+
+
+def macs_from(arrivals: Sequence[Arrivals], values: Mapping[str, Array], samples: int) -> Macs:
+    """The multiply-accumulates, from the outputs of a run with `samples` samples."""
+    layers: dict[str, int] = {}
+    once = 0
+    for arrival in arrivals:
+        found = values[arrival.output]
+        shape = found.shape if arrival.layer else tuple(found.tolist())
+        count = arrival.synapses.dense(shape) // samples
+        if arrival.layer:
+            layers[arrival.layer] = layers.get(arrival.layer, 0) + count
+        else:
+            once += count
+    return Macs(layers, once)
+
+
 def _neurons_of(compiled: CompiledFile) -> dict[str, int]:
-    """Neurons of each layer for one sample, by running one step on zeros."""
+    """Neurons of each layer for one sample; empty where the file cannot run."""
+    ran = _on_zeros(compiled, arrivals=False)
+    if ran is None:
+        return {}
+    walk, values, samples = ran
+    return {
+        layer.name: values[Watched.output(layer, "count")].size // samples for layer in walk.layers
+    }
+
+
+def _on_zeros(compiled: CompiledFile, arrivals: bool) -> tuple[Walk, dict[str, Array], int] | None:
+    """One step, or all where they are baked in, on zeros: the walk, its outputs, the number of samples.
+    None where a shape depends on the input or nothing runs here."""
     shapes = [spec.shape for spec in compiled.inputs]
     if compiled.options.emit == "step" or any(None in shape[1:] for shape in shapes):
-        return {}
+        return None
     batch = compiled.batch_size(1)
     feeds = {
         spec.name: np.zeros(
@@ -482,11 +784,9 @@ def _neurons_of(compiled: CompiledFile) -> dict[str, int]:
         for spec in compiled.inputs
     }
     try:
-        walk = Walk(compiled, threads=1)
+        walk = Walk(compiled, arrivals=arrivals, threads=1)
         steps = 1 if walk.watched.start else compiled.steps
         _, values = next(iter(walk.run(feeds, [steps])))
     except EnvironmentMissing:
-        return {}
-    return {
-        layer.name: values[Watched.output(layer, "count")].size // batch for layer in walk.layers
-    }
+        return None
+    return walk, values, batch

@@ -65,6 +65,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"reset": "hard", "correction": "schedule"}, "--reset hard"),
     ({"encode": "poisson", "emit": "step"}, "--encode poisson"),
     ({"paper": True, "emit": "step"}, "--encode"),
+    ({"target": "gpu"}, "--target gpu"),
+    ({"target": "cpu", "emit": "step"}, "--emit step"),
+    ({"target": "cpu", "emit": "cuda-graph", "batch": 2}, "--emit cuda-graph"),
+    ({"target": "cpu", "unroll": "steps"}, "--unroll steps"),
+    ({"target": "cpu", "precision": "fp16"}, "--precision fp16"),
 ]
 
 
