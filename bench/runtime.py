@@ -7,7 +7,8 @@
 Networks have seeded weights (`python -m snncompiler.models export`, which needs PyTorch) unless
 --model gives a trained file.  ResNet-20 and VGG-16 take CIFAR images, ResNet-18 and ResNet-34 those
 of ImageNet, 224x224.  Images are standard-normal noise: the layers run as they stand in the file, with
-dense convolutions, so their time does not depend on it; by events, see bench/events.py.  All thresholds are calibrated on such images too.
+dense convolutions, so their time does not depend on it (by events: bench/events.py).  All thresholds
+are calibrated on such images too.
 
 Every cell is a child process of its own.  Those of one row take turns, --repeat of them after one
 that is not counted: in its turn, a cell runs for 0.2 s, or once.  A figure is the median over the
