@@ -43,6 +43,9 @@ constexpr std::int64_t largest_table = 320 * 32;
 /// second-level cache, and few keep lists and currents in there too.
 constexpr std::int64_t jobs_of_one_block = 512, jobs_of_many_blocks = 1024;
 
+/// Dense arithmetic takes as many time-steps together as make so many places.
+constexpr std::int64_t dense_cells = 24;
+
 template <typename T>
 Buffer<T> allocate(std::int64_t count) {
   const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
@@ -366,7 +369,8 @@ struct Strip {
   std::uint32_t* counts;  // of the jobs of each length
   std::int64_t lengths;
   float* begin;     // [pixels, width]: static currents
-  float* values;    // dense: the inputs of one output row at one step
+  std::int64_t dense_steps;  // that dense arithmetic takes together
+  float* values;    // dense: the inputs of one output row at so many steps
   float* currents;  // [pixels, steps, width]
 
   const std::uint8_t* spikes(std::size_t s, std::int64_t t, std::int64_t row) const {
@@ -691,68 +695,80 @@ SNNC_BODY void look_up_all(const Strip& strip, std::size_t s, const float* table
 
 /// Inputs of a receptive field that are neighbours, and their weights.
 struct Run {
-  const float* values;  // of the first pixel
-  std::int64_t stride;  // from pixel to pixel
+  const float* values;  // of the first place
+  std::size_t source;
   std::int64_t row;
   std::int64_t count;
 };
 
-template <typename Set, int pixels, int vectors>
-SNNC_BODY void multiply_tile(const Run* runs, const Run* runs_end, std::int64_t x,
-                             const float* weights, std::int64_t width, const float* begin,
-                             std::int64_t begin_stride, float* currents, std::int64_t stride) {
-  Floats<Set> sum[pixels][vectors];
+/// A place at one time-step, for dense arithmetic.
+struct Cell {
+  std::int64_t values[max_sources];  // from the first place of a run to this one's
+  const float* begin;
+  float* currents;
+};
+
+template <typename Set, int cells, int vectors>
+SNNC_BODY void multiply_tile(const Run* runs, const Run* runs_end, const Cell* cell,
+                             const float* weights, std::int64_t width, std::int64_t offset) {
+  Floats<Set> sum[cells][vectors];
 #pragma GCC unroll 8
-  for (int p = 0; p < pixels; ++p) {
+  for (int p = 0; p < cells; ++p) {
 #pragma GCC unroll 16
-    for (int r = 0; r < vectors; ++r) load(begin + p * begin_stride + r * lanes<Set>, sum[p][r]);
+    for (int r = 0; r < vectors; ++r) load(cell[p].begin + offset + r * lanes<Set>, sum[p][r]);
   }
   for (const Run* run = runs; run < runs_end; ++run) {
-    const std::int64_t apart = run->stride, count = run->count;
-    const float* values = run->values + x * apart;
-    const float* row = weights + run->row * width;
+    const std::int64_t count = run->count;
+    const float* row = weights + run->row * width + offset;
+    const float* values[cells];
+#pragma GCC unroll 8
+    for (int p = 0; p < cells; ++p) values[p] = run->values + cell[p].values[run->source];
     for (std::int64_t k = 0; k < count; ++k, row += width) {
       Floats<Set> weight[vectors];
 #pragma GCC unroll 16
       for (int r = 0; r < vectors; ++r) load(row + r * lanes<Set>, weight[r]);
 #pragma GCC unroll 8
-      for (int p = 0; p < pixels; ++p) {
+      for (int p = 0; p < cells; ++p) {
         Floats<Set> value;
-        Set::spread(values + p * apart + k, value);
+        Set::spread(values[p] + k, value);
 #pragma GCC unroll 16
         for (int r = 0; r < vectors; ++r) Set::multiply_add(weight[r], value, sum[p][r]);
       }
     }
   }
 #pragma GCC unroll 8
-  for (int p = 0; p < pixels; ++p) {
+  for (int p = 0; p < cells; ++p) {
 #pragma GCC unroll 16
-    for (int r = 0; r < vectors; ++r) store(currents + p * stride + r * lanes<Set>, sum[p][r]);
+    for (int r = 0; r < vectors; ++r) store(cell[p].currents + offset + r * lanes<Set>, sum[p][r]);
   }
 }
 
-/// The same for a number of pixels, at most `most`, that is known at run time.
+/// The same for a number of cells, at most `most`, that is known at run time.
 template <typename Set, int most, int vectors>
-SNNC_BODY void multiply_pixels(std::int64_t pixels, const Run* runs, const Run* runs_end,
-                               std::int64_t x, const float* weights, std::int64_t width,
-                               const float* begin, std::int64_t begin_stride, float* currents,
-                               std::int64_t stride) {
+SNNC_BODY void multiply_cells(std::int64_t cells, const Run* runs, const Run* runs_end,
+                              const Cell* cell, const float* weights, std::int64_t width,
+                              std::int64_t offset) {
   if constexpr (most > 1) {
-    if (pixels < most) {
-      return multiply_pixels<Set, most - 1, vectors>(pixels, runs, runs_end, x, weights, width,
-                                                     begin, begin_stride, currents, stride);
+    if (cells < most) {
+      return multiply_cells<Set, most - 1, vectors>(cells, runs, runs_end, cell, weights, width,
+                                                    offset);
     }
   }
-  multiply_tile<Set, most, vectors>(runs, runs_end, x, weights, width, begin, begin_stride,
-                                    currents, stride);
+  multiply_tile<Set, most, vectors>(runs, runs_end, cell, weights, width, offset);
+}
+
+/// Floats that an output row needs of a source at one step.
+inline std::int64_t values_of(const Source& source, const Tile& tile) {
+  const std::int64_t begin = source.column(tile.left, 0);
+  const std::int64_t end = source.column(tile.right - 1, source.kernel[1] - 1) + 1;
+  return (end - begin) * source.kernel[0] * source.channels;
 }
 
 /// Writes the inputs that an output row sees at one step as floats, the rows of a column next to
-/// each other, with the padding; returns the end of the runs.
+/// each other, with the padding.
 template <typename Set>
-SNNC_BODY Run* write_values(const Strip& strip, std::int64_t y, std::int64_t t, Run* run) {
+SNNC_BODY void write_values(const Strip& strip, std::int64_t y, std::int64_t t, float* to) {
   const Layer& layer = strip.layer;
-  float* to = strip.values;
   for (std::size_t s = 0; s < layer.source_count; ++s) {
     const Source& source = layer.sources[s];
     const std::int64_t channels = source.channels, of_column = source.kernel[0] * channels;
@@ -764,7 +780,8 @@ SNNC_BODY Run* write_values(const Strip& strip, std::int64_t y, std::int64_t t, 
       const bool inside = row >= 0 && row < source.in[0];
       const std::int64_t from = inside ? std::clamp<std::int64_t>(begin, 0, source.in[1]) : end;
       const std::int64_t until = inside ? std::clamp(end, from, source.in[1]) : end;
-      const std::uint8_t* spikes = strip.spikes(s, t, inside ? row : 0) + (inside ? from : 0) * source.pixel;
+      const std::uint8_t* spikes =
+          strip.spikes(s, t, inside ? row : 0) + (inside ? from : 0) * source.pixel;
       float* place = to + kh * channels;
       std::int64_t x = begin;
       for (; x < std::min(from, end); ++x, place += of_column) std::memset(place, 0, silent);
@@ -779,36 +796,64 @@ SNNC_BODY Run* write_values(const Strip& strip, std::int64_t y, std::int64_t t, 
       }
       for (; x < end; ++x, place += of_column) std::memset(place, 0, silent);
     }
+    to += values_of(source, strip.tile);
+  }
+}
+
+/// The runs of a receptive field; `values` is where `write_values` wrote.
+inline Run* list_runs(const Strip& strip, const float* values, Run* run) {
+  for (std::size_t s = 0; s < strip.layer.source_count; ++s) {
+    const Source& source = strip.layer.sources[s];
+    const std::int64_t of_column = source.kernel[0] * source.channels;
     const std::int64_t span = source.dilation[1] == 1 ? source.kernel[1] : 1;
     for (std::int64_t kw = 0; kw < source.kernel[1]; kw += span, ++run) {
-      *run = {to + kw * source.dilation[1] * of_column, source.stride[1] * of_column,
-              layer.weights->first_row[s] + kw * of_column, span * of_column};
+      *run = {values + kw * source.dilation[1] * of_column, s,
+              strip.layer.weights->first_row[s] + kw * of_column, span * of_column};
     }
-    to += (end - begin) * of_column;
+    values += values_of(source, strip.tile);
   }
   return run;
 }
 
-/// The currents of a tile by dense arithmetic.
+/// The currents of a tile by dense arithmetic.  Cells of several time-steps share a pass over the
+/// weights, so that a narrow layer fills the registers, too.
 template <typename Set, int units>
 SNNC_BODY void multiply_all(const Strip& strip, const float* weights, const Begin& begin) {
   constexpr std::int64_t width = 16 * units;
   constexpr int vectors = Set::dense_vectors(units), most = Set::dense_pixels(vectors);
+  const Layer& layer = strip.layer;
   const Tile& tile = strip.tile;
   const std::int64_t steps = strip.call.steps, columns = tile.columns();
-  // Parts of nearly the same number of pixels.
-  const std::int64_t parts = (columns + most - 1) / most;
+  std::int64_t of_step = 0, apart[max_sources] = {};
+  for (std::size_t s = 0; s < layer.source_count; ++s) {
+    of_step += values_of(layer.sources[s], tile);
+    apart[s] = layer.sources[s].stride[1] * layer.sources[s].kernel[0] * layer.sources[s].channels;
+  }
   Run runs[max_runs];
-  for (std::int64_t t = 0; t < steps; ++t) {
+  const Run* const runs_end = list_runs(strip, strip.values, runs);
+  const std::int64_t shared = strip.dense_steps;
+  for (std::int64_t first = 0; first < steps; first += shared) {
+    const std::int64_t here = std::min(shared, steps - first), count = here * columns;
+    // Parts of nearly the same number of cells.
+    const std::int64_t parts = (count + most - 1) / most;
     for (std::int64_t y = tile.top; y < tile.bottom; ++y) {
-      const Run* const runs_end = write_values<Set>(strip, y, t, runs);
+      for (std::int64_t t = 0; t < here; ++t) {
+        write_values<Set>(strip, y, first + t, strip.values + t * of_step);
+      }
       for (std::int64_t part = 0; part < parts; ++part) {
-        const std::int64_t x = part * columns / parts, pixels = (part + 1) * columns / parts - x;
-        const std::int64_t pixel = (y - tile.top) * columns + x;
+        const std::int64_t from = part * count / parts, cells = (part + 1) * count / parts - from;
+        Cell cell[most];
+        for (std::int64_t i = 0; i < cells; ++i) {
+          const std::int64_t t = (from + i) / columns, x = (from + i) % columns;
+          const std::int64_t pixel = (y - tile.top) * columns + x;
+          for (std::size_t s = 0; s < layer.source_count; ++s) {
+            cell[i].values[s] = t * of_step + x * apart[s];
+          }
+          cell[i].begin = begin.values + pixel * begin.stride;
+          cell[i].currents = strip.currents + (pixel * steps + first + t) * width;
+        }
         for (std::int64_t r = 0; r < width; r += vectors * lanes<Set>) {
-          multiply_pixels<Set, most, vectors>(
-              pixels, runs, runs_end, x, weights + r, width, begin.values + pixel * begin.stride + r,
-              begin.stride, strip.currents + (pixel * steps + t) * width + r, steps * width);
+          multiply_cells<Set, most, vectors>(cells, runs, runs_end, cell, weights, width, r);
         }
       }
     }
@@ -977,7 +1022,8 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
   const std::int64_t columns = (across + parts - 1) / parts;
   const std::int64_t most = tile_rows * columns * steps;
 
-  Strip strip{layer, call, sample, {}, {}, nullptr, nullptr, 0, nullptr, nullptr, nullptr};
+  Strip strip{layer, call, sample, {}, {}, nullptr, nullptr, 0, nullptr, 0, nullptr, nullptr};
+  strip.dense_steps = std::min(steps, (dense_cells + columns - 1) / columns);
   std::int64_t masks[max_sources], lists[max_sources], starts = 0, values = 0;
   for (std::size_t s = 0; s < sources; ++s) {
     const Source& source = layer.sources[s];
@@ -989,7 +1035,7 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
     lists[s] = tile_rows * steps * inputs * source.levels + 16;
     starts = std::max(starts, source.in[1] + 1);
     strip.lengths = std::max(strip.lengths, source.rows() * source.levels / 4 + 1);
-    values += inputs;
+    values += inputs * strip.dense_steps;
   }
   static thread_local Scratch scratch;
   std::int64_t bytes = Scratch::room<std::uint32_t>(starts) +
