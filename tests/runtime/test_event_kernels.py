@@ -1,0 +1,123 @@
+"""The event kernels: every instruction set against plain loops, sanitizers, threads, memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import snncompiler
+from snncompiler.compiled import read_compiled
+from snncompiler.models import path
+from snncompiler.passes.lower_events import lower_events
+from snncompiler.runtime import build, create_session
+
+pytest.importorskip("onnxruntime")
+
+STEPS, SAMPLES = 24, 6
+
+
+def drive(folder: Path, *flags: str) -> int:
+    """Compiles the driver and runs it; how many cases agreed."""
+    cxx = build.find_cxx()
+    if cxx is None:
+        pytest.skip("no C++ compiler")
+    program = folder / "event_driver"
+    sources = [str(Path(__file__).with_name("event_driver.cc"))]
+    sources += [str(build.SOURCES / name) for name in ("event_kernels.cc", "cpu_kernels.cc")]
+    base = ["-std=c++17", "-ffp-contract=off", "-fno-trapping-math", f"-I{build.SOURCES}"]
+    subprocess.run([cxx, *base, *flags, *sources, "-o", str(program)], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return int(done.stdout.split()[0])
+
+
+def test_every_instruction_set_and_way_gives_the_same_bits(tmp_path: Path) -> None:
+    assert drive(tmp_path, "-O1") > 1000
+
+
+def test_event_kernels_under_the_sanitizers(tmp_path: Path) -> None:
+    # With optimization the compiler takes minutes.
+    flags = [flag for flag in build.SANITIZE_FLAGS if flag != "-O1"]
+    assert drive(tmp_path, "-O0", *flags) > 1000
+
+
+# --- through onnxruntime -------------------------------------------------------------------------
+
+
+@cache
+def network() -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A compiled ResNet on the event operators, and what it is fed besides images."""
+    model = snncompiler.compile(
+        path("digits-resnet"),
+        calibration=path("digits-train"),
+        preprocess=snncompiler.Preprocess(scale=16),
+    )
+    lowered = lower_events(model)
+    assert lowered.layers and all(layer.operator for layer in lowered.layers)
+    return lowered.model, read_compiled(model).overrides(steps=STEPS)
+
+
+def feeds(first: int, count: int) -> dict[str, Any]:
+    model, overrides = network()
+    stored = np.load(path("digits-test"))["x"][first : first + count].astype(np.float32) / 16
+    images = np.ascontiguousarray(stored.transpose(0, 3, 1, 2))
+    return {model.graph.input[0].name: images, **overrides}
+
+
+def bits(session: Any, inputs: dict[str, Any]) -> list[bytes]:
+    return [output.tobytes() for output in session.run(None, inputs)]
+
+
+@pytest.mark.usefixtures("library")
+def test_concurrent_runs_of_one_session() -> None:
+    session = create_session(network()[0], threads=2, native=True)
+    inputs = [feeds(first, SAMPLES) for first in range(0, 4 * SAMPLES, SAMPLES)]
+    alone = [bits(session, one) for one in inputs]
+    assert len({one[0] for one in alone}) == 4
+
+    def work(index: int) -> int:
+        return sum(bits(session, inputs[index]) == alone[index] for _ in range(15))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(work, range(4))) == [15] * 4
+
+
+@pytest.mark.usefixtures("library")
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    model, _ = network()
+    for count in (1, SAMPLES):
+        inputs = feeds(0, count)
+        alone, *others = (
+            bits(create_session(model, threads=threads, native=True), inputs)
+            for threads in (1, 2, 4)
+        )
+        assert others == [alone, alone]
+
+
+def resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * 4096
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_many_sessions_leave_nothing_behind() -> None:
+    model = network()[0].SerializeToString()
+    inputs = feeds(0, SAMPLES)
+
+    def cycle(times: int) -> None:
+        for _ in range(times):
+            create_session(model, threads=2, native=True).run(None, inputs)
+
+    cycle(20)
+    before = resident_bytes()
+    cycle(200)
+    assert resident_bytes() - before < 8 * 2**20
