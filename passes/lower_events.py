@@ -157,6 +157,12 @@ def _attach(model: onnx.ModelProto) -> None:
     model.functions.extend([*kept, *dialect.functions(used, opset)])
 
 
+def _drop_unread(graph: onnx.GraphProto, read: set[str]) -> None:
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
+
+
 def _reads(node: onnx.NodeProto) -> list[str]:
     names = list(node.input)
     for attribute in node.attribute:
@@ -275,25 +281,20 @@ class _Lowering:
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
         del self.body.node[:]
         self.body.node.extend(nodes)
-        for graph, used in ((self.body, wanted), (self.outer, None)):
-            if used is not None:
-                tensors = [t for t in graph.initializer if t.name in used]
-                del graph.initializer[:]
-                graph.initializer.extend(tensors)
-        around: list[onnx.NodeProto] = []
-        for node in self.outer.node:
-            if node.output[:1] == self.loop.output[:1]:
-                around += [*self.before, node, *self.after]
-            else:
-                around.append(node)
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in around]
-        del self.outer.node[:]
-        self.outer.node.extend(copies)
+        _drop_unread(self.body, wanted)
+        # In place: the Loop holds all the weights, and a copy would hold them twice.
+        place = next(
+            index
+            for index, node in enumerate(self.outer.node)
+            if node.output[:1] == self.loop.output[:1]
+        )
+        for offset, node in enumerate(self.before):
+            self.outer.node.insert(place + offset, node)
+        for offset, node in enumerate(self.after):
+            self.outer.node.insert(place + len(self.before) + 1 + offset, node)
         read = {name for node in self.outer.node for name in _reads(node)}
         read |= {value.name for value in (*self.outer.output, *self.outer.input)}
-        tensors = [t for t in self.outer.initializer if t.name in read]
-        del self.outer.initializer[:]
-        self.outer.initializer.extend(tensors)
+        _drop_unread(self.outer, read)
 
     # --- signals ---
 

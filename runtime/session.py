@@ -112,8 +112,13 @@ def _lowered(source: str | bytes) -> str | bytes:
         return source  # onnxruntime says what is wrong with it
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         return source
+    del data  # weights are large: one copy of them at a time
     lowered = lower_events(model)
-    return lowered.model.SerializeToString() if lowered.changed else source
+    if not lowered.changed:
+        return source
+    del model
+    content: bytes = lowered.model.SerializeToString()
+    return content
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -577,7 +577,7 @@ def run(
     _tell_findings(list(dataset.findings), quiet)
     session = create_session(compiled.model, threads=threads)
     names = [entry.name for entry in compiled.model.graph.output]
-    parts = batches(len(dataset), compiled.batch_size(BATCH))
+    parts = batches(len(dataset), compiled.batch_size(BATCH, dataset.feeds))
     collected: list[list[Any]] = []
     with _progress(quiet) as tell:
         for number, part in enumerate(parts):

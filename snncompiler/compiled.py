@@ -22,6 +22,9 @@ from snncompiler.passes.lower_events import LayerNote, lower_events
 
 Array = NDArray[Any]
 
+#: Input values of all samples that run at once; the network's own are some ten times as many.
+BATCH_VALUES = 1 << 20
+
 
 @dataclass(frozen=True)
 class CompiledFile:
@@ -67,9 +70,11 @@ class CompiledFile:
         reason = f"{form} has no loop over time that could be lowered"
         return layers or tuple(LayerNote(name, "", reason) for name in self.calibration.thresholds)
 
-    def batch_size(self, wanted: int) -> int:
-        """How many samples one run takes: the fixed batch where there is one."""
-        return self.fixed_batch or wanted
+    def batch_size(self, wanted: int, feeds: Mapping[str, Array] | None = None) -> int:
+        """How many samples one run takes: the fixed batch where there is one, else `wanted`, but fewer
+        where samples as large as those of `feeds` would take much memory."""
+        size = sum(array[0].size for array in feeds.values()) if feeds else 1
+        return self.fixed_batch or max(1, min(wanted, BATCH_VALUES // max(size, 1)))
 
     def overrides(self, steps: int | None = None, chunk: int | None = None) -> dict[str, Array]:
         """The feeds that ask for other steps or another chunk than the file's own.

@@ -192,7 +192,8 @@ def evaluate(
             raise UsageError(f"--steps {count} is out of range", hint=f"1 to {MAX_STEPS:,}")
         compiled.overrides(steps=count)
     dataset = load_data(data, compiled.inputs, preprocess).head(limit)
-    parts = batches(len(dataset), compiled.batch_size(DIAGNOSIS_BATCH if diagnose else BATCH))
+    most = DIAGNOSIS_BATCH if diagnose else BATCH
+    parts = batches(len(dataset), compiled.batch_size(most, dataset.feeds))
 
     ann = _run_ann(source.model, dataset, threads)
     scores = _scores_at(ann)

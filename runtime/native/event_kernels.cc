@@ -50,10 +50,11 @@ template <typename T>
 Buffer<T> allocate(std::int64_t count) {
   const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
   const std::size_t align = bytes >= huge_page / 2 ? huge_page : line;
-  void* const memory = std::aligned_alloc(align, (bytes + align - 1) / align * align);
+  const std::size_t whole = (bytes + align - 1) / align * align;
+  void* const memory = std::aligned_alloc(align, whole);
 #ifdef MADV_HUGEPAGE
   // Rows are read in no order: with small pages the addresses miss their cache, too.
-  if (memory && align == huge_page) madvise(memory, bytes, MADV_HUGEPAGE);
+  if (memory && align == huge_page) madvise(memory, whole, MADV_HUGEPAGE);
 #endif
   return Buffer<T>(static_cast<T*>(memory));
 }

@@ -9,9 +9,10 @@
 // tables  for narrow layers: eight inputs at a time choose one of 256 sums made beforehand;
 // dense   all rows, by multiplication, for layers in which nearly everything fires.
 // Events and dense arithmetic add in one order and, for spikes of 0 and 1, multiply by these only, so
-// they give the same bits, and the choice between them may follow the activity.  (Counts above 1, as
-// sum pooling makes, may round differently: events add a weight several times.)  Tables add in another order; a layer
-// has them or has not.  Nothing depends on the number of threads or on the instruction set.
+// they give the same bits, and the choice between them may follow the activity.  Tables add in another
+// order; a layer has them or has not.  Nothing depends on the number of threads or on the instruction
+// set.  Counts above 1, as sum pooling makes, are an exception where weights round: events add a weight
+// several times, and a multiplication may be fused with its addition.
 #pragma once
 
 #include <cstdint>
