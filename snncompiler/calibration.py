@@ -32,7 +32,7 @@ Feeds = Mapping[str, NDArray[Any]]
 LARGE_GRAPH = 4000
 
 #: Activations of one batch that are held at once, in bytes.
-_BATCH_BYTES = 256 << 20
+_BATCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
