@@ -277,6 +277,15 @@ def _corrected(
         seed=options.seed,
         progress=_telling(progress, "correcting"),
     )
+    few = [name for name, schedule in schedules.items() if len(schedule) == 1 and not schedule.any()]
+    if few and options.correction != "bias":
+        count = len(next(iter(chosen.values())))
+        prepared.context.note(
+            "SNNC309",
+            f"{len(few)} of {len(schedules)} layers are not corrected: {count} samples show fewer than "
+            f"{running.LEAST_POSITIONS} positions of a channel",
+            hint="give more calibration samples",
+        )
     return replace(calibration, correction=options.correction, schedules=schedules)
 
 

@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "SNNC306": "calibration of another model",
     "SNNC307": "preprocessing was assumed",
     "SNNC308": "a setting was chosen on the calibration data",
+    "SNNC309": "too few samples to correct a layer",
     # 4xx: the compiled file
     "SNNC401": "not a compiled network",
     "SNNC402": "the compiled file does not match its model",

@@ -315,10 +315,14 @@ def task_of(
 
     They are if the user says so; if a Softmax or an arg-max is computed from them; or if they are
     [N, classes] and the calibration data has labels, or they come from an image or a sequence.  An
-    output of the size of the input is a reconstruction, and all else is regression.
+    output of the size of the input is a reconstruction, float outputs of several shapes are those of a
+    detector, and all else is regression.
     """
     if options.task != "auto":
         return options.task
+    floats = [one for one in prepared.graph.outputs if np.dtype(one.dtype or np.float32).kind == "f"]
+    if len({str(output.shape) for output in floats}) > 1:
+        return "regression"
     if any(node.op in _CLASS_FUNCTIONS for node in prepared.graph.nodes):
         return "classification"
     sizes = {prod(dim or 0 for dim in spec.shape[1:]) for spec in prepared.inputs}

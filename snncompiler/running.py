@@ -37,6 +37,8 @@ _BATCH_BYTES = 128 << 20
 ANN_BATCH = 8
 #: Positions of a channel, over all images, on which a layer is settled.
 POSITIONS = 4096
+#: A layer seen at fewer positions is not corrected: they do not tell what others need.
+LEAST_POSITIONS = 32
 #: Weight of the mean against the single neurons, in `best_schedule` (docs/accuracy.md).
 BIAS_WEIGHT = 4.0
 #: Charges that are tried for binary neurons, and for those of several levels.
@@ -400,7 +402,8 @@ def settle_corrections(
 
     window: the network with its thresholds set, over the steps of the correction; its neurons take a
     schedule.  ann: the normalized ANN.  feeds: images by input name, [n, ...].  batch: the only batch
-    size that the network takes, of which n is a multiple.
+    size that the network takes, of which n is a multiple.  A layer of which the images show fewer than
+    LEAST_POSITIONS positions of a channel gets no charge.
     """
     by_name = {layer.name: layer for layer in layers}
     order = [node for node in window.neurons() if node.name in by_name]
@@ -429,7 +432,11 @@ def settle_corrections(
             levels=_attribute(node, "levels") or 1,
             signed=node.op_type == "SignedNeuron",
         )
-        schedule = correct(received, correction, window.steps)
+        positions = received.analog.shape[1]
+        if positions < LEAST_POSITIONS:
+            schedule = np.zeros((1, layer.channels), np.float32)
+        else:
+            schedule = correct(received, correction, window.steps)
         schedules[layer.name] = schedule
         spread = schedule.reshape(*schedule.shape, *[1] * (len(seen.shape) - 1))
         network.fire(window, node, spread, iter(held) if hold else network.currents(window, node))

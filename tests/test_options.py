@@ -241,6 +241,14 @@ TASKS: dict[str, tuple[str, bool, str]] = {
     "scores beside boxes": (
         """g (float[N,1,2,2] x) => (float[N,3] y, float[N,2,2] b) <int64[3] boxes = {0, 2, 2}>
         { h = Relu (x)  f = Flatten (h)  y = MatMul (f, w)  b = Reshape (h, boxes) }""", False,
+        "regression"),
+    "Softmax beside boxes": (
+        """g (float[N,1,2,2] x) => (float[N,3] y, float[N,2,2] b) <int64[3] boxes = {0, 2, 2}>
+        { h = Relu (x)  f = Flatten (h)  z = MatMul (f, w)  y = Softmax (z)
+          b = Reshape (h, boxes) }""", True, "regression"),
+    "scores beside their Softmax": (
+        """g (float[N,1,2,2] x) => (float[N,3] z, float[N,3] y)
+        { h = Relu (x)  f = Flatten (h)  z = MatMul (f, w)  y = Softmax (z) }""", False,
         "classification"),
     "an output of unknown size": (
         """g (float[N,1,H,W] x) => (float[N,?] y) { h = Relu (x)  y = Flatten (h) }""", True,

@@ -500,6 +500,7 @@ def test_at_most_so_many_samples_are_used(monkeypatch: pytest.MonkeyPatch) -> No
     """The first layer's charges are those of samples spread evenly over the data."""
     model, x = mlp(), images(40)
     monkeypatch.setattr(calibrating, "CORRECTION_SAMPLES", (4, 10))
+    monkeypatch.setattr(running, "LEAST_POSITIONS", 1)
     few = compiled(model, x)
     thinned = replace(few, calibration=few.calibration)
     layer = layers_of(
@@ -643,6 +644,16 @@ def test_a_network_exported_for_one_sample_is_corrected() -> None:
     assert one.prepared.any_batch and one.calibration.correction == "schedule"
     for layer, charges in many.calibration.schedules.items():
         assert np.array_equal(one.calibration.schedules[layer], charges)
+
+
+def test_layers_that_few_positions_show_are_not_corrected() -> None:
+    """Eight samples of an MLP say nothing of others; a note says how many layers that concerns."""
+    few, enough = compiled(mlp(), images(8)), compiled(mlp(), images(40))
+    assert all(not charges.any() for charges in few.calibration.schedules.values())
+    assert all(charges.any() for charges in enough.calibration.schedules.values())
+    notes = [f.message for f in few.prepared.findings if f.code == "SNNC309"]
+    assert len(notes) == 1 and "3 of 3 layers" in notes[0]
+    assert "SNNC309" not in {f.code for f in enough.prepared.findings}
 
 
 def test_a_dead_layer_and_a_single_sample() -> None:
