@@ -277,7 +277,9 @@ def _corrected(
         seed=options.seed,
         progress=_telling(progress, "correcting"),
     )
-    few = [name for name, schedule in schedules.items() if len(schedule) == 1 and not schedule.any()]
+    few = [
+        name for name, schedule in schedules.items() if len(schedule) == 1 and not schedule.any()
+    ]
     if few and options.correction != "bias":
         count = len(next(iter(chosen.values())))
         prepared.context.note(

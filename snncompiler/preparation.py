@@ -320,7 +320,9 @@ def task_of(
     """
     if options.task != "auto":
         return options.task
-    floats = [one for one in prepared.graph.outputs if np.dtype(one.dtype or np.float32).kind == "f"]
+    floats = [
+        one for one in prepared.graph.outputs if np.dtype(one.dtype or np.float32).kind == "f"
+    ]
     if len({str(output.shape) for output in floats}) > 1:
         return "regression"
     if any(node.op in _CLASS_FUNCTIONS for node in prepared.graph.nodes):
