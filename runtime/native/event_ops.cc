@@ -9,6 +9,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "event_kernels.h"
@@ -25,9 +26,11 @@ struct EventCpu {
 
 /// Work (steps times neurons) under which waking other threads costs more than it saves.
 constexpr std::int64_t small = 1 << 14;
-/// Parts into which a call is cut at least: enough for several threads to share it evenly.  But a
-/// part has some places times steps: what surrounds a strip of rows is read for every strip.
-constexpr std::int64_t least_parts = 8, least_jobs = 256;
+/// Parts into which a call is cut at least, so that every core gets one, but no more than needed: what
+/// surrounds a strip of rows is read for every strip, and spikes are listed for every block of
+/// channels.  For the same reason a part has some places times steps.
+const std::int64_t least_parts = std::clamp<std::int64_t>(std::thread::hardware_concurrency(), 1, 8);
+constexpr std::int64_t least_jobs = 256;
 
 [[noreturn]] void refuse(const char* name, const Shape& shape, const std::string& wanted) {
   throw std::invalid_argument("`" + std::string(name) + "` of shape " + text(shape) + " must be " +
