@@ -161,6 +161,8 @@ def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
         inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
     except (onnx.checker.ValidationError, RuntimeError) as error:
         raise refuse("SNNC112", f"its functions cannot be expanded: {_one_line(error)}") from None
+    # What is left is not expanded: where it is called, it is an unknown operator.
+    del inlined.functions[:]
     return inlined
 
 

@@ -221,10 +221,12 @@ def check_batch(prepared: Prepared, seed: int) -> None:
     if not prepared.any_batch:
         return
     feeds = synthetic_feeds(prepared, 3, seed)
-    session = _checking(prepared.ann)
     try:
+        session = _checking(prepared.ann)
         together = session.run(None, feeds)
         alone = [session.run(None, {n: a[i : i + 1] for n, a in feeds.items()}) for i in range(3)]
+    except EnvironmentMissing:
+        raise
     except Exception as error:  # onnxruntime's own classes have no common base
         raise refuse(
             "SNNC205",

@@ -250,6 +250,19 @@ def test_a_wrong_proof_is_found_by_running() -> None:
         pipeline.check_batch(prepared, 0)
 
 
+def test_where_onnxruntime_makes_no_session_the_batch_is_lost() -> None:
+    """No channels, and a shape that has to be computed at run time: found by fuzzing."""
+    model = parse(
+        """g (float[?,0,2,?] x) => (float[N,0] y)
+        { s = Shape (x)  i = Constant <value_int = 0> ()  n = Gather (s, i)
+          u = Constant <value_ints = [0]> ()  v = Unsqueeze (n, u)
+          r = Constant <value_ints = [0]> ()  t = Concat <axis = 0> (v, r)
+          q = Relu (x)  y = Reshape (q, t) }""",
+        {},
+    )
+    assert not pipeline.prepare(model).any_batch
+
+
 def test_outputs_may_have_the_batch_on_another_axis() -> None:
     text = """g (float[1,2,4] x) => (float[2,1,4] y)
     { h = Relu (x)  y = Transpose <perm = [1, 0, 2]> (h) }"""

@@ -241,6 +241,17 @@ def test_recursive_functions(bodies: list[str]) -> None:
     assert finding.code == "SNNC112" and "calls itself" in finding.message
 
 
+def test_functions_that_nobody_calls_are_left_out() -> None:
+    """One without a name, and with an attribute of no type: found by fuzzing."""
+    model = parse("g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }", {})
+    function = model.functions.add(domain="local")
+    function.node.add(domain="x").attribute.add()
+    function.attribute_proto.add(type=onnx.AttributeProto.TENSOR)
+    checked, _ = verify_input(model)
+    assert not checked.functions
+    assert pipeline.prepare(model).any_batch
+
+
 def test_a_function_may_be_called_along_two_ways() -> None:
     model = with_functions(
         "f0 (a) => (b) { h = local.f2(a)  i = local.f1(h)  b = Add(h, i) }",
