@@ -413,10 +413,10 @@ def test_options_of_the_accuracy_end_up_in_the_file(name: str, tmp_path: Path) -
 
 
 def test_the_length_of_a_schedule_and_tau_are_those_that_were_asked_for(tmp_path: Path) -> None:
-    found = compiled(tmp_path, "--schedule-steps", 5, "--tau", 3)
+    found = compiled(tmp_path, "--samples", 40, "--schedule-steps", 5, "--tau", 3)
     assert {len(charges) for charges in found.calibration.schedules.values()} == {6}
     assert found.calibration.tau == found.options.tau == 3.0
-    later = compiled(tmp_path, "--tau", 300)
+    later = compiled(tmp_path, "--samples", 40, "--tau", 300)
     assert {len(charges) for charges in later.calibration.schedules.values()} == {33}
     for layer, theta in found.calibration.thresholds.items():
         assert (theta <= later.calibration.thresholds[layer]).all()
