@@ -267,7 +267,7 @@ def _corrected(
     values = sum(calib.values_of(node) for node in calib.rectifiers_of(prepared.graph))
     most = CORRECTION_VALUES // max(values * steps, 1)
     chosen = _some(prepared, feeds, min(max(most, CORRECTION_SAMPLES[0]), CORRECTION_SAMPLES[1]))
-    schedules = running.settle_corrections(
+    schedules, left = running.settle_corrections(
         window,
         prepared.ann,
         layers,
@@ -277,15 +277,12 @@ def _corrected(
         seed=options.seed,
         progress=_telling(progress, "correcting"),
     )
-    few = [
-        name for name, schedule in schedules.items() if len(schedule) == 1 and not schedule.any()
-    ]
-    if few and options.correction != "bias":
+    if left:
         count = len(next(iter(chosen.values())))
         prepared.context.note(
             "SNNC309",
-            f"{len(few)} of {len(schedules)} layers are not corrected: {count} samples show fewer than "
-            f"{running.LEAST_POSITIONS} positions of a channel",
+            f"{len(left)} of {len(schedules)} layers are not corrected: {count} samples show fewer "
+            f"than {running.LEAST_POSITIONS} positions of a channel",
             hint="give more calibration samples",
         )
     return replace(calibration, correction=options.correction, schedules=schedules)

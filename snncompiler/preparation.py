@@ -325,7 +325,9 @@ def task_of(
     floats = [
         one for one in prepared.graph.outputs if np.dtype(one.dtype or np.float32).kind == "f"
     ]
-    if len({str(output.shape) for output in floats}) > 1:
+    if (
+        len({str((output.shape or ())[1:]) for output in floats}) > 1
+    ):  # whatever the batch is called
         return "regression"
     if any(node.op in _CLASS_FUNCTIONS for node in prepared.graph.nodes):
         return "classification"

@@ -397,8 +397,9 @@ def settle_corrections(
     batch: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Floats]:
-    """The schedules [S, C] of all layers, settled from the input on, as `correct` says.
+) -> tuple[dict[str, Floats], list[str]]:
+    """The schedules [S, C] of all layers, settled from the input on, as `correct` says, and the names
+    of those that are not corrected.
 
     window: the network with its thresholds set, over the steps of the correction; its neurons take a
     schedule.  ann: the normalized ANN.  feeds: images by input name, [n, ...].  batch: the only batch
@@ -414,6 +415,7 @@ def settle_corrections(
     constants = {tensor.name: tensor for tensor in window.graph.initializer}
     images = len(next(iter(feeds.values())))
     schedules: dict[str, Floats] = {}
+    left: list[str] = []
     for done, node in enumerate(order):
         layer, seen = by_name[node.name], sampled[node.name]
         steps = 1 if _attribute(node, "static_current") else window.steps
@@ -434,6 +436,7 @@ def settle_corrections(
         )
         positions = received.analog.shape[1]
         if positions < LEAST_POSITIONS:
+            left.append(layer.name)
             schedule = np.zeros((1, layer.channels), np.float32)
         else:
             schedule = correct(received, correction, window.steps)
@@ -443,7 +446,7 @@ def settle_corrections(
         network.forget(window, set(schedules))
         if progress:
             progress(done + 1, len(order))
-    return schedules
+    return schedules, left
 
 
 def settle_largest_currents(

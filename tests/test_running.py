@@ -646,9 +646,10 @@ def test_a_network_exported_for_one_sample_is_corrected() -> None:
         assert np.array_equal(one.calibration.schedules[layer], charges)
 
 
-def test_layers_that_few_positions_show_are_not_corrected() -> None:
+@pytest.mark.parametrize("correction", ["schedule", "bias", "potential"])
+def test_layers_that_few_positions_show_are_not_corrected(correction: str) -> None:
     """Eight samples of an MLP say nothing of others; a note says how many layers that concerns."""
-    few, enough = compiled(mlp(), images(8)), compiled(mlp(), images(40))
+    few, enough = (compiled(mlp(), images(n), correction=correction) for n in (8, 40))
     assert all(not charges.any() for charges in few.calibration.schedules.values())
     assert all(charges.any() for charges in enough.calibration.schedules.values())
     notes = [f.message for f in few.prepared.findings if f.code == "SNNC309"]
