@@ -327,6 +327,8 @@ class _Lowering:
             found = self.summed(node)
         elif node.op_type == "Flatten" and _attributes(node).get("axis", 1) == 1:
             found = self.flattened(node)
+        elif node.op_type == "Concat":
+            found = self.concatenated(node)
         else:
             raise Stays(f"{node.op_type} `{node.name}` has no event-driven form")
         self.signals[name] = found
@@ -431,6 +433,26 @@ class _Lowering:
         axes = self.constant(f"{node.output[0]}/axes", np.array([1, 2]))
         events = self.emit(self.nodes, "Unsqueeze", [flat, axes], f"{node.output[0]}/events")
         return replace(signal, events=events, flat=True)
+
+    def concatenated(self, node: onnx.NodeProto) -> Signal:
+        """Maps side by side: bytes in the order of the channels."""
+        parts = [self.signal(name) for name in node.input]
+        if _attributes(node)["axis"] not in (1, -3):
+            raise Stays(f"Concat `{node.name}` does not put channels side by side")
+        if any(part.stride != (1, 1) or part.flat for part in parts):
+            raise Stays(f"Concat `{node.name}` reads every n-th place, or what is flattened")
+        events = self.emit(
+            self.nodes, "Concat", [p.events for p in parts], f"{node.output[0]}/events", axis=3
+        )
+        matrix = None
+        if any(part.matrix is not None for part in parts):
+            amplitudes = [
+                np.ones(part.channels, np.float32) if part.amplitude is None else part.amplitude
+                for part in parts
+            ]
+            matrix = np.diag(np.concatenate(amplitudes))
+        channels, levels = sum(p.channels for p in parts), max(p.levels for p in parts)
+        return Signal(events, channels, levels, matrix=matrix)
 
     def sliced(self, node: onnx.NodeProto) -> Signal:
         """Every n-th row or column, from the first."""
@@ -677,9 +699,18 @@ class _Lowering:
             return self.emit(self.before, "Unsqueeze", [name, axes], wanted)
         return self.emit(self.before, "Transpose", [name], wanted, perm=_TO_LAST)
 
+    def lowered(self, concat: onnx.NodeProto) -> Signal | None:
+        """Spike trains side by side, where all of them are those of lowered layers."""
+        if all(name in self.signals for name in concat.input):
+            return self.signal(concat.output[0])
+        return None
+
     def max_pool(self, node: onnx.NodeProto) -> None:
         """Exact max pooling, on bytes."""
         signal = self.signals.get(node.input[0])
+        maker = self.maker.get(node.input[0])
+        if maker is not None and maker.op_type == "Concat":
+            signal = self.lowered(maker)
         attributes = _attributes(node)
         kernel = list(attributes["kernel_shape"])
         if signal is None or signal.matrix is not None or signal.stride != (1, 1) or signal.flat:

@@ -22,11 +22,11 @@ from snncompiler.runtime import create_session, library_path
 
 needs_library = pytest.mark.skipif(library_path() is None, reason="the library is not built")
 
-#: The second layer reads two spike trains side by side, which has no event-driven form.
-BESIDE = """g (float[N,2,6,6] x) => (float[N,4,6,6] y)
+#: The second layer reads two spike trains, one above the other, which has no event-driven form.
+BESIDE = """g (float[N,2,6,6] x) => (float[N,4,12,6] y)
 {
   c = Conv <pads = [1, 1, 1, 1]> (x, a)  r = Relu (c)
-  u = Concat <axis = 1> (r, r)
+  u = Concat <axis = 2> (r, r)
   d = Conv <pads = [1, 1, 1, 1]> (u, b)  q = Relu (d)
   e = Conv (q, k)  y = Relu (e)
 }"""
@@ -35,7 +35,7 @@ BESIDE = """g (float[N,2,6,6] x) => (float[N,4,6,6] y)
 def beside() -> onnx.ModelProto:
     weights = {
         "a": random(1, 4, 2, 3, 3),
-        "b": random(2, 4, 8, 3, 3),
+        "b": random(2, 4, 4, 3, 3),
         "k": random(3, 4, 4, 1, 1),
     }
     return parse(BESIDE, weights)

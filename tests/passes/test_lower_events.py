@@ -39,6 +39,21 @@ POOLED = """g (float[N,2,12,12] x) => (float[N,5] y)
   u = Gemm (zr, l)  ur = Relu (u)  y = Gemm (ur, o)
 }"""
 
+#: Spike trains side by side: into a max pooling, and beside averages of spikes.
+BESIDE = """g (float[N,2,12,12] x) => (float[N,5] y)
+{
+  c = Conv <pads = [1, 1, 1, 1]> (x, a)  r = Relu (c)
+  d = Conv (r, b)  dr = Relu (d)
+  e = Conv <pads = [1, 1, 1, 1]> (r, f)  er = Relu (e)
+  s = Concat <axis = 1> (dr, er)
+  m = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (s)
+  g1 = Conv (m, h)  gr = Relu (g1)
+  v = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (er)
+  t = Concat <axis = -3> (gr, v)
+  i1 = Conv <pads = [1, 1, 1, 1]> (t, i)  ir = Relu (i1)
+  p = GlobalAveragePool (ir)  q = Flatten (p)  y = Gemm (q, o)
+}"""
+
 SIDE = """g (float[N,8,6,6] x) => (float[N,5] y)
 {
   c = Conv <pads = [1, 1, 1, 1]> (x, a)  r = Relu (c)
@@ -85,7 +100,19 @@ def side() -> onnx.ModelProto:
     return compiled(SIDE, SIDE_WEIGHTS)
 
 
-NETWORKS = {"residual": residual, "pooled": pooled, "side": side}
+def beside() -> onnx.ModelProto:
+    weights = {
+        "a": random(1, 8, 2, 3, 3) / 3,
+        "b": random(2, 6, 8, 1, 1),
+        "f": random(3, 10, 8, 3, 3) / 3,
+        "h": random(4, 4, 16, 1, 1),
+        "i": random(5, 12, 14, 3, 3) / 3,
+        "o": random(6, 12, 5),
+    }
+    return compiled(BESIDE, weights)
+
+
+NETWORKS = {"residual": residual, "pooled": pooled, "side": side, "beside": beside}
 
 
 def compiled(text: str, weights: dict[str, Array], **options: Any) -> onnx.ModelProto:
@@ -133,6 +160,7 @@ def test_every_layer_is_lowered() -> None:
         "EventConvAdd",
         "EventConvPair",
     ]
+    assert operators(lower_events(beside())) == ["EventNeuron", *["EventConv"] * 4]
     lowered = lower_events(pooled())
     assert operators(lowered) == ["EventNeuron", *["EventConv"] * 4]
     loop = next(node for node in lowered.model.graph.node if node.op_type == "Loop")
@@ -193,13 +221,13 @@ def test_one_threshold_for_a_layer() -> None:
 
 
 def test_what_is_not_understood_stays_with_a_reason() -> None:
-    text = """g (float[N,2,6,6] x) => (float[N,4,6,6] y)
+    text = """g (float[N,2,6,6] x) => (float[N,4,12,6] y)
     {
       c = Conv <pads = [1, 1, 1, 1]> (x, a)  r = Relu (c)
-      u = Concat <axis = 1> (r, r)
+      u = Concat <axis = 2> (r, r)
       d = Conv <pads = [1, 1, 1, 1]> (u, b)  y = Relu (d)
     }"""
-    weights = {"a": random(1, 4, 2, 3, 3), "b": random(2, 4, 8, 3, 3)}
+    weights = {"a": random(1, 4, 2, 3, 3), "b": random(2, 4, 4, 3, 3)}
     model = compiled(text, weights)
     lowered = lower_events(model)
     first, second = lowered.layers
