@@ -121,7 +121,6 @@ _SLOW = Sizes(
     held_out=32,
     search_steps=128,
     images=100,
-    most=SHORT,
 )
 NETWORKS = {
     network.name: network

@@ -52,28 +52,40 @@ Emit = Literal["window", "step", "cuda-graph"]
 class ReadOut:
     """How a value over time becomes one value: Σ w_t·o_t / Σ w_t, with t from 1 to T.
 
-    `mean`: w = 1.  `ramp`: w_t = t, so that the first steps, in which deep layers are still silent,
-    count little.  `delay`: w_t = 0 up to step `skipped`, then 1.
+    `mean`: w = 1.  `ramp`: w_t = t^power, so that the first steps, in which deep layers are still
+    finding their rate, count little.  `delay`: w_t = 0 up to step `skipped`, then 1.
     """
 
     kind: Literal["mean", "ramp", "delay"] = "mean"
     skipped: int = 0
+    power: int = 1
 
     def weights(self, times: NDArray[np.int64]) -> NDArray[np.float32]:
         """w_t of the given time-steps, counted from 1."""
         if self.kind == "ramp":
-            return times.astype(np.float32)
+            return (times**self.power).astype(np.float32)
         return (times > self.skipped).astype(np.float32)
+
+    def total(self, steps: int) -> int:
+        """Σ w_t over `steps` time-steps; 1 where none counts."""
+        if self.kind == "ramp":
+            return sum(time**self.power for time in range(1, steps + 1))
+        return max(steps - self.skipped, 1)
 
     @staticmethod
     def parse(text: str) -> ReadOut:
-        """From `mean`, `ramp` or `delay:D`.  Raises ValueError for any other text."""
-        kind, _, number = text.partition(":")
-        if kind in ("mean", "ramp") and ":" not in text:
-            return ReadOut("mean" if kind == "mean" else "ramp")
+        """From `mean`, `ramp`, `ramp:P` with P of 1 to 3, or `delay:D`.
+
+        Raises ValueError for any other text.
+        """
+        kind, colon, number = text.partition(":")
+        if kind == "mean" and not colon:
+            return ReadOut()
+        if kind == "ramp" and (not colon or number in ("1", "2", "3")):
+            return ReadOut("ramp", power=int(number or 1))
         if kind == "delay" and number.isascii() and number.isdigit():
             return ReadOut("delay", int(number))
-        raise ValueError(f"{text!r} is none of mean, ramp, delay:D")
+        raise ValueError(f"{text!r} is none of mean, ramp, ramp:2, ramp:3, delay:D")
 
 
 #: `steps` copies the step graph; above this many nodes onnxruntime takes minutes to load it.
@@ -303,6 +315,9 @@ class _Writer:
             helper.make_node("Range", [first, last, one], [times], name=times),
         ]
         counted = times
+        for power in range(2, self.time_weights.power + 1):
+            factor, counted = counted, f"{prefix}snnc_times_{power}"
+            made.append(helper.make_node("Mul", [factor, times], [counted], name=counted))
         if self.time_weights.kind == "delay":
             skipped = self.constant(f"{prefix}snnc_skipped", self.time_weights.skipped)
             counted = f"{prefix}snnc_counted"
@@ -348,25 +363,16 @@ class _Writer:
 
     def _divisor(self, steps: str | int) -> str:
         """The name of Σ w_t over all T steps, a float32 scalar."""
-        kind, skipped = self.time_weights.kind, self.time_weights.skipped
         if isinstance(steps, int):
-            ramp = steps * (steps + 1) // 2
-            total = ramp if kind == "ramp" else max(steps - skipped, 1)
+            total = self.time_weights.total(steps)
             return self.constant("snnc_weight_of_time", total, np.float32)
         total_name = steps
-        if kind == "ramp":
-            following, product, total_name = (
-                self.name(f"snnc_{x}") for x in ("steps_plus_one", "steps_product", "ramp_total")
-            )
-            one, two = self.constant("snnc_one", 1), self.constant("snnc_two", 2)
-            self.nodes += [
-                helper.make_node("Add", [steps, one], [following], name=following),
-                helper.make_node("Mul", [steps, following], [product], name=product),
-                helper.make_node("Div", [product, two], [total_name], name=total_name),
-            ]
-        elif kind == "delay":
+        if self.time_weights.kind == "ramp":
+            total_name = self._sum_of_powers(steps)
+        elif self.time_weights.kind == "delay":
             counted, total_name = self.name("snnc_steps_counted"), self.name("snnc_delay_total")
-            skip, one = self.constant("snnc_skip", skipped), self.constant("snnc_one", 1)
+            skip = self.constant("snnc_skip", self.time_weights.skipped)
+            one = self.constant("snnc_one", 1)
             self.nodes += [
                 helper.make_node("Sub", [steps, skip], [counted], name=counted),
                 helper.make_node("Max", [counted, one], [total_name], name=total_name),
@@ -376,6 +382,22 @@ class _Writer:
             helper.make_node("Cast", [total_name], [divisor], name=divisor, to=TensorProto.FLOAT)
         )
         return divisor
+
+    def _sum_of_powers(self, steps: str) -> str:
+        """The name of Σ t^p for t from 1 to T: T(T+1)/2, T(T+1)(2T+1)/6, or the square of the first."""
+
+        def emit(op: str, left: str, right: str, wanted: str) -> str:
+            name = self.name(f"snnc_{wanted}")
+            self.nodes.append(helper.make_node(op, [left, right], [name], name=name))
+            return name
+
+        following = emit("Add", steps, self.constant("snnc_one", 1), "steps_plus_one")
+        product = emit("Mul", steps, following, "steps_product")
+        if self.time_weights.power == 2:
+            product = emit("Mul", product, emit("Add", steps, following, "steps_odd"), "steps_cubic")
+            return emit("Div", product, self.constant("snnc_six", 6), "ramp_total")
+        total = emit("Div", product, self.constant("snnc_two", 2), "ramp_total")
+        return emit("Mul", total, total, "ramp_squared") if self.time_weights.power == 3 else total
 
     # --- the three ways ---
 

@@ -66,7 +66,8 @@ def compile(
     threshold, percentile, tau, per_channel, alpha: how θ follows from the ANN's activations, or for
         `vin-max` from the running network's currents; alpha scales it (the paper's α), "auto" searches.
     correction, schedule_steps: charges that correct the running network, found layer by layer.
-    readout: `mean`, `ramp` (step t weighs t) or `delay:D` (the first D steps do not count).
+    readout: `mean`, `ramp:P` (step t weighs t^P; `ramp` is `ramp:1`) or `delay:D` (the first D steps do
+        not count).
     neuron: `binary`; `burst:G` fires up to G spikes a step, `signed:G` also takes them back.
     reset: soft (RMP) or hard.  initial: membrane potential at the start, in units of θ.
     encode: the input as a `constant` current, or as signed random spikes (`poisson`).

@@ -46,6 +46,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"readout": "last"}, "--readout: 'last'"),
     ({"readout": "mean:3"}, "--readout: 'mean:3'"),
     ({"readout": "ramp:"}, "--readout: 'ramp:'"),
+    ({"readout": "ramp:0"}, "--readout: 'ramp:0'"),
+    ({"readout": "ramp:4"}, "--readout: 'ramp:4'"),
     ({"readout": "delay"}, "--readout: 'delay'"),
     ({"readout": "delay:-1"}, "--readout: 'delay:-1'"),
     ({"readout": "delay:1.5"}, "--readout: 'delay:1.5'"),

@@ -526,7 +526,7 @@ def test_at_most_so_many_samples_are_used(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("neuron", ["binary", "burst:3", "signed:2"])
-@pytest.mark.parametrize("readout", ["mean", "ramp", "delay:3"])
+@pytest.mark.parametrize("readout", ["mean", "ramp", "ramp:2", "delay:3"])
 def test_every_way_of_unrolling_gives_the_same_bits(neuron: str, readout: str) -> None:
     model, x = mlp(), images(6)
     made = compiled(model, x, neuron=neuron)
@@ -763,7 +763,10 @@ def single_steps(made: pipeline.Compiled, x: Array, steps: int) -> Array:
     return values
 
 
-@pytest.mark.parametrize("readout", ["mean", "ramp", "delay:0", "delay:1", "delay:6", "delay:18"])
+@pytest.mark.parametrize(
+    "readout",
+    ["mean", "ramp", "ramp:2", "ramp:3", "delay:0", "delay:1", "delay:6", "delay:18"],
+)
 def test_a_read_out_is_a_weighted_mean_of_the_steps(readout: str) -> None:
     model = parse(ONE_LAYER, {"w0": random(1, 4, 6), "w1": random(2, 6, 6)})
     x = random(3, 9, 4)
@@ -774,7 +777,7 @@ def test_a_read_out_is_a_weighted_mean_of_the_steps(readout: str) -> None:
         times = np.arange(1, steps + 1)
         weights = {
             "mean": np.ones(steps),
-            "ramp": times.astype(float),
+            "ramp": times.astype(float) ** parsed.power,
             "delay": (times > parsed.skipped).astype(float),
         }[parsed.kind]
         # Without any step that counts there is nothing to say: 0.
@@ -797,7 +800,7 @@ def test_constant_parts_of_the_read_out_keep_their_weight() -> None:
     { p = Relu (x)  y = Gemm (p, w, bias) }"""
     model = parse(text, {"w": random(1, 3, 2), "bias": np.array([5, -7], np.float32)})
     x = np.zeros((2, 3), np.float32)
-    for readout in ("mean", "ramp", "delay:3"):
+    for readout in ("mean", "ramp", "ramp:2", "ramp:3", "delay:3"):
         made = pipeline.compile_model(
             model,
             Options(readout=readout, correction="none", initial=0.0, steps=9),
