@@ -63,7 +63,7 @@ class ReadOut:
     def weights(self, times: NDArray[np.int64]) -> NDArray[np.float32]:
         """w_t of the given time-steps, counted from 1."""
         if self.kind == "ramp":
-            return (times**self.power).astype(np.float32)
+            return np.prod([times.astype(np.float64)] * self.power, axis=0).astype(np.float32)
         return (times > self.skipped).astype(np.float32)
 
     def total(self, steps: int) -> int:
@@ -315,10 +315,14 @@ class _Writer:
             helper.make_node("Range", [first, last, one], [times], name=times),
         ]
         counted = times
-        for power in range(2, self.time_weights.power + 1):
-            factor, counted = counted, f"{prefix}snnc_times_{power}"
-            made.append(helper.make_node("Mul", [factor, times], [counted], name=counted))
-        if self.time_weights.kind == "delay":
+        if self.time_weights.kind == "ramp":
+            # In double precision, where t³ cannot overflow however long a stream is.
+            wide = counted = f"{prefix}snnc_times_wide"
+            made.append(helper.make_node("Cast", [times], [wide], name=wide, to=TensorProto.DOUBLE))
+            for power in range(2, self.time_weights.power + 1):
+                factor, counted = counted, f"{prefix}snnc_times_{power}"
+                made.append(helper.make_node("Mul", [factor, wide], [counted], name=counted))
+        elif self.time_weights.kind == "delay":
             skipped = self.constant(f"{prefix}snnc_skipped", self.time_weights.skipped)
             counted = f"{prefix}snnc_counted"
             made.append(helper.make_node("Greater", [times, skipped], [counted], name=counted))
@@ -384,20 +388,26 @@ class _Writer:
         return divisor
 
     def _sum_of_powers(self, steps: str) -> str:
-        """The name of Σ t^p for t from 1 to T: T(T+1)/2, T(T+1)(2T+1)/6, or the square of the first."""
+        """The name of Σ t^P for t from 1 to T, in double precision."""
 
-        def emit(op: str, left: str, right: str, wanted: str) -> str:
+        def emit(op: str, inputs: Sequence[str], wanted: str, **more: int) -> str:
             name = self.name(f"snnc_{wanted}")
-            self.nodes.append(helper.make_node(op, [left, right], [name], name=name))
+            self.nodes.append(helper.make_node(op, inputs, [name], name=name, **more))
             return name
 
-        following = emit("Add", steps, self.constant("snnc_one", 1), "steps_plus_one")
-        product = emit("Mul", steps, following, "steps_product")
+        def number(value: int, wanted: str) -> str:
+            return self.constant(f"snnc_{wanted}_wide", value, np.float64)
+
+        # T(T+1)/2, T(T+1)(2T+1)/6, or the square of the first.
+        last = emit("Cast", [steps], "steps_wide", to=TensorProto.DOUBLE)
+        following = emit("Add", [last, number(1, "one")], "steps_plus_one")
+        product = emit("Mul", [last, following], "steps_product")
         if self.time_weights.power == 2:
-            product = emit("Mul", product, emit("Add", steps, following, "steps_odd"), "steps_cubic")
-            return emit("Div", product, self.constant("snnc_six", 6), "ramp_total")
-        total = emit("Div", product, self.constant("snnc_two", 2), "ramp_total")
-        return emit("Mul", total, total, "ramp_squared") if self.time_weights.power == 3 else total
+            odd = emit("Add", [last, following], "steps_odd")
+            cubic = emit("Mul", [product, odd], "steps_cubic")
+            return emit("Div", [cubic, number(6, "six")], "ramp_total")
+        total = emit("Div", [product, number(2, "two")], "ramp_total")
+        return emit("Mul", [total, total], "ramp_squared") if self.time_weights.power == 3 else total
 
     # --- the three ways ---
 

@@ -64,7 +64,7 @@ class Calibration:
     seed: int
     model_sha256: str
     data_sha256: str = ""
-    tau: float = 300.0
+    tau: float = 500.0
     correction: str = "none"
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     input_scales: Mapping[str, float] = field(default_factory=dict)

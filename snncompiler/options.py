@@ -35,7 +35,7 @@ class Options:
     task: Task = "auto"
     threshold: Method = "auto"
     percentile: float = 99.9
-    tau: float = 300.0
+    tau: float = 500.0
     per_channel: bool | None = None
     alpha: float | Literal["auto"] = 1.0
     correction: Correction = "auto"
@@ -149,7 +149,7 @@ class Options:
             threshold, correction = "percentile", "none"
         elif self.reset == "hard" or self.threshold == "vin-max":
             correction = "none"
-        read_out = "ramp" if classifies and not self.paper else "mean"
+        read_out = "ramp:3" if classifies and not self.paper else "mean"
         return replace(
             self,
             task=task,

@@ -330,22 +330,17 @@ def mean_difference(received: Received, steps: int) -> Floats:
 def correct(received: Received, correction: Correction, steps: int) -> Floats:
     """The schedule [S, C] of a layer; its last row holds for all later steps.
 
-    `schedule`: the best charge for each of the first `steps` steps; then the mean of the second half of
-    them where θ clips the channel's activations, which gives back what clipping takes, and none where
-    it does not.  `bias`: the mean difference to the ANN over `steps` steps, at every step.
-    `potential`: the same charge, all at the first step.
+    `schedule`: the best charge for each of the first `steps` steps, and none later, so that what it adds
+    to the decoded value vanishes as 1/T.  `bias`: the mean difference to the ANN over `steps` steps, at
+    every step.  `potential`: the same charge, all at the first step.
     """
     if correction == "bias":
         return mean_difference(received, steps)[None]
     if correction == "potential":
         charges = steps * mean_difference(received, steps)[None]
-        return np.concatenate([charges, np.zeros_like(charges)])
-    charges = best_schedule(received, steps)
-    # G·(θ/G) may round below θ.
-    theta = received.levels * received.quantum * np.float32(1 + 1e-6)
-    clipped = (received.analog > theta).any(axis=1)
-    held = np.where(clipped, charges[steps // 2 :].mean(axis=0), np.float32(0))
-    return np.concatenate([charges, held[None]])
+    else:
+        charges = best_schedule(received, steps)
+    return np.concatenate([charges, np.zeros_like(charges[:1])])
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Settings:
     """
 
     percentile: float = 99.9
-    tau: float = 300.0
+    tau: float = 500.0
     steps: int = 32
 
 

@@ -381,7 +381,7 @@ def compiled(tmp_path: Path, *options: object, model: Path = CNN) -> CompiledFil
 ACCURACY: dict[str, tuple[Sequence[object], dict[str, str]]] = {
     "nothing": ((), {
         "task": "classification", "threshold": "balance", "correction": "schedule",
-        "readout": "ramp", "neuron": "binary", "encode": "constant", "paper": "false",
+        "readout": "ramp:3", "neuron": "binary", "encode": "constant", "paper": "false",
         "initial": "0.5"}),
     "task": (("--task", "regression"), {
         "task": "regression", "threshold": "max", "correction": "schedule", "readout": "mean"}),

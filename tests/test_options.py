@@ -119,7 +119,7 @@ def test_the_python_function_takes_every_option_with_its_default() -> None:
 RESOLVED: list[tuple[dict[str, Any], str, bool, dict[str, Any]]] = [
     (
         {}, "classification", True,
-        {"threshold": "balance", "correction": "schedule", "readout": "ramp", "initial": 0.5,
+        {"threshold": "balance", "correction": "schedule", "readout": "ramp:3", "initial": 0.5,
          "per_channel": True, "encode": "constant", "strict": False, "task": "classification"},
     ),
     (
@@ -128,10 +128,10 @@ RESOLVED: list[tuple[dict[str, Any], str, bool, dict[str, Any]]] = [
          "per_channel": True, "encode": "constant", "task": "regression"},
     ),
     ({}, "classification", False,
-     {"threshold": "percentile", "correction": "none", "readout": "ramp"}),
+     {"threshold": "percentile", "correction": "none", "readout": "ramp:3"}),
     ({}, "regression", False, {"threshold": "percentile", "correction": "none", "readout": "mean"}),
     ({"reset": "hard"}, "classification", True, {"threshold": "balance", "correction": "none"}),
-    ({"threshold": "vin-max"}, "classification", True, {"correction": "none", "readout": "ramp"}),
+    ({"threshold": "vin-max"}, "classification", True, {"correction": "none", "readout": "ramp:3"}),
     (
         {"paper": True}, "classification", True,
         {"threshold": "vin-max", "correction": "none", "readout": "mean", "initial": 0.0,
@@ -174,7 +174,7 @@ def test_what_was_chosen_is_in_the_file() -> None:
         x = (archive["x"][:32].astype(np.float32) / 16).transpose(0, 3, 1, 2)
     for options, wanted in (
         ({}, {"task": "classification", "threshold": "balance", "correction": "schedule",
-              "readout": "ramp", "initial": "0.5", "encode": "constant", "neuron": "binary"}),
+              "readout": "ramp:3", "initial": "0.5", "encode": "constant", "neuron": "binary"}),
         ({"task": "regression"}, {"task": "regression", "threshold": "max", "readout": "mean"}),
         ({"paper": True}, {"paper": "true", "threshold": "vin-max", "correction": "none",
                            "readout": "mean", "initial": "0.0", "encode": "poisson"}),

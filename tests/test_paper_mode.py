@@ -73,7 +73,7 @@ def test_a_network_of_the_paper_is_compiled_as_the_paper_has_it() -> None:
 
 def test_what_is_given_wins_over_the_paper() -> None:
     given: dict[str, Any] = {"threshold": "max", "encode": "constant", "initial": 0.5,
-        "per_channel": True, "correction": "schedule", "readout": "ramp"}  # fmt: skip
+        "per_channel": True, "correction": "schedule", "readout": "ramp:3"}  # fmt: skip
     x = random(4, 20, 6)
     made = compiled(mlp(), x, **given)
     meta = {p.key.removeprefix("snnc."): p.value for p in made.model.metadata_props}

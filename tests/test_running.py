@@ -134,17 +134,14 @@ def test_every_channel_keeps_nearer_to_the_ann_with_its_charges(kind: str, tempo
     assert error[1] < 0.95 * error[0] and bias[1] < 0.95 * bias[0]
 
 
-def test_a_schedule_ends_in_nothing_where_nothing_is_clipped() -> None:
+def test_a_schedule_ends_in_nothing() -> None:
     layer = received(True)
     one = replace(layer, quantum=layer.quantum * np.array([[2], [0.5], [2]], np.float32))
     assert (one.analog.max(axis=1) > one.quantum[:, 0]).tolist() == [False, True, False]
     charges = correct(one, "schedule", 12)
     assert charges.shape == (13, 3)
     assert np.array_equal(charges[:-1], best_schedule(one, 12))
-    # The second channel is given back what clipping takes, at all later steps.
-    assert charges[-1, 0] == charges[-1, 2] == 0
-    assert charges[-1, 1] == pytest.approx(charges[6:12, 1].mean(), rel=1e-5)
-    assert charges[-1, 1] != 0
+    assert not charges[-1].any()
 
 
 def test_a_dead_channel_is_left_silent() -> None:
