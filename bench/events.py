@@ -4,6 +4,7 @@
                            [--batch 1,16] [--threads 1,2] [--settings default,max] [--repeat 7]
                            [--spikingjelly] [--json FILE]
     python bench/events.py --accuracy [--networks resnet20-jpeg,..] [--limit 1000] [--repeat 7]
+    python bench/events.py --memory [--networks resnet20,..] [--steps 64] [--batch 1,16]
     python bench/events.py --layers [--densities 100,50,20,10,5,2,1,0] [--repeat 9] [--plot FILE]
 
 Networks are the trained ones of the material (the folder SNNC_MATERIAL), on real test images,
@@ -22,6 +23,9 @@ two modes over ours.
 point of the ANN's, the SNN's time there over the ANN's, the T at which they would break even, and
 synaptic operations there over the ANN's multiply-accumulates.
 
+--memory gives the peak resident memory of a fresh process that makes a session, one thread, and runs it
+once.
+
 --layers times one layer, 16 time-steps of one image, random spikes, over onnxruntime's convolution of
 as many images alone, and over that and its neurons in our dense kernel, at every density.
 """
@@ -33,7 +37,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -325,6 +331,55 @@ def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
     return rows
 
 
+# --- memory ---
+
+#: Prints the peak resident memory in KiB.  That of `getrusage` starts with the parent's.
+PEAK = """
+import sys, numpy as np
+from snncompiler.runtime import create_session
+model, feeds, events = sys.argv[1:]
+session = create_session(model, threads=1, native=True, events=events == "True")
+with np.load(feeds) as arrays:
+    session.run(None, dict(arrays))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def memory(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
+    data, source = opened(name, root)
+    images = next(iter(data.test(max(asked.batch)).feeds.values()))
+    model = compile_model(source, Options(), data.calibration(0, CALIBRATION_IMAGES)).model
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file, feeds = Path(folder, "snn.onnx"), Path(folder, "feeds.npz")
+        onnx.save(model, file)
+        for batch in asked.batch:
+            for steps in asked.steps:
+                entry = model.graph.input[0].name
+                np.savez(feeds, **{entry: images[:batch], "snnc_steps": np.array(steps)})
+                peaks = {}
+                for events in (True, False):
+                    command = [sys.executable, "-c", PEAK, str(file), str(feeds), str(events)]
+                    # The same repository as this script, wherever it is called from.
+                    where = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+                    found = subprocess.run(
+                        command, capture_output=True, text=True, check=True, env=where
+                    )
+                    peaks[events] = int(found.stdout) / 1024
+                rows.append(
+                    {
+                        "network": name,
+                        "N": batch,
+                        "T": steps,
+                        "by events, MiB": round(peaks[True]),
+                        "dense, MiB": round(peaks[False]),
+                        "over dense": round(peaks[True] / peaks[False], 2),
+                    }
+                )
+                print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
 # --- single layers ---
 
 
@@ -448,6 +503,7 @@ def main() -> None:
     words = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--layers", action="store_true")
     parser.add_argument("--accuracy", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--spikingjelly", action="store_true")
     parser.add_argument("--networks", type=words, default=list(NETWORKS))
     parser.add_argument("--settings", type=words, default=list(SETTINGS))
@@ -470,7 +526,8 @@ def main() -> None:
         if not entries(root):
             sys.exit("set SNNC_MATERIAL to the folder with the networks and images")
         for name in asked.networks:
-            rows += (meaning if asked.accuracy else network)(name, asked, root)
+            measure = meaning if asked.accuracy else memory if asked.memory else network
+            rows += measure(name, asked, root)
     console = Console(width=200)
     versions = [f"{what} {metadata.version(what)}" for what in ("onnxruntime", "onnx", "numpy")]
     console.print(", ".join([*versions, f"{os.cpu_count()} cores", platform.machine()]))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -63,7 +63,10 @@ class ReadOut:
     def weights(self, times: NDArray[np.int64]) -> NDArray[np.float32]:
         """w_t of the given time-steps, counted from 1."""
         if self.kind == "ramp":
-            return np.prod([times.astype(np.float64)] * self.power, axis=0).astype(np.float32)
+            weights = np.ones(len(times))
+            for _ in range(self.power):
+                weights = weights * times
+            return weights.astype(np.float32)
         return (times > self.skipped).astype(np.float32)
 
     def total(self, steps: int) -> int:
@@ -390,7 +393,7 @@ class _Writer:
     def _sum_of_powers(self, steps: str) -> str:
         """The name of Σ t^P for t from 1 to T, in double precision."""
 
-        def emit(op: str, inputs: Sequence[str], wanted: str, **more: int) -> str:
+        def emit(op: str, inputs: Sequence[str], wanted: str, **more: Any) -> str:
             name = self.name(f"snnc_{wanted}")
             self.nodes.append(helper.make_node(op, inputs, [name], name=name, **more))
             return name
@@ -407,7 +410,9 @@ class _Writer:
             cubic = emit("Mul", [product, odd], "steps_cubic")
             return emit("Div", [cubic, number(6, "six")], "ramp_total")
         total = emit("Div", [product, number(2, "two")], "ramp_total")
-        return emit("Mul", [total, total], "ramp_squared") if self.time_weights.power == 3 else total
+        return (
+            emit("Mul", [total, total], "ramp_squared") if self.time_weights.power == 3 else total
+        )
 
     # --- the three ways ---
 

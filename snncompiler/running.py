@@ -330,9 +330,9 @@ def mean_difference(received: Received, steps: int) -> Floats:
 def correct(received: Received, correction: Correction, steps: int) -> Floats:
     """The schedule [S, C] of a layer; its last row holds for all later steps.
 
-    `schedule`: the best charge for each of the first `steps` steps, and none later, so that what it adds
-    to the decoded value vanishes as 1/T.  `bias`: the mean difference to the ANN over `steps` steps, at
-    every step.  `potential`: the same charge, all at the first step.
+    `schedule`: the best charge for each of the first `steps` steps, and none later, so that what they
+    add to the decoded value vanishes as 1/T.  `bias`: the mean difference to the ANN over `steps` steps,
+    at every step.  `potential`: the same charge, all at the first step.
     """
     if correction == "bias":
         return mean_difference(received, steps)[None]
