@@ -331,8 +331,8 @@ def correct(received: Received, correction: Correction, steps: int) -> Floats:
     """The schedule [S, C] of a layer; its last row holds for all later steps.
 
     `schedule`: the best charge for each of the first `steps` steps, and none later, so that what they
-    add to the decoded value vanishes as 1/T.  `bias`: the mean difference to the ANN over `steps` steps,
-    at every step.  `potential`: the same charge, all at the first step.
+    add to the decoded value vanishes as 1/T.  `bias`: the mean difference to the ANN, over as many
+    steps, at every step.  `potential`: the same charge, all at the first step.
     """
     if correction == "bias":
         return mean_difference(received, steps)[None]
