@@ -53,7 +53,7 @@ def calibrated(
     """Thresholds and corrections for every rectifier: from data, else batch-norm statistics, else
     synthetic input."""
     task = task_of(prepared, options, dataset.labels if dataset else None)
-    options = options.resolved(task, data=dataset is not None)
+    options = options.resolved(task, dataset is not None, calib.depth_of(prepared.graph))
     calibration = Calibration(
         thresholds={},
         method=options.threshold,

@@ -105,6 +105,16 @@ def rectifiers_of(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if rectifier(node) is not None]
 
 
+def depth_of(graph: Graph) -> int:
+    """The most rectifiers on a way from the input to an output."""
+    depths: dict[int, int] = {}
+    for node in graph.nodes:
+        before = max((depths.get(id(tensor), 0) for tensor in node.inputs), default=0)
+        for tensor in node.outputs:
+            depths[id(tensor)] = before + (rectifier(node) is not None)
+    return max((depths.get(id(tensor), 0) for tensor in graph.outputs), default=0)
+
+
 def channels_of(node: Node) -> int:
     """Channels (axis 1) of a rectifier's output; 1 where there is no such axis or it is unknown."""
     shape = node.outputs[0].shape

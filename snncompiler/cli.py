@@ -387,7 +387,10 @@ def compile_command(
         int, typer.Option(help="First steps that --correction schedule corrects.")
     ] = 32,
     readout: Annotated[
-        str, typer.Option(help="mean; ramp:P, step t weighs t^P; or delay:D. Default: by task.")
+        str,
+        typer.Option(
+            help="mean; ramp:P, step t weighs t^P; or delay:D. Default: by task, depth."
+        ),
     ] = "auto",
     neuron: Annotated[
         str,

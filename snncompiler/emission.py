@@ -82,7 +82,8 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
             hint="calibrate this model",
         )
     _check_fit(prepared, calibration)
-    options = options.resolved(task_of(prepared, options, None), data=True)
+    task = task_of(prepared, options, None)
+    options = options.resolved(task, True, calib.depth_of(prepared.graph))
     _check_options(prepared, calibration, options)
     graph = spiking_graph(prepared, calibration, options)
     context = replace(prepared.context, findings=prepared.context.findings)

@@ -135,10 +135,13 @@ class Options:
     def spikes(self) -> Spikes:
         return Spikes.parse(self.neuron)
 
-    def resolved(self, task: Literal["classification", "regression"], data: bool) -> Options:
+    def resolved(
+        self, task: Literal["classification", "regression"], data: bool, depth: int
+    ) -> Options:
         """Everything that was left open, chosen for the task (docs/accuracy.md).
 
         `data`: there is calibration data; without it nothing can be corrected on the running network.
+        `depth`: the most spiking layers on a way through the network.
         """
         classifies = task == "classification"
         threshold: Method = "balance" if classifies else "max"
@@ -149,7 +152,9 @@ class Options:
             threshold, correction = "percentile", "none"
         elif self.reset == "hard" or self.threshold == "vin-max":
             correction = "none"
-        read_out = "ramp:3" if classifies and not self.paper else "mean"
+        # The more layers, the longer the last ones need to find their rate.
+        power = min(depth // LAYERS_PER_POWER, 3) if classifies and not self.paper else 0
+        read_out = f"ramp:{power}" if power else "mean"
         return replace(
             self,
             task=task,
@@ -165,6 +170,8 @@ class Options:
         )
 
 
+#: A class score weighs step t by t^P, with one more P for so many layers (docs/accuracy.md).
+LAYERS_PER_POWER = 5
 _OPTIONAL = ("chunk", "batch", "per_channel", "initial")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("auto", "classification", "regression"),

@@ -87,7 +87,8 @@ def compile_model(
     dataset = None
     if isinstance(calibration, Calibration):
         thresholds = _as_asked(calibration, options)
-        options = options.resolved(task_of(prepared, options, None), data=True)
+        task = task_of(prepared, options, None)
+        options = options.resolved(task, True, calib.depth_of(prepared.graph))
     else:
         if calibration is not None:
             loaded = load_data(calibration, prepared.inputs, preprocess)
@@ -95,7 +96,7 @@ def compile_model(
             dataset = loaded.sample(samples, options.seed)
             _warn_constant(prepared, dataset)
         task = task_of(prepared, options, dataset.labels if dataset else None)
-        options = options.resolved(task, data=dataset is not None)
+        options = options.resolved(task, dataset is not None, calib.depth_of(prepared.graph))
         if options.alpha == "auto":
             if dataset is None or len(dataset) < HELD_OUT:
                 raise UsageError(

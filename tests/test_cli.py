@@ -381,7 +381,7 @@ def compiled(tmp_path: Path, *options: object, model: Path = CNN) -> CompiledFil
 ACCURACY: dict[str, tuple[Sequence[object], dict[str, str]]] = {
     "nothing": ((), {
         "task": "classification", "threshold": "balance", "correction": "schedule",
-        "readout": "ramp:3", "neuron": "binary", "encode": "constant", "paper": "false",
+        "readout": "mean", "neuron": "binary", "encode": "constant", "paper": "false",
         "initial": "0.5"}),
     "task": (("--task", "regression"), {
         "task": "regression", "threshold": "max", "correction": "schedule", "readout": "mean"}),
@@ -723,7 +723,7 @@ TAMPERED: dict[str, tuple[str, Callable[[onnx.ModelProto], object], str]] = {
     "reset beside a schedule": ("cnn", lambda m: set_metadata(m, reset="hard"), "SNNC401"),
     "correction": ("plain", lambda m: set_metadata(m, correction="schedule"), "FAILED"),
     "no correction": ("cnn", lambda m: set_metadata(m, correction="none"), "FAILED"),
-    "read-out": ("cnn", lambda m: set_metadata(m, readout="mean"), "FAILED"),
+    "read-out": ("cnn", lambda m: set_metadata(m, readout="ramp"), "FAILED"),
     "neuron": ("plain", lambda m: set_metadata(m, neuron="burst:2"), "FAILED"),
     "a charge": ("cnn", lambda m: charge_more(m), "FAILED"),
     "steps": ("cnn", lambda m: set_metadata(m, steps="17"), "FAILED"),

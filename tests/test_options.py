@@ -13,9 +13,11 @@ from helpers import Array, parse, random, run_model
 
 import snncompiler
 from snncompiler import calibrating, models, pipeline
+from snncompiler.calibration import depth_of, rectifiers_of
 from snncompiler.compiled import read_compiled
 from snncompiler.errors import UsageError
 from snncompiler.options import MAX_SCHEDULE, Options
+from snncompiler.pipeline import prepare
 from snncompiler.preparation import task_of
 
 RELU = "g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }"
@@ -159,13 +161,27 @@ RESOLVED: list[tuple[dict[str, Any], str, bool, dict[str, Any]]] = [
 def test_what_is_left_open_follows_the_task_and_what_is_given_stays(
     options: dict[str, Any], task: Any, data: bool, wanted: dict[str, Any]
 ) -> None:
-    found = Options(**options).resolved(task, data)
+    found = Options(**options).resolved(task, data, 20)
     assert {name: getattr(found, name) for name in wanted} == wanted
-    assert found.resolved(task, data) == found
+    assert found.resolved(task, data, 20) == found
     left = {f.name for f in fields(Options)} - set(wanted) - {"task", "threshold", "correction",
         "readout", "initial", "per_channel", "encode", "strict"}  # fmt: skip
     for name in left:
         assert getattr(found, name) == getattr(Options(**options), name)
+
+
+def test_deeper_class_scores_weigh_later_steps_more() -> None:
+    depths = (0, 4, 5, 10, 17, 99)
+    chosen = [Options().resolved("classification", True, depth).readout for depth in depths]
+    assert chosen == ["mean", "mean", "ramp:1", "ramp:2", "ramp:3", "ramp:3"]
+
+
+def test_depth_is_that_of_the_longest_way() -> None:
+    text = """g (float[N,4] x) => (float[N,4] y)
+    { a = Relu (x)  b = MatMul (a, w)  c = Relu (b)  s = Add (a, c)  d = Relu (s)  y = Add (d, a) }"""
+    assert depth_of(prepare(parse(text, {"w": random(1, 4, 4)})).graph) == 3
+    digits = prepare(models.path("digits-resnet")).graph
+    assert depth_of(digits) == len(rectifiers_of(digits)) == 5
 
 
 def test_what_was_chosen_is_in_the_file() -> None:
@@ -174,7 +190,7 @@ def test_what_was_chosen_is_in_the_file() -> None:
         x = (archive["x"][:32].astype(np.float32) / 16).transpose(0, 3, 1, 2)
     for options, wanted in (
         ({}, {"task": "classification", "threshold": "balance", "correction": "schedule",
-              "readout": "ramp:3", "initial": "0.5", "encode": "constant", "neuron": "binary"}),
+              "readout": "mean", "initial": "0.5", "encode": "constant", "neuron": "binary"}),
         ({"task": "regression"}, {"task": "regression", "threshold": "max", "readout": "mean"}),
         ({"paper": True}, {"paper": "true", "threshold": "vin-max", "correction": "none",
                            "readout": "mean", "initial": "0.0", "encode": "poisson"}),

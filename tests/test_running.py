@@ -425,7 +425,7 @@ def test_a_schedule_vanishes_as_one_over_t(network: Network) -> None:
     """
     model, x = network.model, network.x
     options = Options(threshold="max", correction="schedule", schedule_steps=4, readout="mean")
-    options = options.resolved("regression", data=True)
+    options = options.resolved("regression", data=True, depth=3)
     prepared = pipeline.prepare(model)
     calibration = pipeline.calibrated(prepared, options, Dataset({"x": x}))
     snn = pipeline.emit(prepared, calibration, options)
