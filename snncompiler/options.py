@@ -152,8 +152,8 @@ class Options:
             threshold, correction = "percentile", "none"
         elif self.reset == "hard" or self.threshold == "vin-max":
             correction = "none"
-        # The more layers, the longer the last ones need to find their rate.
-        power = min(depth // LAYERS_PER_POWER, 3) if classifies and not self.paper else 0
+        # The more layers, the longer the last ones need to find their rate (docs/accuracy.md).
+        power = min(max(depth - 3, 0) // 2, 3) if classifies and not self.paper else 0
         read_out = f"ramp:{power}" if power else "mean"
         return replace(
             self,
@@ -170,8 +170,6 @@ class Options:
         )
 
 
-#: A class score weighs step t by t^P, with one more P for so many layers (docs/accuracy.md).
-LAYERS_PER_POWER = 5
 _OPTIONAL = ("chunk", "batch", "per_channel", "initial")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("auto", "classification", "regression"),

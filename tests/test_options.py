@@ -171,7 +171,7 @@ def test_what_is_left_open_follows_the_task_and_what_is_given_stays(
 
 
 def test_deeper_class_scores_weigh_later_steps_more() -> None:
-    depths = (0, 4, 5, 10, 17, 99)
+    depths = (0, 4, 5, 7, 9, 99)
     chosen = [Options().resolved("classification", True, depth).readout for depth in depths]
     assert chosen == ["mean", "mean", "ramp:1", "ramp:2", "ramp:3", "ramp:3"]
 
