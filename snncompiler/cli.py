@@ -388,9 +388,7 @@ def compile_command(
     ] = 32,
     readout: Annotated[
         str,
-        typer.Option(
-            help="mean; ramp:P, step t weighs t^P; or delay:D. Default: by task, depth."
-        ),
+        typer.Option(help="mean; ramp:P, step t weighs t^P; or delay:D. Default: by task, depth."),
     ] = "auto",
     neuron: Annotated[
         str,
