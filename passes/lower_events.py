@@ -451,6 +451,8 @@ class _Lowering:
                 for part in parts
             ]
             matrix = np.diag(np.concatenate(amplitudes))
+        if all(part.events in self.flat for part in parts):
+            self.flat.add(events)
         channels, levels = sum(p.channels for p in parts), max(p.levels for p in parts)
         return Signal(events, channels, levels, matrix=matrix)
 

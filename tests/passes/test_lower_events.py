@@ -100,6 +100,22 @@ def side() -> onnx.ModelProto:
     return compiled(SIDE, SIDE_WEIGHTS)
 
 
+#: The same without maps; the read-out sums what lies side by side, too.
+ROWS = """g (float[N,6] x) => (float[N,5] y)
+{
+  a = MatMul (x, w)  r = Relu (a)
+  b = MatMul (r, k)  br = Relu (b)  c = MatMul (r, l)  cr = Relu (c)
+  s = Concat <axis = 1> (br, cr)  d = MatMul (s, m)  dr = Relu (d)
+  e = MatMul (dr, o)  f = MatMul (s, p)  y = Add (e, f)
+}"""
+
+
+def rows() -> onnx.ModelProto:
+    shapes = {"w": (6, 8), "k": (8, 7), "l": (8, 9), "m": (16, 6), "o": (6, 5), "p": (16, 5)}
+    weights = {name: random(i, *shape) / 2 for i, (name, shape) in enumerate(shapes.items())}
+    return compiled(ROWS, weights)
+
+
 def beside() -> onnx.ModelProto:
     weights = {
         "a": random(1, 8, 2, 3, 3) / 3,
@@ -112,7 +128,7 @@ def beside() -> onnx.ModelProto:
     return compiled(BESIDE, weights)
 
 
-NETWORKS = {"residual": residual, "pooled": pooled, "side": side, "beside": beside}
+NETWORKS = {"residual": residual, "pooled": pooled, "side": side, "beside": beside, "rows": rows}
 
 
 def compiled(text: str, weights: dict[str, Array], **options: Any) -> onnx.ModelProto:
