@@ -45,7 +45,7 @@ def errors(
     prepared = pipeline.prepare(model, allow_analog=analog)
     options = Options(
         threshold="max", correction="none", readout="mean", allow_analog=analog
-    ).resolved("regression", data=True)
+    ).resolved("regression", data=True, depth=0)
     used = data or Dataset(pipeline.synthetic_feeds(prepared, 2, 0))
     snn = pipeline.emit(prepared, pipeline.calibrated(prepared, options, used), options)
     run = used if data else used.head(1)
