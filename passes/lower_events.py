@@ -701,18 +701,14 @@ class _Lowering:
             return self.emit(self.before, "Unsqueeze", [name, axes], wanted)
         return self.emit(self.before, "Transpose", [name], wanted, perm=_TO_LAST)
 
-    def lowered(self, concat: onnx.NodeProto) -> Signal | None:
-        """Spike trains side by side, where all of them are those of lowered layers."""
-        if all(name in self.signals for name in concat.input):
-            return self.signal(concat.output[0])
-        return None
-
     def max_pool(self, node: onnx.NodeProto) -> None:
         """Exact max pooling, on bytes."""
         signal = self.signals.get(node.input[0])
         maker = self.maker.get(node.input[0])
         if maker is not None and maker.op_type == "Concat":
-            signal = self.lowered(maker)
+            # Side by side, where all of them are those of lowered layers.
+            known = all(name in self.signals for name in maker.input)
+            signal = self.signal(node.input[0]) if known else None
         attributes = _attributes(node)
         kernel = list(attributes["kernel_shape"])
         if signal is None or signal.matrix is not None or signal.stride != (1, 1) or signal.flat:

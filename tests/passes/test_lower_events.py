@@ -176,7 +176,11 @@ def test_every_layer_is_lowered() -> None:
         "EventConvAdd",
         "EventConvPair",
     ]
-    assert operators(lower_events(beside())) == ["EventNeuron", *["EventConv"] * 4]
+    lowered = lower_events(beside())
+    assert operators(lowered) == ["EventNeuron", *["EventConv"] * 4]
+    loop = next(node for node in lowered.model.graph.node if node.op_type == "Loop")
+    used = {node.op_type for entry in loop.attribute for node in entry.g.node}
+    assert {"EventMaxPool", "EventSumPool", "Concat"} <= used and "SpikeMaxPool" not in used
     lowered = lower_events(pooled())
     assert operators(lowered) == ["EventNeuron", *["EventConv"] * 4]
     loop = next(node for node in lowered.model.graph.node if node.op_type == "Loop")
