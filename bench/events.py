@@ -71,6 +71,9 @@ ANN_BATCHES = (1, 4, 16)
 CALIBRATION_IMAGES = 128
 #: How often a turn runs at least: this long in seconds.
 TURN_SECONDS = 0.1
+#: Before a turn, where there are several threads: those of another session spin for a while (here
+#: 30 ms) when they have nothing to do, and would take a core from this one.
+PAUSE_SECONDS = 0.2
 LAYER_STEPS = 16
 #: --accuracy evaluates at these, and times so many.
 ACCURACY_STEPS, TIMED_STEPS = (4, 8, 16, 32, 64, 128), 32
@@ -116,6 +119,8 @@ def turns(runs: dict[str, Run], repeat: int, threads: int) -> dict[str, list[flo
     found: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeat + 1):
         for name, run in runs.items():
+            if threads > 1:
+                time.sleep(PAUSE_SECONDS)
             spent = seconds(run, clock)
             if turn:
                 found[name].append(spent)
@@ -229,8 +234,9 @@ def over_spikingjelly(
             continue
         mine = []
         for _ in range(asked.repeat + 1):
+            time.sleep(PAUSE_SECONDS)
             mine.append(seconds(run, time.perf_counter))
-            cell.turn()
+            cell.turn()  # pauses before
         cell.close()
         other = [row[str(batch)] for row in cell.turns]
         if len(other) < 2:

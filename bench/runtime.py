@@ -71,6 +71,9 @@ ANN_BATCHES = (1, 2, 4, 8, 16)
 CALIBRATION_IMAGES = 8
 #: How long a turn runs, for each batch size, in seconds; at least one run.
 TURN_SECONDS = 0.2
+#: Before a turn: the threads of onnxruntime and of PyTorch spin for a while when they have nothing to
+#: do, and would take a core from the next cell.
+PAUSE_SECONDS = 0.2
 #: Limits in seconds: to set a cell up; of all its turns (it then stops); and of creating one session
 #: (`steps` takes a time of order T²).
 SETUP_LIMIT, CELL_LIMIT, SESSION_LIMIT = 120, 120, 60
@@ -258,6 +261,7 @@ class Cell:
         if self.reason:
             return
         assert self.process.stdin
+        time.sleep(PAUSE_SECONDS)
         started = time.perf_counter()
         try:
             self.process.stdin.write("\n")

@@ -51,6 +51,31 @@ def digits(**options: Any) -> onnx.ModelProto:
     return compile_text(onnx.load(RESNET), images(32), **{"steps": 8, **options})
 
 
+@needs_library
+def test_a_session_leaves_no_file_behind_and_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, feeds = digits(), {"input": images(8)}
+    wanted = create_session(model, native=True).run(None, feeds)[0]
+    seen: list[str] = []
+    write = Path.write_bytes
+
+    def noted(path: Path, content: bytes) -> int:
+        seen.append(path.name)
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", noted)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    session = create_session(model, native=True)
+    assert seen == ["lowered.onnx"] and not list(tmp_path.iterdir())
+    assert np.array_equal(session.run(None, feeds)[0], wanted)
+    # A machine without a place for files.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    without = create_session(model, native=True)
+    assert seen == ["lowered.onnx"]
+    assert np.array_equal(without.run(None, feeds)[0], wanted)
+
+
 def compiled_beside(**options: Any) -> Compiled:
     return compile_model(beside(), Options(steps=6, **options), random(4, 8, 2, 6, 6))
 
