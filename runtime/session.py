@@ -55,7 +55,8 @@ def create_session(
     installed for the device; without it, the function bodies in the model run.
     `events` lets the native library compute on the CPU by events, where a compiled network has layers
     for which there is such a form (`snncompiler.passes.lower_events`); sums are then made in another
-    order than by onnxruntime's convolutions.  False leaves every layer as it stands in the file.
+    order than by onnxruntime's convolutions, and the session, made from a file that is gone afterwards,
+    cannot change its providers (`set_providers`).  False leaves every layer as it stands in the file.
     Raises EnvironmentMissing for what is missing or broken.
     """
     if device not in ("cpu", "cuda", "auto") or native not in (True, False, "auto"):

@@ -51,31 +51,6 @@ def digits(**options: Any) -> onnx.ModelProto:
     return compile_text(onnx.load(RESNET), images(32), **{"steps": 8, **options})
 
 
-@needs_library
-def test_a_session_leaves_no_file_behind_and_needs_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, feeds = digits(), {"input": images(8)}
-    wanted = create_session(model, native=True).run(None, feeds)[0]
-    seen: list[str] = []
-    write = Path.write_bytes
-
-    def noted(path: Path, content: bytes) -> int:
-        seen.append(path.name)
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", noted)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    session = create_session(model, native=True)
-    assert seen == ["lowered.onnx"] and not list(tmp_path.iterdir())
-    assert np.array_equal(session.run(None, feeds)[0], wanted)
-    # A machine without a place for files.
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    without = create_session(model, native=True)
-    assert seen == ["lowered.onnx"]
-    assert np.array_equal(without.run(None, feeds)[0], wanted)
-
-
 def compiled_beside(**options: Any) -> Compiled:
     return compile_model(beside(), Options(steps=6, **options), random(4, 8, 2, 6, 6))
 
@@ -111,6 +86,31 @@ def test_a_lowered_file_is_what_a_session_makes_of_the_portable_one(
         for events in (True, False):
             session = create_session(lowered, native=True, threads=threads, events=events)
             assert np.array_equal(session.run(None, x)[0], by_itself)
+
+
+@needs_library
+def test_a_session_leaves_no_file_behind_and_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, feeds = digits(), {"input": images(8)}
+    wanted = create_session(model, native=True).run(None, feeds)[0]
+    seen: list[str] = []
+    write = Path.write_bytes
+
+    def noted(path: Path, content: bytes) -> int:
+        seen.append(path.name)
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", noted)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    session = create_session(model, native=True)
+    assert seen == ["lowered.onnx"] and not list(tmp_path.iterdir())
+    assert np.array_equal(session.run(None, feeds)[0], wanted)
+    # A machine without a place for files.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    without = create_session(model, native=True)
+    assert seen == ["lowered.onnx"]
+    assert np.array_equal(without.run(None, feeds)[0], wanted)
 
 
 @pytest.mark.parametrize("options", [{}, {"unroll": "loop"}], ids=str)
