@@ -81,7 +81,8 @@ def create_session(
         content = _by_events(source) if by_events else None
         if content is None:
             return ort.InferenceSession(source, options, providers=providers)
-        # A plan for all tensors of a run at once takes a third more memory, and is no faster.
+        # A plan for all tensors of a run at once takes up to a third more memory, and is no faster
+        # (docs/performance.md).
         options.enable_mem_pattern = False
         with ExitStack() as until_read:
             # onnxruntime keeps bytes as long as the session, but reads a file once.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from helpers import Array, codes, compile_text, parse, random
 from test_cli import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, set_metadata, snnc
@@ -89,28 +90,38 @@ def test_a_lowered_file_is_what_a_session_makes_of_the_portable_one(
 
 
 @needs_library
-def test_a_session_leaves_no_file_behind_and_needs_none(
+def test_a_session_by_events_holds_no_copy_of_the_model_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, feeds = digits(), {"input": images(8)}
     wanted = create_session(model, native=True).run(None, feeds)[0]
-    seen: list[str] = []
-    write = Path.write_bytes
+    given: list[Any] = []
 
-    def noted(path: Path, content: bytes) -> int:
-        seen.append(path.name)
-        return write(path, content)
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc, unused-ignore]
+        def __init__(self, source: Any, *arguments: Any, **more: Any) -> None:
+            given.append(source)
+            super().__init__(source, *arguments, **more)
 
-    monkeypatch.setattr(Path, "write_bytes", noted)
+    def cut_short(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     session = create_session(model, native=True)
-    assert seen == ["lowered.onnx"] and not list(tmp_path.iterdir())
+    assert isinstance(given[-1], str) and Path(given[-1]).is_relative_to(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not session.get_session_options().enable_mem_pattern
     assert np.array_equal(session.run(None, feeds)[0], wanted)
-    # A machine without a place for files.
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    without = create_session(model, native=True)
-    assert seen == ["lowered.onnx"]
-    assert np.array_equal(without.run(None, feeds)[0], wanted)
+    # Where no file can be written, or not all of it: the bytes themselves.
+    for broken in (
+        (Path, "write_bytes", cut_short),
+        ("tempfile.tempdir", str(tmp_path / "absent")),
+    ):
+        monkeypatch.setattr(*broken)
+        session = create_session(model, native=True)
+        assert isinstance(given[-1], bytes) and not list(tmp_path.iterdir())
+        assert np.array_equal(session.run(None, feeds)[0], wanted)
 
 
 @pytest.mark.parametrize("options", [{}, {"unroll": "loop"}], ids=str)
