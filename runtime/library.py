@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 #: Names a library file to use instead of the installed one.
 LIBRARY_VARIABLE = "SNNC_LIBRARY"
+#: Names the best instruction set that CPU kernels may use; the library reads it once.
+ISA_VARIABLE = "SNNC_MAX_ISA"
+ISAS = ("generic", "avx2", "avx512", "amx")
 #: The version of onnxruntime's C API that the library asks for.
 API_VERSION = 18
 REMEDY = "build it with `python -m snncompiler.runtime.build`"
@@ -95,11 +98,18 @@ def register(session_options: onnxruntime.SessionOptions) -> bool:
     """Makes the native kernels available to sessions with these options.
 
     Returns whether there is a library.  Registering the same options again does nothing.
-    Raises EnvironmentMissing where there is a library but it is broken.
+    Raises EnvironmentMissing where there is a library but it is broken, or where $SNNC_MAX_ISA names
+    no instruction set.
     """
     path = library_path()
     if path is None:
         return False
+    named = os.environ.get(ISA_VARIABLE)
+    if named and named not in ISAS:
+        raise EnvironmentMissing(
+            f"{ISA_VARIABLE} is '{named}', which is not one of {', '.join(ISAS)}",
+            hint=f"correct or unset {ISA_VARIABLE}",
+        )
     if session_options in _registered:
         return True
     inspect_library(path)

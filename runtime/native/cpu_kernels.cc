@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -9,6 +10,11 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define SNNC_X86 1
+#endif
+#ifdef SNNC_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 // The bodies are written once, as plain loops that the compiler vectorizes.  A body is inlined into
@@ -949,17 +955,37 @@ SNNC_AVX512 void pool_avx512(const PoolTask<T>& task, std::int64_t plane, float*
 }
 #endif
 
-Isa detect_isa() {
-#ifdef SNNC_X86
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Isa::avx512;
-  }
-  if (avx2) return Isa::avx2;
+#ifdef SNNC_AMX
+/// Whether the processor has tiles of 8-bit integers and the kernel lets this process use them.
+bool has_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned tile_and_int8 = 3u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tile_and_int8) != tile_and_int8) return false;
+  constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
 #endif
-  return Isa::generic;
+
+Isa detect_isa() {
+  Isa isa = Isa::generic;
+#ifdef SNNC_X86
+  const char* const named = std::getenv("SNNC_MAX_ISA");
+  const auto allowed = [named](const char* name) { return !named || std::strcmp(named, name); };
+  __builtin_cpu_init();
+  if (!allowed("generic") || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("f16c")) {
+    return isa;
+  }
+  isa = Isa::avx2;
+  if (!allowed("avx2") || !__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return isa;
+  }
+  isa = Isa::avx512;
+#ifdef SNNC_AMX
+  if (allowed("avx512") && has_tiles()) isa = Isa::amx;
+#endif
+#endif
+  return isa;
 }
 
 }  // namespace
@@ -972,7 +998,7 @@ Isa best_isa() {
 template <typename T>
 void neuron(const NeuronTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
 #ifdef SNNC_X86
-  if (isa == Isa::avx512) return neuron_avx512(task, first, count);
+  if (isa >= Isa::avx512) return neuron_avx512(task, first, count);
   if (isa == Isa::avx2) return neuron_avx2(task, first, count);
 #endif
   (void)isa;
@@ -982,7 +1008,7 @@ void neuron(const NeuronTask<T>& task, std::int64_t first, std::int64_t count, I
 template <typename T>
 void scheduled(const ScheduledTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
 #ifdef SNNC_X86
-  if (isa == Isa::avx512) return scheduled_avx512(task, first, count);
+  if (isa >= Isa::avx512) return scheduled_avx512(task, first, count);
   if (isa == Isa::avx2) return scheduled_avx2(task, first, count);
 #endif
   (void)isa;
@@ -992,7 +1018,7 @@ void scheduled(const ScheduledTask<T>& task, std::int64_t first, std::int64_t co
 template <typename T>
 void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
 #ifdef SNNC_X86
-  if (isa == Isa::avx512) return sum_avx512(task, first, count);
+  if (isa >= Isa::avx512) return sum_avx512(task, first, count);
   if (isa == Isa::avx2) return sum_avx2(task, first, count);
 #endif
   (void)isa;
@@ -1002,7 +1028,7 @@ void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count, Is
 template <typename T>
 void analog(const AnalogTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
 #ifdef SNNC_X86
-  if (isa == Isa::avx512) return analog_avx512(task, first, count);
+  if (isa >= Isa::avx512) return analog_avx512(task, first, count);
   if (isa == Isa::avx2) return analog_avx2(task, first, count);
 #endif
   (void)isa;
@@ -1012,7 +1038,7 @@ void analog(const AnalogTask<T>& task, std::int64_t first, std::int64_t count, I
 template <typename T>
 void poisson(const PoissonTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
 #ifdef SNNC_X86
-  if (isa == Isa::avx512) return poisson_avx512(task, first, count);
+  if (isa >= Isa::avx512) return poisson_avx512(task, first, count);
   if (isa == Isa::avx2) return poisson_avx2(task, first, count);
 #endif
   (void)isa;
@@ -1026,7 +1052,7 @@ std::int64_t pool_scratch(const Window& window) {
 template <typename T>
 void pool(const PoolTask<T>& task, std::int64_t plane, float* scratch, Isa isa) {
 #ifdef SNNC_X86
-  if (isa == Isa::avx512) return pool_avx512(task, plane, scratch);
+  if (isa >= Isa::avx512) return pool_avx512(task, plane, scratch);
   if (isa == Isa::avx2) return pool_avx2(task, plane, scratch);
 #endif
   (void)isa;

@@ -4,16 +4,23 @@
 
 #include "tasks.h"
 
+// A compiler with these headers comes with an assembler that knows the instructions.
+#if defined(__x86_64__) && defined(__linux__)
+#if __has_include(<amxint8intrin.h>) || __has_include(<amxintrin.h>)
+#define SNNC_AMX 1
+#endif
+#endif
+
 namespace snnc::cpu {
 
 /// Neurons that are taken through all time-steps together: their membrane potentials and
 /// thresholds stay in the L1 cache meanwhile.
 constexpr std::int64_t block = 2048;
 
-/// The instruction sets that have kernels, best last.
-enum class Isa { generic, avx2, avx512 };
+/// The instruction sets that have kernels, best last.  `amx` is AVX-512 with tiles of 8-bit integers.
+enum class Isa { generic, avx2, avx512, amx };
 
-/// The best instruction set of this machine.
+/// The best instruction set of this machine, at most the one that SNNC_MAX_ISA names.
 Isa best_isa();
 
 /// The neurons [first, first + count) of a task; count is at most `block`.

@@ -4,14 +4,17 @@
 // A byte may count several spikes, which is what average pooling leaves behind.  Membranes and
 // static currents are float32, `[samples, height, width, channels]`.
 //
-// The currents of a neuron come from the same packed weights in one of three ways:
+// The currents of a neuron come from packed weights in one of four ways:
 // events  the weight rows of the spikes that it sees are added up, the others are not touched;
 // tables  for narrow layers: eight inputs at a time choose one of 256 sums made beforehand;
-// dense   all rows, by multiplication, for layers in which nearly everything fires.
+// dense   all rows, by multiplication, for layers in which nearly everything fires;
+// digits  where the processor has tiles of 8-bit integers (AMX): a spike is a byte already, a weight is
+//         three signed digits of 8 bits, and their products add up exactly, many at a time.
 // Events and dense arithmetic add in one order and, for spikes of 0 and 1, multiply by these only, so
 // they give the same bits, and the choice between them may follow the activity.  Tables add in another
-// order; a layer has them or has not.  Nothing depends on the number of threads or on the instruction
-// set.  Counts above 1, as sum pooling makes, are an exception where weights round: events add a weight
+// order, and digits round a weight to 2^-24 of the largest one of its channel and nothing else; a layer
+// has them or has not.  Nothing depends on the number of threads, nor on the instruction set but for
+// digits.  Counts above 1, as sum pooling makes, are an exception where weights round: events add a weight
 // several times, and a multiplication may be fused with its addition.
 #pragma once
 
@@ -72,9 +75,10 @@ using Buffer = std::unique_ptr<T[], Free>;
 /// The weights of a group of output channels, packed; what stays between calls.
 struct Weights {
   /// `from[i]` of source i is `[kernel height, kernel width, channels, out_channels]`, of a depthwise
-  /// layer, which has one source, `[kernel height, kernel width, out_channels]`.
+  /// layer, which has one source, `[kernel height, kernel width, out_channels]`.  `isa` is the one
+  /// that they are for.
   Weights(const std::vector<Source>& sources, bool depthwise, std::int64_t out_channels,
-          const float* const* from);
+          const float* const* from, Isa isa = best_isa());
 
   bool depthwise;
   std::int64_t channels;
@@ -82,16 +86,20 @@ struct Weights {
   std::int64_t blocks;  // of channels, each with its own rows
   std::int64_t rows;    // one row of zeros follows them
   std::int64_t first_row[max_sources];  // of each source
-  Buffer<float> values;                 // [blocks, rows + 1, width]
+  Buffer<float> values;                 // [blocks, rows + 1, width], or none
   Buffer<float> tables;                 // [blocks, table_rows, width], or none
   std::int64_t table_rows;
   std::int64_t first_table_row[max_sources];
+  Buffer<std::int8_t> digits;  // [units of all blocks, panels, digits, panel], or none
+  Buffer<float> scales;        // of the digits: [channels, in sixteens]
+  std::int64_t panels;         // of 64 inputs
 
   std::int64_t width() const { return 16 * units; }
 
  private:
   void pack(const std::vector<Source>& sources, const float* const* from);
   void make_tables(const std::vector<Source>& sources);
+  bool make_digits(const std::vector<Source>& sources, const float* const* from);
 };
 
 /// A group of output channels of a call: of the output's `pixel` channels those from `offset` on.

@@ -1,6 +1,6 @@
 // Runs the event kernels of every instruction set of this machine, in every way and cut into parts,
-// against plain loops, and prints how many cases agreed.  Weights are sixteenths, so that sums are
-// exact in any order.  Also run under the sanitizers.
+// against plain loops, and prints how many cases agreed.  Weights are multiples of 2^-12, and all else
+// of 1/16, so that sums are exact in any order.  Also run under the sanitizers.
 
 #include <algorithm>
 #include <cstdio>
@@ -109,7 +109,8 @@ void print(const events::Source& s) {
 
 std::vector<cpu::Isa> instruction_sets() {
   std::vector<cpu::Isa> all;
-  for (const cpu::Isa isa : {cpu::Isa::generic, cpu::Isa::avx2, cpu::Isa::avx512}) {
+  for (const cpu::Isa isa :
+       {cpu::Isa::generic, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::amx}) {
     if (isa <= cpu::best_isa()) all.push_back(isa);
   }
   return all;
@@ -192,7 +193,7 @@ Result plain(const Layer& layer) {
 }
 
 /// The weights of every group, packed.
-std::vector<events::Weights> pack(const Layer& layer) {
+std::vector<events::Weights> pack(const Layer& layer, cpu::Isa isa) {
   std::vector<events::Weights> packed;
   const std::size_t groups = layer.depthwise() ? 1 : static_cast<std::size_t>(layer.group);
   const std::int64_t each = layer.channels / static_cast<std::int64_t>(groups);
@@ -208,7 +209,7 @@ std::vector<events::Weights> pack(const Layer& layer) {
       parts.push_back(std::move(part));
     }
     for (const Floats& part : parts) from.push_back(part.data());
-    packed.emplace_back(layer.sources, layer.depthwise(), each, from.data());
+    packed.emplace_back(layer.sources, layer.depthwise(), each, from.data(), isa);
   }
   return packed;
 }
@@ -274,30 +275,39 @@ void expect_same(const Result& got, const Result& wanted, const char* what, cons
   std::exit(1);
 }
 
+/// The ways that there are with these weights: digits are the only one where a layer has them.
+std::vector<Way> ways(const std::vector<events::Weights>& packed) {
+  if (packed[0].digits) return {Way::choose};
+  return {Way::choose, Way::events, Way::dense};
+}
+
 /// All instruction sets in all ways.
 void check(Layer layer) {
-  const std::vector<events::Weights> packed = pack(layer);
   const Result wanted = plain(layer);
   for (const cpu::Isa isa : instruction_sets()) {
-    for (const Way way : {Way::choose, Way::events, Way::dense}) {
-      expect_same(run(layer, packed, way, isa), wanted, "sixteenths", layer, way, isa);
+    const std::vector<events::Weights> packed = pack(layer, isa);
+    for (const Way way : ways(packed)) {
+      expect_same(run(layer, packed, way, isa), wanted, "exact", layer, way, isa);
     }
   }
   for (const events::Source& source : layer.sources) {
     if (source.levels > 1) return;
   }
-  // Where sums round: the same order by events and densely, and in every instruction set.
+  // Where sums round: the same order by events and densely, and in every instruction set.  Digits are
+  // the same however the call is cut into parts.
   for (Floats& weights : layer.from) {
     for (float& w : weights) w *= 1 + static_cast<float>(random_bits()) / (1 << 24);
   }
-  const std::vector<events::Weights> rounding = pack(layer);
+  const std::vector<events::Weights> rounding = pack(layer, cpu::Isa::generic);
   const Result tables = run(layer, rounding, Way::choose, cpu::Isa::generic);
   const Result rows = run(layer, rounding, Way::events, cpu::Isa::generic);
   for (const cpu::Isa isa : instruction_sets()) {
-    for (const Way way : {Way::choose, Way::events, Way::dense}) {
-      const bool by_tables = way == Way::choose && rounding[0].tables;
-      expect_same(run(layer, rounding, way, isa), by_tables ? tables : rows, "rounding", layer, way,
-                  isa);
+    const std::vector<events::Weights> packed = pack(layer, isa);
+    const bool digits = packed[0].digits != nullptr;
+    for (const Way way : ways(packed)) {
+      const bool by_tables = way == Way::choose && packed[0].tables;
+      const Result again = digits ? run(layer, packed, way, isa) : by_tables ? tables : rows;
+      expect_same(run(layer, packed, way, isa), again, "rounding", layer, way, isa);
     }
   }
 }
@@ -335,7 +345,9 @@ void fill(Layer& layer, double density) {
   for (const events::Source& source : layer.sources) {
     const std::int64_t pixels = layer.steps * layer.samples * source.in[0] * source.in[1];
     layer.spikes.push_back(random_spikes(pixels * source.pixel, density, source.levels));
-    layer.from.push_back(sixteenths(source.rows() * layer.channels));
+    Floats weights = sixteenths(source.rows() * layer.channels, -4096, 4096);
+    for (float& w : weights) w /= 256;
+    layer.from.push_back(std::move(weights));
   }
   const std::int64_t channels = layer.channels, all = layer.places() * channels;
   layer.current_spread = one_in(2);
@@ -392,7 +404,8 @@ void large_layers() {
   };
   for (const Extent& extent : {Extent{3, 16, 2, 80, 17}, Extent{3, 16, 2, 300, 17},
                                Extent{3, 130, 2, 80, 17}, Extent{3, 130, 2, 300, 17},
-                               Extent{130, 130, 2, 5, 5}, Extent{64, 80, 4, 3, 17}}) {
+                               Extent{130, 130, 2, 5, 5}, Extent{64, 80, 4, 3, 17},
+                               Extent{130, 40, 2, 20, 17}}) {
     Layer layer;
     layer.channels = extent.out;
     layer.out[0] = extent.height;
