@@ -62,7 +62,7 @@ from snncompiler.options import Options
 from snncompiler.pipeline import compile_model
 from snncompiler.plots import new_figure, save_figure
 from snncompiler.report import table
-from snncompiler.runtime import create_session
+from snncompiler.runtime import create_session, library
 
 Row = dict[str, Any]
 Run = Callable[[], object]
@@ -342,7 +342,7 @@ def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
 #: Prints the peak resident memory in KiB.  That of `getrusage` starts with the parent's.
 PEAK = """
 import sys, numpy as np
-from snncompiler.runtime import create_session
+from snncompiler.runtime import create_session, library
 model, feeds, events = sys.argv[1:]
 session = create_session(model, threads=1, native=True, events=events == "True")
 with np.load(feeds) as arrays:
@@ -536,7 +536,12 @@ def main() -> None:
             rows += measure(name, asked, root)
     console = Console(width=200)
     versions = [f"{what} {metadata.version(what)}" for what in ("onnxruntime", "onnx", "numpy")]
-    console.print(", ".join([*versions, f"{os.cpu_count()} cores", platform.machine()]))
+    machine = [
+        f"{os.cpu_count()} cores",
+        platform.machine(),
+        f"kernels: {library.cpu_isa() or '-'}",
+    ]
+    console.print(", ".join([*versions, *machine]))
     titles = list(dict.fromkeys(key for row in rows for key in row))
     console.print(table("", titles, [[str(row.get(key, "-")) for key in titles] for row in rows]))
     if asked.json:

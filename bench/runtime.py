@@ -472,7 +472,10 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 
 def environment() -> dict[str, str]:
     """The processor, and the versions of what is measured."""
-    found = {"cpu": cpu_name(), "cores": str(os.cpu_count()), "Python": platform.python_version()}
+    from snncompiler.runtime import library
+
+    found = {"cpu": cpu_name(), "kernels": library.cpu_isa() or "-", "cores": str(os.cpu_count())}
+    found["Python"] = platform.python_version()
     for package in ("onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "torch", "spikingjelly"):
         try:
             found[package] = metadata.version(package)

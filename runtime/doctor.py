@@ -30,6 +30,7 @@ def doctor() -> dict[str, Any]:
             "onnxruntime": None,
         },
         "machine": platform.machine(),
+        "isa": None,
         "library": _library(missing),
         "cuda": {
             "kernels_built": False,
@@ -40,6 +41,10 @@ def doctor() -> dict[str, Any]:
         "compilers": {"c++": build.find_cxx(), "nvcc": build.find_nvcc()},
         "missing": missing,
     }
+    try:
+        report["isa"] = library.cpu_isa()
+    except SnncError as error:
+        _note(missing, error)
     report["cuda"]["kernels_built"] = bool(report["library"]["build"].get("cuda"))
     try:
         ort = import_onnxruntime()
@@ -95,7 +100,8 @@ def _library(missing: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _note(missing: list[dict[str, str]], error: SnncError) -> None:
-    missing.extend({"what": f.message, "remedy": f.hint} for f in error.findings)
+    found = [{"what": f.message, "remedy": f.hint} for f in error.findings]
+    missing.extend(entry for entry in found if entry not in missing)
 
 
 def _driver() -> bool:

@@ -52,6 +52,41 @@ def library_path() -> Path | None:
     return path if path.is_file() else None
 
 
+def check_isa() -> None:
+    """Raises EnvironmentMissing where $SNNC_MAX_ISA names no instruction set."""
+    named = os.environ.get(ISA_VARIABLE)
+    if named and named not in ISAS:
+        raise EnvironmentMissing(
+            f"{ISA_VARIABLE} is '{named}', which is not one of {', '.join(ISAS)}",
+            hint=f"correct or unset {ISA_VARIABLE}",
+        )
+
+
+def cpu_isa() -> str | None:
+    """The best instruction set that the CPU kernels find here, one of ISAS; None where it is not known.
+
+    By the rule of `detect_isa` in cpu_kernels.cc, from what Linux says of the processor.
+    Raises EnvironmentMissing as `check_isa`.
+    """
+    check_isa()
+    info = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not info.is_file():
+        return None
+    lines = info.read_text().splitlines()
+    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+    needed: tuple[set[str], ...] = (
+        set(),
+        {"avx2", "f16c"},
+        {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        {"amx_tile", "amx_int8"},
+    )
+    most = ISAS.index(os.environ.get(ISA_VARIABLE) or ISAS[-1])
+    best = 0
+    while best < most and needed[best + 1] <= flags:
+        best += 1
+    return ISAS[best]
+
+
 def inspect_library(path: Path) -> dict[str, Any]:
     """How the library in a file was built.
 
@@ -104,12 +139,7 @@ def register(session_options: onnxruntime.SessionOptions) -> bool:
     path = library_path()
     if path is None:
         return False
-    named = os.environ.get(ISA_VARIABLE)
-    if named and named not in ISAS:
-        raise EnvironmentMissing(
-            f"{ISA_VARIABLE} is '{named}', which is not one of {', '.join(ISAS)}",
-            hint=f"correct or unset {ISA_VARIABLE}",
-        )
+    check_isa()
     if session_options in _registered:
         return True
     inspect_library(path)

@@ -984,6 +984,10 @@ def doctor_command(as_json: Json = False, debug: Debug = False) -> None:
         return
     console = _console()
     rows = [(name, version or "missing") for name, version in content["versions"].items()]
+    rows += [
+        ("machine", content["machine"]),
+        ("instruction set of CPU kernels", content["isa"] or "-"),
+    ]
     for part in ("library", "cuda", "compilers"):
         for key, value in content[part].items():
             items = value.items() if isinstance(value, dict) else [("", value)]

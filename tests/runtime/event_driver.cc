@@ -514,5 +514,5 @@ int main() {
   }
   large_layers();
   for (int i = 0; i < 400; ++i) random_pool();
-  std::printf("%d cases\n", cases);
+  std::printf("%d cases, best instruction set %d\n", cases, int(cpu::best_isa()));
 }

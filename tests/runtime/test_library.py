@@ -21,7 +21,7 @@ from one_node import assert_same_bits, one_node, run, session
 from snncompiler import dialect
 from snncompiler.errors import EnvironmentMissing, UsageError
 from snncompiler.runtime import build, create_session, doctor, library_path, reference, register
-from snncompiler.runtime.library import LIBRARY_VARIABLE, inspect_library
+from snncompiler.runtime.library import ISAS, LIBRARY_VARIABLE, cpu_isa, inspect_library
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -414,6 +414,25 @@ def test_doctor(library: Path) -> None:
     assert report["library"]["older_than_its_sources"] is False
     assert report["library"]["build"]["machine"] == platform.machine()
     assert report["versions"]["onnxruntime"] == ort.__version__
+
+
+def test_the_best_instruction_set_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SNNC_MAX_ISA", raising=False)
+    best = cpu_isa()
+    if best is None:
+        pytest.skip("the instruction set is not known here")
+    monkeypatch.setenv("SNNC_MAX_ISA", "avx2")
+    assert cpu_isa() == min(best, "avx2", key=ISAS.index)
+    monkeypatch.setenv("SNNC_MAX_ISA", "generic")
+    assert cpu_isa() == doctor()["isa"] == "generic"
+
+
+@pytest.mark.usefixtures("library")
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNNC_MAX_ISA", "avx1024")
+    with pytest.raises(EnvironmentMissing, match="generic, avx2, avx512, amx"):
+        create_session(NEURON, native=True)
+    assert any("avx1024" in entry["what"] for entry in doctor()["missing"])
 
 
 # --- building ----------------------------------------------------------------------------------
