@@ -50,8 +50,8 @@ constexpr std::int64_t jobs_of_one_block = 512, jobs_of_many_blocks = 1024;
 
 /// Digits: a panel is 64 inputs by 16 channels, the largest tile of bytes.
 constexpr std::int64_t panel_inputs = 64, panel = 16 * panel_inputs, digit_count = 3;
-/// So many of them stay in the first-level cache, for enough places that it pays.
-constexpr std::int64_t panels_together = 9, sixteens_together = 14;
+/// The digits of so many of them stay in the first-level cache, which pays for rows of so many columns.
+constexpr std::int64_t panels_together = 9, columns_together = 14;
 /// The largest number of three signed digits of 8 bits.
 constexpr std::int64_t largest_number = (127 * 256 + 127) * 256 + 127;
 
@@ -1312,8 +1312,9 @@ SNNC_AVX512 bool run_digits(const Layer& layer, const Call& call, std::int64_t s
              Scratch::room<std::int64_t>(panels_of(source));
   }
   const std::int64_t pixels = tile_rows * across, sixteens = outer * sixteens_of(inner);
+  // Each chunk rounds once, so their number must not depend on the steps of a call.
   const std::int64_t chunks =
-      sixteens < sixteens_together
+      across < columns_together
           ? 1
           : std::max<std::int64_t>(1, (packed.panels + panels_together / 2) / panels_together);
   bytes += Scratch::room<Sixteen>(sixteens) +

@@ -211,6 +211,21 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             assert one.tobytes() == other.tobytes()
 
 
+def test_steps_one_by_one_give_the_same_bits() -> None:
+    """However a window is cut into chunks: a wide layer sums in parts, of which the number is fixed."""
+    feeds, attributes = wide_case()
+    steps = int(feeds["steps"])
+    together = run("EventConv", feeds, attributes, native=True)
+    given = feeds["spikes"].reshape(steps, -1, *feeds["spikes"].shape[1:])
+    membrane, fired = feeds["membrane"], []
+    for step in range(steps):
+        one = {**feeds, "spikes": given[step], "membrane": membrane, "steps": 1, "start": step}
+        out, membrane = run("EventConv", one, attributes, native=True)
+        fired.append(out)
+    assert np.concatenate(fired).tobytes() == together[0].tobytes()
+    assert membrane.tobytes() == together[1].tobytes()
+
+
 def test_events_and_dense_arithmetic_give_the_same_bits() -> None:
     """A sample among busy ones is computed densely or by events; its result is the same."""
     feeds, attributes = wide_case()
