@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,22 +79,24 @@ def create_session(
             options.inter_op_num_threads = 1
         registered = _register(options, native, cuda=CUDA in providers)
         by_events = events and registered and CUDA not in providers
-        content = _by_events(source) if by_events else None
-        if content is None:
+        lowered = _by_events(source) if by_events else None
+        if lowered is None:
             return ort.InferenceSession(source, options, providers=providers)
         # A plan for all tensors of a run at once takes up to a third more memory, and is no faster
         # (docs/performance.md).
         options.enable_mem_pattern = False
-        with ExitStack() as until_read:
-            # onnxruntime keeps bytes as long as the session, but reads a file once.
-            lowered: str | bytes = content
-            with suppress(OSError):  # where no file can be written, bytes do as well
-                folder = until_read.enter_context(tempfile.TemporaryDirectory(prefix="snnc-"))
-                file = Path(folder, "lowered.onnx")
-                file.write_bytes(content)
-                lowered = os.fspath(file)
-            del content
-            return ort.InferenceSession(lowered, options, providers=providers)
+        # onnxruntime keeps bytes as long as the session, and holds the weights of a file twice while it
+        # reads it; a file of weights beside it is mapped, and stays so when it is deleted.
+        folder = partial(tempfile.TemporaryDirectory, prefix="snnc-", ignore_cleanup_errors=True)
+        with suppress(OSError), folder() as place:
+            file = Path(place, "lowered.onnx")
+            onnx.save_model(lowered, file, save_as_external_data=True, location="weights")
+            del lowered
+            return ort.InferenceSession(os.fspath(file), options, providers=providers)
+        # No file can be written, and what was to be is no longer whole.
+        lowered = _by_events(source)
+        assert lowered is not None
+        return ort.InferenceSession(lowered.SerializeToString(), options, providers=providers)
 
     if device == "cpu" or (device == "auto" and CUDA not in ort.get_available_providers()):
         return session([CPU])
@@ -115,7 +118,7 @@ def runs_events() -> bool:
     return library.library_path() is not None
 
 
-def _by_events(source: str | bytes) -> bytes | None:
+def _by_events(source: str | bytes) -> onnx.ModelProto | None:
     """A compiled network with its layers in event-driven form; None for anything else."""
     from snncompiler.passes.lower_events import lower_events
 
@@ -132,9 +135,7 @@ def _by_events(source: str | bytes) -> bytes | None:
     lowered = lower_events(model)
     if not lowered.changed:
         return None
-    del model
-    content: bytes = lowered.model.SerializeToString()
-    return content
+    return lowered.model
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

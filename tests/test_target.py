@@ -96,14 +96,16 @@ def test_a_session_by_events_holds_no_copy_of_the_model_and_leaves_no_file(
     model, feeds = digits(), {"input": images(8)}
     wanted = create_session(model, native=True).run(None, feeds)[0]
     given: list[Any] = []
+    save = onnx.save_model
 
     class Session(onnxruntime.InferenceSession):  # type: ignore[misc, unused-ignore]
         def __init__(self, source: Any, *arguments: Any, **more: Any) -> None:
             given.append(source)
             super().__init__(source, *arguments, **more)
 
-    def cut_short(path: Path, content: bytes) -> int:
-        path.touch()
+    def cut_short(model: onnx.ModelProto, path: Path, **options: Any) -> None:
+        save(model, path, **options)
+        path.write_bytes(path.read_bytes()[:100])
         raise OSError("no space left on device")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
@@ -115,7 +117,7 @@ def test_a_session_by_events_holds_no_copy_of_the_model_and_leaves_no_file(
     assert np.array_equal(session.run(None, feeds)[0], wanted)
     # Where no file can be written, or not all of it: the bytes themselves.
     for broken in (
-        (Path, "write_bytes", cut_short),
+        (onnx, "save_model", cut_short),
         ("tempfile.tempdir", str(tmp_path / "absent")),
     ):
         monkeypatch.setattr(*broken)

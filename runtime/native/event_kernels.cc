@@ -1168,7 +1168,7 @@ inline void hold_rows(const Strip& strip, std::size_t s, const Held& held, std::
           std::memset(to, 0, static_cast<std::size_t>(held.apart));
           continue;
         }
-        const std::int64_t left = source.begin[1] * source.channels;
+        const std::int64_t left = std::min(source.begin[1] * source.channels, held.apart);
         const std::int64_t seen = std::min(source.in[1] * source.channels, held.apart - left);
         const std::uint8_t* from = strip.spikes(s, t, row);
         std::memset(to, 0, static_cast<std::size_t>(left));
@@ -1256,8 +1256,8 @@ inline void multiply_digits(const Sixteen* places, const Panels* panels, std::si
   }
 }
 
-/// Adds sums of three digits, lowest first, to currents of `count` places.  Each operation is exact
-/// where its result is a float, so that layers whose sums are exact stay so.
+/// Adds sums of three digits, lowest first, to currents of `count` places.  Where the whole sum is a
+/// float, so is every number on the way to it.
 SNNC_BODY void join_digits(const std::int32_t* sums, const float* scales, std::int64_t count,
                            const float* from, std::int64_t from_apart, float* to,
                            std::int64_t to_apart) {
@@ -1317,9 +1317,8 @@ SNNC_AVX512 bool run_digits(const Layer& layer, const Call& call, std::int64_t s
       across < columns_together
           ? 1
           : std::max<std::int64_t>(1, (packed.panels + panels_together / 2) / panels_together);
-  bytes += Scratch::room<Sixteen>(sixteens) +
-           Scratch::room<float>(pixels * width) + Scratch::room<float>(pixels * steps * width) +
-           Scratch::room<std::int32_t>(6 * 256);
+  bytes += Scratch::room<Sixteen>(sixteens) + Scratch::room<float>(pixels * width) +
+           Scratch::room<float>(pixels * steps * width) + Scratch::room<std::int32_t>(6 * 256);
   static thread_local Scratch scratch;
   if (!scratch.reserve(bytes)) return false;
   for (std::size_t s = 0; s < sources; ++s) {
@@ -1391,15 +1390,15 @@ SNNC_AVX512 bool run_digits(const Layer& layer, const Call& call, std::int64_t s
             const std::int64_t unit = b * units + u;
             const std::int8_t* const digits =
                 packed.digits.get() + (unit * packed.panels + from) * digit_count * panel;
-            for (std::int64_t first = 0; first < number; first += 2) {
-              const std::int64_t here = std::min<std::int64_t>(2, number - first);
+            for (std::int64_t at = 0; at < number; at += 2) {
+              const std::int64_t here = std::min<std::int64_t>(2, number - at);
               if (here == 2) {
-                multiply_digits<2>(places + first, some, sources, digits, sums);
+                multiply_digits<2>(places + at, some, sources, digits, sums);
               } else {
-                multiply_digits<1>(places + first, some, sources, digits, sums);
+                multiply_digits<1>(places + at, some, sources, digits, sums);
               }
               for (std::int64_t i = 0; i < here; ++i) {
-                const Sixteen& sixteen = places[first + i];
+                const Sixteen& sixteen = places[at + i];
                 join_digits(sums + i * 768, packed.scales.get() + unit * 16, sixteen.count,
                             (chunk ? sixteen.currents : sixteen.begin) + u * 16,
                             chunk ? currents_apart : begin_apart, sixteen.currents + u * 16,
@@ -1686,24 +1685,32 @@ void Weights::make_tables(const std::vector<Source>& sources) {
   }
 }
 
-/// False where they would be mostly padding, or where a weight is too large for them.
+/// False where they would be mostly padding, or where weights or sums are too large for them.
 bool Weights::make_digits(const std::vector<Source>& sources, const float* const* from) {
   constexpr float largest_weight = 0x1p100f;
   constexpr int least_exponent = -100;
   panels = 0;
   std::vector<float> largest(static_cast<std::size_t>(channels));
+  std::vector<double> together(largest.size());
+  double inputs = 0;
   for (std::size_t s = 0; s < sources.size(); ++s) {
     panels += panels_of(sources[s]);
+    inputs += static_cast<double>(sources[s].rows() * sources[s].levels);
     for (std::int64_t i = 0; i < sources[s].rows(); ++i) {
       for (std::int64_t c = 0; c < channels; ++c) {
         const float size = std::fabs(from[s][i * channels + c]);
         if (!(size <= largest_weight)) return false;
         float& most = largest[static_cast<std::size_t>(c)];
         most = std::max(most, size);
+        together[static_cast<std::size_t>(c)] += static_cast<double>(size) * sources[s].levels;
       }
     }
   }
   if (panels * panel_inputs > 4 * rows) return false;
+  // The sums of the two upper digits have to fit 32 bits together.
+  for (std::size_t c = 0; c < largest.size(); ++c) {
+    if (largest[c] > 0 && 128 * together[c] / largest[c] + inputs >= 0x1p23) return false;
+  }
   const std::int64_t size = blocks * units * panels * digit_count * panel;
   digits = allocate<std::int8_t>(size);
   scales = allocate<float>(blocks * width());

@@ -427,6 +427,27 @@ void large_layers() {
   }
 }
 
+/// An output that sees nothing but padding, and not all of that.
+void only_padding() {
+  Layer layer;
+  layer.channels = 16;
+  layer.out[0] = layer.out[1] = 1;
+  layer.steps = 5;
+  layer.samples = 1;
+  events::Source source{};
+  source.channels = source.pixel = 130;
+  source.levels = 1;
+  for (int axis = 0; axis < 2; ++axis) {
+    source.in[axis] = source.kernel[axis] = source.dilation[axis] = 1;
+    source.stride[axis] = axis ? 4 : 1;
+    source.begin[axis] = axis ? 3 : 0;
+  }
+  if (source.out(0) != 1 || source.out(1) != 1) std::exit(1);
+  layer.sources.push_back(source);
+  fill(layer, 0.5);
+  check(std::move(layer));
+}
+
 // --- max pooling ---------------------------------------------------------------------------------
 
 void pool(const events::Source& s, std::int64_t steps, std::int64_t samples, bool spread,
@@ -513,6 +534,7 @@ int main() {
     ++i;
   }
   large_layers();
+  only_padding();
   for (int i = 0; i < 400; ++i) random_pool();
   std::printf("%d cases, best instruction set %d\n", cases, int(cpu::best_isa()));
 }

@@ -211,6 +211,24 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             assert one.tobytes() == other.tobytes()
 
 
+@pytest.mark.parametrize("inputs", [65_000, 140_000])
+def test_sums_of_very_many_spikes(inputs: int) -> None:
+    """All fire, all weights are the largest: sums of their 8-bit digits need 31 bits, or more."""
+    feeds: dict[str, Any] = {
+        "spikes": np.ones((1, 1, 1, inputs), np.uint8),
+        "weights": np.full((1, 1, inputs, 2), 0.75, np.float32),
+        "current": np.zeros(2, np.float32),
+        "threshold": np.array([0.75, 0.75], np.float32) * (inputs - 1),
+        "membrane": np.zeros(2, np.float32),
+        "schedule": np.zeros((1, 2), np.float32),
+        "start": 0,
+        "steps": 1,
+    }
+    out, membrane = run("EventConv", feeds, {**WINDOW, "pads": (0, 0, 0, 0)}, native=True)
+    np.testing.assert_array_equal(out.ravel(), [1, 1])
+    np.testing.assert_array_equal(membrane.ravel(), [0.75, 0.75])
+
+
 def test_steps_one_by_one_give_the_same_bits() -> None:
     """However a window is cut into chunks: a wide layer sums in parts, of which the number is fixed."""
     feeds, attributes = wide_case()
