@@ -804,7 +804,7 @@ SNNC_BODY void write_values(const Strip& strip, std::int64_t y, std::int64_t t, 
       const std::int64_t row = source.row(y, kh);
       const bool inside = row >= 0 && row < source.in[0];
       const std::int64_t from = inside ? std::clamp<std::int64_t>(begin, 0, source.in[1]) : end;
-      const std::int64_t until = inside ? std::clamp(end, from, source.in[1]) : end;
+      const std::int64_t until = inside ? std::min(end, source.in[1]) : end;
       const std::uint8_t* spikes =
           strip.spikes(s, t, inside ? row : 0) + (inside ? from : 0) * source.pixel;
       float* place = to + kh * channels;
