@@ -342,7 +342,7 @@ def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
 #: Prints the peak resident memory in KiB.  That of `getrusage` starts with the parent's.
 PEAK = """
 import sys, numpy as np
-from snncompiler.runtime import create_session, library
+from snncompiler.runtime import create_session
 model, feeds, events = sys.argv[1:]
 session = create_session(model, threads=1, native=True, events=events == "True")
 with np.load(feeds) as arrays:

@@ -65,7 +65,8 @@ def check_isa() -> None:
 def cpu_isa() -> str | None:
     """The best instruction set that the CPU kernels find here, one of ISAS; None where it is not known.
 
-    By the rule of `detect_isa` in cpu_kernels.cc, from what Linux says of the processor.
+    By the rule of `detect_isa` in cpu_kernels.cc, from what Linux says of the processor;
+    that a process may be denied the tiles is not seen.
     Raises EnvironmentMissing as `check_isa`.
     """
     check_isa()

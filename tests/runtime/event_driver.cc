@@ -87,7 +87,7 @@ std::vector<std::int64_t> random_cuts(std::int64_t count) {
   return cuts;
 }
 
-int cases = 0;
+int cases = 0, cases_by_digits = 0;
 
 template <typename A>
 bool same(const A& a, const A& b) {
@@ -288,6 +288,7 @@ void check(Layer layer) {
     const std::vector<events::Weights> packed = pack(layer, isa);
     for (const Way way : ways(packed)) {
       expect_same(run(layer, packed, way, isa), wanted, "exact", layer, way, isa);
+      cases_by_digits += packed[0].digits != nullptr;
     }
   }
   for (const events::Source& source : layer.sources) {
@@ -536,5 +537,6 @@ int main() {
   large_layers();
   only_padding();
   for (int i = 0; i < 400; ++i) random_pool();
-  std::printf("%d cases, best instruction set %d\n", cases, int(cpu::best_isa()));
+  std::printf("%d cases, %d by digits, best instruction set %d\n", cases, cases_by_digits,
+              int(cpu::best_isa()));
 }
