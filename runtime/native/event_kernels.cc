@@ -1,5 +1,3 @@
-#include "event_kernels.h"
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -9,24 +7,7 @@
 #include <new>
 #include <type_traits>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define SNNC_X86 1
-#endif
-
-// As in cpu_kernels.cc: a body is written once and inlined into one wrapper per instruction set.
-// Loops that matter are functions of their own (`apart`): in one large function the compiler runs out
-// of registers and takes up to a seventh more time.
-#define SNNC_BODY inline __attribute__((always_inline))
-#define SNNC_INLINE __attribute__((always_inline))
-#define SNNC_APART __attribute__((noinline))
-#define SNNC_AVX2 __attribute__((target("avx2,fma,popcnt")))
-#define SNNC_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt,bmi,bmi2")))
+#include "event_shared.h"
 
 namespace snnc::events {
 
@@ -34,7 +15,6 @@ void Free::operator()(void* memory) const { std::free(memory); }
 
 namespace {
 
-constexpr std::size_t line = 64, huge_page = std::size_t{1} << 21;
 constexpr std::int64_t max_runs = max_sources * max_kernel;
 
 /// Of the sums of eight weight rows.  One more than there are: the first row of every table is used
@@ -44,32 +24,8 @@ constexpr std::int64_t table_height = 257;
 /// A layer has tables if they fit the second-level cache: inputs of a neuron times channels.
 constexpr std::int64_t largest_table = 320 * 32;
 
-/// Time-steps times pixels of a tile: many share the weights of a block while these are in the
-/// second-level cache, and few keep lists and currents in there too.
-constexpr std::int64_t jobs_of_one_block = 512, jobs_of_many_blocks = 1024;
-
-/// Digits: a panel is 64 inputs by 16 channels, the largest tile of bytes.
-constexpr std::int64_t panel_inputs = 64, panel = 16 * panel_inputs, digit_count = 3;
-/// The digits of so many of them stay in the first-level cache, which pays for rows of so many columns.
-constexpr std::int64_t panels_together = 9, columns_together = 14;
-/// The largest number of three signed digits of 8 bits.
-constexpr std::int64_t largest_number = (127 * 256 + 127) * 256 + 127;
-
 /// Dense arithmetic takes as many time-steps together as make so many places.
 constexpr std::int64_t dense_cells = 24;
-
-template <typename T>
-Buffer<T> allocate(std::int64_t count) {
-  const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
-  const std::size_t align = bytes >= huge_page / 2 ? huge_page : line;
-  const std::size_t whole = (bytes + align - 1) / align * align;
-  void* const memory = std::aligned_alloc(align, whole);
-#ifdef MADV_HUGEPAGE
-  // Rows are read in no order: with small pages the addresses miss their cache, too.
-  if (memory && align == huge_page) madvise(memory, whole, MADV_HUGEPAGE);
-#endif
-  return Buffer<T>(static_cast<T*>(memory));
-}
 
 /// The lanes of the bits of a byte, in order.
 constexpr auto lanes_of_byte = [] {
@@ -325,37 +281,6 @@ SNNC_BODY void add_row(const float* weights, Floats<Set>* sum) {
 }
 
 // --- a part of the work and the memory for it ----------------------------------------------------
-
-/// Working memory of a thread, kept from call to call: fresh pages cost more than the work itself.
-class Scratch {
- public:
-  template <typename T>
-  static std::int64_t room(std::int64_t count) {
-    constexpr auto step = static_cast<std::int64_t>(line);
-    return (count * std::int64_t{sizeof(T)} + step - 1) / step * step;
-  }
-  /// Makes room for `bytes`; what was taken before is gone.
-  bool reserve(std::int64_t bytes) {
-    taken_ = 0;
-    if (bytes > size_) {
-      size_ = 0;
-      memory_ = allocate<char>(bytes);
-      if (!memory_) return false;
-      size_ = bytes;
-    }
-    return true;
-  }
-  template <typename T>
-  T* take(std::int64_t count) {
-    T* const begin = reinterpret_cast<T*>(memory_.get() + taken_);
-    taken_ += room<T>(count);
-    return begin;
-  }
-
- private:
-  Buffer<char> memory_;
-  std::int64_t size_ = 0, taken_ = 0;
-};
 
 /// A place at one time-step: which spikes it sees, and where its currents go.
 struct Job {
@@ -1128,294 +1053,6 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
   return true;
 }
 
-// --- digits --------------------------------------------------------------------------------------
-
-/// Inputs of a source that are neighbours in a row of pixels, as bytes: one kernel row, or, with
-/// dilation, one place of it.
-inline std::int64_t span_of(const Source& source) {
-  return source.dilation[1] == 1 ? source.kernel[1] : 1;
-}
-inline std::int64_t panels_of_span(const Source& source) {
-  return (span_of(source) * source.channels + panel_inputs - 1) / panel_inputs;
-}
-inline std::int64_t panels_of(const Source& source) {
-  return source.kernel[0] * (source.kernel[1] / span_of(source)) * panels_of_span(source);
-}
-
-#ifdef SNNC_AMX
-/// The spikes of a source that the tile sees, with their padding: [rows held, steps, pixels of a row].
-/// A row stays until another one takes its place, so that each is copied once.
-struct Held {
-  std::uint8_t* bytes;
-  std::int64_t rows, apart, row_apart;  // rows; from step to step; from row to row
-  std::int64_t* which;                  // row is held at each place
-  std::int64_t* offsets;                // of the panels of an output row
-};
-
-/// Copies what output row `y` sees of a source, unless it is there, and tells where its panels lie.
-inline void hold_rows(const Strip& strip, std::size_t s, const Held& held, std::int64_t y) {
-  const Source& source = strip.layer.sources[s];
-  const std::int64_t span = span_of(source), panels = panels_of_span(source);
-  std::int64_t* offset = held.offsets;
-  for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
-    const std::int64_t row = source.row(y, kh);
-    const std::int64_t place = (row % held.rows + held.rows) % held.rows;
-    if (held.which[place] != row) {
-      held.which[place] = row;
-      std::uint8_t* to = held.bytes + place * held.row_apart;
-      for (std::int64_t t = 0; t < strip.call.steps; ++t, to += held.apart) {
-        if (row < 0 || row >= source.in[0]) {
-          std::memset(to, 0, static_cast<std::size_t>(held.apart));
-          continue;
-        }
-        const std::int64_t left = std::min(source.begin[1] * source.channels, held.apart);
-        const std::int64_t seen = std::min(source.in[1] * source.channels, held.apart - left);
-        const std::uint8_t* from = strip.spikes(s, t, row);
-        std::memset(to, 0, static_cast<std::size_t>(left));
-        if (source.channels == source.pixel) {
-          std::memcpy(to + left, from, static_cast<std::size_t>(seen));
-        } else {
-          for (std::int64_t i = 0; i < seen; i += source.channels, from += source.pixel) {
-            std::memcpy(to + left + i, from, static_cast<std::size_t>(std::min(source.channels, seen - i)));
-          }
-        }
-        std::memset(to + left + seen, 0, static_cast<std::size_t>(held.apart - left - seen));
-      }
-    }
-    for (std::int64_t kw = 0; kw < source.kernel[1]; kw += span) {
-      for (std::int64_t i = 0; i < panels; ++i) {
-        *offset++ = place * held.row_apart + kw * source.dilation[1] * source.channels + i * panel_inputs;
-      }
-    }
-  }
-}
-
-/// Sixteen places whose sums are made together, and where these go.
-struct Sixteen {
-  const std::uint8_t* spikes[max_sources];  // of the first place
-  const float* begin;
-  float* currents;
-  std::int64_t count;  // of places that there are
-};
-
-/// The panels of a source, and from one place of a sixteen to the next.
-struct Panels {
-  const std::int64_t* offsets;
-  std::int64_t count, apart;
-};
-
-#define SNNC_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile ::)
-#define SNNC_TILE_LOAD(tile, from, apart) \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(apart) : "memory")
-#define SNNC_TILE_STORE(tile, to) \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(std::int64_t{64}) : "memory")
-/// Adds the products of spikes (unsigned) and digits (signed) to 32-bit integers.
-#define SNNC_TILE_DOT(sum, spikes, digits) \
-  asm volatile("tdpbusd %%tmm" #digits ", %%tmm" #spikes ", %%tmm" #sum ::)
-
-/// Sums of two sixteens, or of one, for 16 channels: three digits of each, [16, 16].
-template <int sixteens>
-inline void multiply_digits(const Sixteen* places, const Panels* panels, std::size_t sources,
-                            const std::int8_t* digits, std::int32_t* sums) {
-  constexpr std::int64_t apart = 64;
-  SNNC_TILE_ZERO(0);
-  SNNC_TILE_ZERO(1);
-  SNNC_TILE_ZERO(2);
-  if constexpr (sixteens > 1) {
-    SNNC_TILE_ZERO(3);
-    SNNC_TILE_ZERO(4);
-    SNNC_TILE_ZERO(5);
-  }
-  for (std::size_t s = 0; s < sources; ++s) {
-    for (std::int64_t k = 0; k < panels[s].count; ++k, digits += digit_count * panel) {
-      const std::int64_t offset = panels[s].offsets[k];
-      SNNC_TILE_LOAD(6, places[0].spikes[s] + offset, panels[s].apart);
-      SNNC_TILE_LOAD(7, digits, apart);
-      SNNC_TILE_DOT(0, 6, 7);
-      SNNC_TILE_LOAD(7, digits + panel, apart);
-      SNNC_TILE_DOT(1, 6, 7);
-      SNNC_TILE_LOAD(7, digits + 2 * panel, apart);
-      SNNC_TILE_DOT(2, 6, 7);
-      if constexpr (sixteens > 1) {
-        SNNC_TILE_LOAD(6, places[1].spikes[s] + offset, panels[s].apart);
-        SNNC_TILE_DOT(5, 6, 7);
-        SNNC_TILE_LOAD(7, digits + panel, apart);
-        SNNC_TILE_DOT(4, 6, 7);
-        SNNC_TILE_LOAD(7, digits, apart);
-        SNNC_TILE_DOT(3, 6, 7);
-      }
-    }
-  }
-  SNNC_TILE_STORE(0, sums);
-  SNNC_TILE_STORE(1, sums + 256);
-  SNNC_TILE_STORE(2, sums + 512);
-  if constexpr (sixteens > 1) {
-    SNNC_TILE_STORE(3, sums + 768);
-    SNNC_TILE_STORE(4, sums + 1024);
-    SNNC_TILE_STORE(5, sums + 1280);
-  }
-}
-
-/// Adds sums of three digits, lowest first, to currents of `count` places.  Where the whole sum is a
-/// float, so is every number on the way to it.
-SNNC_BODY void join_digits(const std::int32_t* sums, const float* scales, std::int64_t count,
-                           const float* from, std::int64_t from_apart, float* to,
-                           std::int64_t to_apart) {
-  using F = Floats<Avx512>;
-  using I = Ints<Avx512>;
-  F scale;
-  load(scales, scale);
-  for (std::int64_t i = 0; i < count; ++i, from += from_apart, to += to_apart) {
-    I low, middle, high;
-    load(sums + i * 16, low);
-    load(sums + 256 + i * 16, middle);
-    load(sums + 512 + i * 16, high);
-    F sum;
-    load(from, sum);
-    const F upper = __builtin_convertvector(high * 256 + middle, F) * 256.0f;
-    sum = sum + (upper + __builtin_convertvector(low, F)) * scale;
-    store(to, sum);
-  }
-}
-
-/// As `run_strip`, by digits.
-template <int units>
-SNNC_AVX512 bool run_digits(const Layer& layer, const Call& call, std::int64_t sample,
-                            std::int64_t first, std::int64_t count, std::int64_t block,
-                            std::int64_t block_count) {
-  constexpr std::int64_t width = 16 * units;
-  const Weights& packed = *layer.weights;
-  const std::int64_t steps = call.steps, across = layer.out[1];
-  const std::size_t sources = layer.source_count;
-  const std::int64_t tile_rows =
-      std::clamp<std::int64_t>(jobs_of_one_block / (steps * across), 1, count);
-  // A tile's rows are time-steps of a pixel, or pixels of a time-step, whichever fill it better.
-  const auto sixteens_of = [](std::int64_t places) { return (places + 15) / 16; };
-  const bool in_time = steps * sixteens_of(across) >= across * sixteens_of(steps);
-  const std::int64_t inner = in_time ? steps : across, outer = in_time ? across : steps;
-
-  Strip strip{layer, call, sample};
-  Held held[max_sources];
-  std::int64_t sizes[max_sources], bytes = 0;
-  for (std::size_t s = 0; s < sources; ++s) {
-    const Source& source = layer.sources[s];
-    held[s].rows = source.row(tile_rows - 1, source.kernel[0] - 1) - source.row(0, 0) + 1;
-    const std::int64_t span = source.column(across - 1, source.kernel[1] - 1) - source.column(0, 0) + 1;
-    held[s].apart = (span * source.channels + 63) / 64 * 64;
-    // Not all in one set of the cache.
-    if (held[s].apart % 512 == 0) held[s].apart += 64;
-    held[s].row_apart = steps * held[s].apart;
-    // The last tile may reach beyond the last row; nothing comes of that.
-    sizes[s] = held[s].rows * held[s].row_apart + panel_inputs +
-               16 * std::max(held[s].apart, source.stride[1] * source.channels);
-    bytes += Scratch::room<std::uint8_t>(sizes[s]) + Scratch::room<std::int64_t>(held[s].rows) +
-             Scratch::room<std::int64_t>(panels_of(source));
-  }
-  const std::int64_t pixels = tile_rows * across, sixteens = outer * sixteens_of(inner);
-  // Each chunk rounds once, so their number must not depend on the steps of a call.
-  const std::int64_t chunks =
-      across < columns_together
-          ? 1
-          : std::max<std::int64_t>(1, (packed.panels + panels_together / 2) / panels_together);
-  bytes += Scratch::room<Sixteen>(sixteens) + Scratch::room<float>(pixels * width) +
-           Scratch::room<float>(pixels * steps * width) + Scratch::room<std::int32_t>(6 * 256);
-  static thread_local Scratch scratch;
-  if (!scratch.reserve(bytes)) return false;
-  for (std::size_t s = 0; s < sources; ++s) {
-    held[s].bytes = scratch.take<std::uint8_t>(sizes[s]);
-    held[s].which = scratch.take<std::int64_t>(held[s].rows);
-    held[s].offsets = scratch.take<std::int64_t>(panels_of(layer.sources[s]));
-    std::fill_n(held[s].which, held[s].rows, std::numeric_limits<std::int64_t>::min());
-  }
-  strip.begin = scratch.take<float>(pixels * width);
-  strip.currents = scratch.take<float>(pixels * steps * width);
-  std::int32_t* const sums = scratch.take<std::int32_t>(6 * 256);
-  Sixteen* const places = scratch.take<Sixteen>(sixteens);
-
-  struct {
-    std::uint8_t palette = 1, start = 0, reserved[14] = {};
-    std::uint16_t bytes[16] = {};
-    std::uint8_t rows[16] = {};
-  } shapes;
-  for (int tile = 0; tile < 8; ++tile) {
-    shapes.bytes[tile] = 64;
-    shapes.rows[tile] = static_cast<std::uint8_t>(tile == 7 ? 16 : std::min<std::int64_t>(inner, 16));
-  }
-  asm volatile("ldtilecfg %0" : : "m"(shapes));
-
-  Tile& tile = strip.tile;
-  tile.left = 0;
-  tile.right = across;
-  for (tile.top = first; tile.top < first + count; tile.top = tile.bottom) {
-    tile.bottom = std::min(tile.top + tile_rows, first + count);
-    for (std::int64_t b = block; b < block + block_count; ++b) {
-      const Begin begin = begin_of<units>(strip, b);
-      const std::int64_t begin_apart = in_time ? 0 : begin.stride;
-      const std::int64_t currents_apart = in_time ? width : steps * width;
-      for (std::int64_t y = tile.top; y < tile.bottom; ++y) {
-        Panels panels[max_sources];
-        std::int64_t outer_apart[max_sources];
-        for (std::size_t s = 0; s < sources; ++s) {
-          hold_rows(strip, s, held[s], y);
-          const std::int64_t of_pixel = layer.sources[s].stride[1] * layer.sources[s].channels;
-          panels[s] = {held[s].offsets, panels_of(layer.sources[s]), in_time ? held[s].apart : of_pixel};
-          outer_apart[s] = in_time ? of_pixel : held[s].apart;
-        }
-        std::int64_t number = 0;
-        for (std::int64_t o = 0; o < outer; ++o) {
-          for (std::int64_t i = 0; i < inner; i += 16) {
-            Sixteen& sixteen = places[number++];
-            for (std::size_t s = 0; s < sources; ++s) {
-              sixteen.spikes[s] = held[s].bytes + o * outer_apart[s] + i * panels[s].apart;
-            }
-            const std::int64_t x = in_time ? o : i, t = in_time ? i : o;
-            const std::int64_t pixel = (y - tile.top) * across + x;
-            sixteen.begin = begin.values + pixel * begin.stride;
-            sixteen.currents = strip.currents + (pixel * steps + t) * width;
-            sixteen.count = std::min<std::int64_t>(16, inner - i);
-          }
-        }
-        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const std::int64_t from = chunk * packed.panels / chunks;
-          const std::int64_t until = (chunk + 1) * packed.panels / chunks;
-          Panels some[max_sources];
-          std::int64_t before = 0;
-          for (std::size_t s = 0; s < sources; ++s) {
-            const std::int64_t begins = std::clamp<std::int64_t>(from - before, 0, panels[s].count);
-            const std::int64_t ends = std::clamp<std::int64_t>(until - before, 0, panels[s].count);
-            some[s] = {panels[s].offsets + begins, ends - begins, panels[s].apart};
-            before += panels[s].count;
-          }
-          for (std::int64_t u = 0; u < units; ++u) {
-            const std::int64_t unit = b * units + u;
-            const std::int8_t* const digits =
-                packed.digits.get() + (unit * packed.panels + from) * digit_count * panel;
-            for (std::int64_t at = 0; at < number; at += 2) {
-              const std::int64_t here = std::min<std::int64_t>(2, number - at);
-              if (here == 2) {
-                multiply_digits<2>(places + at, some, sources, digits, sums);
-              } else {
-                multiply_digits<1>(places + at, some, sources, digits, sums);
-              }
-              for (std::int64_t i = 0; i < here; ++i) {
-                const Sixteen& sixteen = places[at + i];
-                join_digits(sums + i * 768, packed.scales.get() + unit * 16, sixteen.count,
-                            (chunk ? sixteen.currents : sixteen.begin) + u * 16,
-                            chunk ? currents_apart : begin_apart, sixteen.currents + u * 16,
-                            currents_apart);
-              }
-            }
-          }
-        }
-      }
-      Avx512::apart([&]() SNNC_INLINE { fire_all<Avx512, units>(strip, b); });
-    }
-  }
-  asm volatile("tilerelease" ::);
-  return true;
-}
-#endif
-
 template <typename Set>
 SNNC_BODY bool run_units(const Layer& layer, const Call& call, std::int64_t sample,
                          std::int64_t first, std::int64_t count, std::int64_t block,
@@ -1577,22 +1214,6 @@ SNNC_AVX512 bool run_avx512(const Layer& layer, const Call& call, std::int64_t s
   return run_units<Avx512>(layer, call, sample, first, count, block, block_count, way);
 }
 
-#ifdef SNNC_AMX
-bool run_amx(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t first,
-             std::int64_t count, std::int64_t block, std::int64_t block_count) {
-  switch (layer.weights->units) {
-    case 1:
-      return run_digits<1>(layer, call, sample, first, count, block, block_count);
-    case 2:
-      return run_digits<2>(layer, call, sample, first, count, block, block_count);
-    case 3:
-      return run_digits<3>(layer, call, sample, first, count, block, block_count);
-    default:
-      return run_digits<4>(layer, call, sample, first, count, block, block_count);
-  }
-}
-#endif
-
 /// best_isa() does not ask for these; every machine with AVX2 that is made has them.
 bool has_multiply_add() {
   static const bool has = [] {
@@ -1614,7 +1235,8 @@ Weights::Weights(const std::vector<Source>& sources, bool is_depthwise, std::int
       first_row{},
       table_rows(0),
       first_table_row{},
-      panels(0) {
+      panels(0),
+      counts(false) {
   const std::int64_t all = (channels + 15) / 16;
   units = all % 4 == 0 ? 4 : all % 3 == 0 ? 3 : all % 2 == 0 ? 2 : 1;
   blocks = all / units;
@@ -1685,74 +1307,11 @@ void Weights::make_tables(const std::vector<Source>& sources) {
   }
 }
 
-/// False where they would be mostly padding, or where weights or sums are too large for them.
-bool Weights::make_digits(const std::vector<Source>& sources, const float* const* from) {
-  constexpr float largest_weight = 0x1p100f;
-  constexpr int least_exponent = -100;
-  panels = 0;
-  std::vector<float> largest(static_cast<std::size_t>(channels));
-  std::vector<double> together(largest.size());
-  double inputs = 0;
-  for (std::size_t s = 0; s < sources.size(); ++s) {
-    panels += panels_of(sources[s]);
-    inputs += static_cast<double>(sources[s].rows() * sources[s].levels);
-    for (std::int64_t i = 0; i < sources[s].rows(); ++i) {
-      for (std::int64_t c = 0; c < channels; ++c) {
-        const float size = std::fabs(from[s][i * channels + c]);
-        if (!(size <= largest_weight)) return false;
-        float& most = largest[static_cast<std::size_t>(c)];
-        most = std::max(most, size);
-        together[static_cast<std::size_t>(c)] += static_cast<double>(size) * sources[s].levels;
-      }
-    }
-  }
-  if (panels * panel_inputs > 4 * rows) return false;
-  // The sums of the two upper digits have to fit 32 bits together.
-  for (std::size_t c = 0; c < largest.size(); ++c) {
-    if (largest[c] > 0 && 128 * together[c] / largest[c] + inputs >= 0x1p23) return false;
-  }
-  const std::int64_t size = blocks * units * panels * digit_count * panel;
-  digits = allocate<std::int8_t>(size);
-  scales = allocate<float>(blocks * width());
-  if (!digits || !scales) throw std::bad_alloc();
-  std::fill_n(digits.get(), size, std::int8_t{0});
-  std::fill_n(scales.get(), blocks * width(), 0.0f);
-  for (std::int64_t c = 0; c < channels; ++c) {
-    // The largest weight becomes a number of 23 bits, if three digits hold it, or of 22.
-    const float most = largest[static_cast<std::size_t>(c)];
-    int exponent = least_exponent;
-    if (most > 0) exponent = std::max(std::ilogb(most) + 1, least_exponent);
-    if (std::nearbyint(std::ldexp(static_cast<double>(most), 23 - exponent)) > largest_number) ++exponent;
-    scales[c] = std::ldexp(1.0f, exponent - 23);
-    std::int8_t* to = digits.get() + c / 16 * panels * digit_count * panel + c % 16 * 4;
-    for (std::size_t s = 0; s < sources.size(); ++s) {
-      const Source& source = sources[s];
-      const std::int64_t span = span_of(source), inputs = span * source.channels;
-      // A span is one piece of `from`.
-      const float* weight = from[s] + c;
-      for (std::int64_t i = 0; i < source.rows(); i += inputs) {
-        for (std::int64_t k = 0; k < inputs; ++k, weight += channels) {
-          auto number = static_cast<std::int64_t>(
-              std::nearbyint(std::ldexp(static_cast<double>(*weight), 23 - exponent)));
-          std::int8_t* place = to + k / panel_inputs * digit_count * panel +
-                               k % panel_inputs / 4 * 64 + k % 4;
-          for (std::int64_t digit = 0; digit < digit_count; ++digit, place += panel) {
-            *place = static_cast<std::int8_t>(number & 255);
-            number = (number - *place) / 256;
-          }
-        }
-        to += panels_of_span(source) * digit_count * panel;
-      }
-    }
-  }
-  return true;
-}
-
 bool run(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t first,
          std::int64_t count, std::int64_t block, std::int64_t block_count, Way way, Isa isa) {
 #ifdef SNNC_AMX
   if (layer.weights->digits) {
-    return run_amx(layer, call, sample, first, count, block, block_count);
+    return run_digits(layer, call, sample, first, count, block, block_count);
   }
 #endif
 #ifdef SNNC_X86

@@ -93,6 +93,7 @@ struct Weights {
   Buffer<std::int8_t> digits;  // [units of all blocks, panels, digits, panel], or none
   Buffer<float> scales;        // of the digits: [channels, in sixteens]
   std::int64_t panels;         // of 64 inputs
+  bool counts;                 // of spikes, instead of spikes, are multiplied by digits
 
   std::int64_t width() const { return 16 * units; }
 

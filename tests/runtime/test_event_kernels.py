@@ -23,6 +23,7 @@ from snncompiler.runtime import build, create_session, library
 pytest.importorskip("onnxruntime")
 
 STEPS, SAMPLES = 24, 6
+NATIVE = ("event_kernels.cc", "event_digits.cc", "cpu_kernels.cc")
 
 
 def compile_driver(folder: Path, *flags: str) -> Path:
@@ -31,7 +32,7 @@ def compile_driver(folder: Path, *flags: str) -> Path:
         pytest.skip("no C++ compiler")
     program = folder / "event_driver"
     sources = [str(Path(__file__).with_name("event_driver.cc"))]
-    sources += [str(build.SOURCES / name) for name in ("event_kernels.cc", "cpu_kernels.cc")]
+    sources += [str(build.SOURCES / name) for name in NATIVE]
     base = ["-std=c++17", "-ffp-contract=off", "-fno-trapping-math", f"-I{build.SOURCES}"]
     subprocess.run([cxx, *base, *flags, *sources, "-o", str(program)], check=True)
     return program
