@@ -856,15 +856,21 @@ SNNC_BODY void depthwise_all(const Strip& strip, std::int64_t block, const float
 
 // --- neurons -------------------------------------------------------------------------------------
 
+/// The currents of a tile, or those of one step that are there at every step.
+struct Currents {
+  const float* values;
+  std::int64_t pixel_apart, step_apart;
+};
+
 /// One vector of channels of `pixels` pixels next to each other through all time-steps.
 template <typename Set, int pixels, bool whole>
 SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
-                    std::int64_t place, const float* currents, std::int64_t width) {
+                    std::int64_t place, Currents currents) {
   using F = Floats<Set>;
   const Call& call = strip.call;
   const std::int64_t apart = strip.layer.pixel, steps = call.steps, start = call.start;
   const std::int64_t row = call.samples * strip.layer.out[0] * strip.layer.out[1] * apart;
-  const std::int64_t last = call.scheduled - 1, after = steps * width;
+  const std::int64_t last = call.scheduled - 1;
   const float* const schedule = call.schedule ? call.schedule + channel : nullptr;
   const std::uint8_t* residual = call.residual ? call.residual + place + channel : nullptr;
   std::uint8_t* spikes = call.spikes_out + place + channel;
@@ -876,12 +882,12 @@ SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
   if (residual) load_some<whole>(call.amplitude + channel, left, amplitude);
 #pragma GCC unroll 4
   for (int p = 0; p < pixels; ++p) load_some<whole>(membrane + p * membrane_apart, left, v[p]);
-  for (std::int64_t t = 0; t < steps; ++t, currents += width, spikes += row) {
+  for (std::int64_t t = 0; t < steps; ++t, currents.values += currents.step_apart, spikes += row) {
     if (schedule) load_some<whole>(schedule + std::min(start + t, last) * apart, left, charge);
 #pragma GCC unroll 4
     for (int p = 0; p < pixels; ++p) {
       F x;
-      load(currents + p * after, x);
+      load(currents.values + p * currents.pixel_apart, x);
       if (residual) {
         Ints<Set> fired;
         widen_some<Set, whole>(residual + p * apart, left, fired);
@@ -904,25 +910,25 @@ SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
 
 /// The neurons of a tile, for one block of channels.
 template <typename Set, int units>
-SNNC_BODY void fire_all(const Strip& strip, std::int64_t block) {
+SNNC_BODY void fire_all(const Strip& strip, std::int64_t block, Currents currents) {
   const Layer& layer = strip.layer;
   const Tile& tile = strip.tile;
   constexpr std::int64_t width = 16 * units;
-  const float* currents = strip.currents;
   for (std::int64_t y = tile.top; y < tile.bottom; ++y) {
     std::int64_t x = tile.left;
     const auto some = [&](auto number) SNNC_INLINE {
       constexpr int pixels = decltype(number)::value;
-      for (; x + pixels <= tile.right; x += pixels, currents += pixels * strip.call.steps * width) {
+      for (; x + pixels <= tile.right; x += pixels, currents.values += pixels * currents.pixel_apart) {
         const std::int64_t place =
             ((strip.sample * layer.out[0] + y) * layer.out[1] + x) * layer.pixel;
         for (std::int64_t r = 0; r < width; r += lanes<Set>) {
           const std::int64_t left = layer.weights->channels - block * width - r;
           const std::int64_t channel = layer.offset + block * width + r;
+          const Currents here{currents.values + r, currents.pixel_apart, currents.step_apart};
           if (left >= lanes<Set>) {
-            fire<Set, pixels, true>(strip, channel, left, place, currents + r, width);
+            fire<Set, pixels, true>(strip, channel, left, place, here);
           } else if (left > 0) {
-            fire<Set, pixels, false>(strip, channel, left, place, currents + r, width);
+            fire<Set, pixels, false>(strip, channel, left, place, here);
           }
         }
       }
@@ -1015,8 +1021,8 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
     for (tile.left = 0; tile.left < across; tile.left = tile.right) {
       tile.right = std::min(tile.left + columns, across);
       const std::int64_t jobs = tile.pixels() * steps;
-      bool tables = packed.tables && way == Way::choose, dense = way == Way::dense || !sources;
-      if (!dense && !packed.depthwise) {
+      bool tables = packed.tables && way == Way::choose, dense = way == Way::dense;
+      if (sources && !dense && !packed.depthwise) {
         std::int64_t events = 0;
         for (std::size_t s = 0; s < sources; ++s) {
           Set::apart([&]() SNNC_INLINE { mask_rows<Set>(strip, s); });
@@ -1032,7 +1038,10 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
       for (std::int64_t b = block; b < block + block_count; ++b) {
         const float* weights = packed.values.get() + b * (layer.weights->rows + 1) * width;
         const Begin begin = begin_of<units>(strip, b);
-        if (packed.depthwise) {
+        Currents currents{strip.currents, steps * width, width};
+        if (!sources) {
+          currents = {begin.values, begin.stride, 0};
+        } else if (packed.depthwise) {
           Set::apart([&]() SNNC_INLINE { depthwise_all<Set, units>(strip, b, weights, begin); });
         } else if (dense) {
           Set::apart([&]() SNNC_INLINE { multiply_all<Set, units>(strip, weights, begin); });
@@ -1046,7 +1055,7 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
             }
           }
         }
-        Set::apart([&]() SNNC_INLINE { fire_all<Set, units>(strip, b); });
+        Set::apart([&]() SNNC_INLINE { fire_all<Set, units>(strip, b, currents); });
       }
     }
   }
