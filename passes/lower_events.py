@@ -29,8 +29,10 @@ Floats = NDArray[np.float32]
 NEURONS = ("RMPNeuron", "ScheduledRMPNeuron")
 #: Kernels of at most so many rows and columns, and bytes of at most this value.
 MAX_KERNEL, MAX_LEVELS = 16, 64
-#: Steps of a chunk that memory alone does not ask for (`snncompiler.emission`).
-MAX_CHUNK = 16
+#: Steps of a chunk that memory alone does not ask for (`snncompiler.emission`); of one whose weights,
+#: larger than a core's cache, come from far away every time (docs/performance.md).
+MAX_CHUNK, MAX_CHUNK_FAR = 16, 32
+FAR_BYTES = 2**21
 #: Slices that go to the end of an axis end here or later.
 _END = 2**31 - 1
 
@@ -134,9 +136,29 @@ def _lengthen_chunks(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if name and tensor.name == name:
             chunk = int(numpy_helper.to_array(tensor))
-            longer = max(chunk, min(8 * chunk, MAX_CHUNK, int(entries["snnc.steps"].value)))
+            # A chunk that memory has cut short becomes no longer than any other.
+            far = chunk >= MAX_CHUNK and _bytes_of_weights(model.graph) > FAR_BYTES
+            most = min(MAX_CHUNK_FAR if far else MAX_CHUNK, int(entries["snnc.steps"].value))
+            longer = max(chunk, min(8 * chunk, most))
             tensor.CopyFrom(numpy_helper.from_array(np.array(longer, np.int64), name))
             entries["snnc.chunk"].value = str(longer)
+
+
+def _bytes_of_weights(graph: onnx.GraphProto) -> int:
+    """What the event-driven operators of a lowered graph read of constants."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    used: set[str] = set()
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                tensors |= {tensor.name: tensor for tensor in attribute.g.initializer}
+                used |= {
+                    name
+                    for inner in attribute.g.node
+                    if inner.op_type in dialect.EVENT_NEURONS
+                    for name in inner.input
+                }
+    return sum(numpy_helper.to_array(tensors[name]).nbytes for name in used & tensors.keys())
 
 
 def _attach(model: onnx.ModelProto) -> None:

@@ -324,13 +324,23 @@ class Neurons {
 #define SNNC_TILE_SUBTRACT(sum, spikes, digits) \
   asm volatile("tdpbssd %%tmm" #digits ", %%tmm" #spikes ", %%tmm" #sum ::)
 
+/// Digits that are needed later: those of a wide layer come from far away.
+struct Ahead {
+  const std::int8_t* digits;
+  std::int64_t lines;  // to fetch for every panel that is multiplied
+
+  SNNC_INLINE void fetch() {
+    for (std::int64_t i = 0; i < lines; ++i, digits += line) __builtin_prefetch(digits, 0, 2);
+  }
+};
+
 /// The sums of one or two sixteens for 16 channels, while the neurons of others fire: the tiles leave
 /// nearly all that these need unused.
 template <bool counts, bool two>
 SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* sixteens,
                                              const std::int64_t* apart, const std::int8_t* digits,
-                                             std::int64_t pace, Neurons<counts>& neurons,
-                                             std::int32_t* sums) {
+                                             Ahead& ahead, std::int64_t pace,
+                                             Neurons<counts>& neurons, std::int32_t* sums) {
   constexpr std::int64_t packed = 64, sixteen = sums_of_sixteen<counts>;
   SNNC_TILE_ZERO(0);
   SNNC_TILE_ZERO(1);
@@ -377,6 +387,7 @@ SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* 
         SNNC_TILE_SUBTRACT(1, 4, 6);
         if constexpr (two) SNNC_TILE_SUBTRACT(3, 5, 6);
       }
+      ahead.fetch();
       neurons.run(pace);
     }
   }
@@ -401,24 +412,30 @@ struct Plan {
   std::int64_t place;              // of the first one
   std::int64_t apart[max_sources];  // from one place of a sixteen to the next
   const Sixteen* sixteens;
+  std::int64_t count;  // of sixteens
   std::int32_t* sums;  // of four sixteens, or of all steps
 };
 
 /// Sixteen channels of a tile.
 template <bool counts>
-SNNC_AVX512 SNNC_APART void run_unit(const Strip& strip, const Plan& plan, std::int64_t unit) {
+SNNC_AVX512 SNNC_APART void run_unit(const Strip& strip, const Plan& plan, std::int64_t unit,
+                                     bool last) {
   constexpr std::int64_t sixteen = sums_of_sixteen<counts>;
   const Weights& weights = *strip.layer.weights;
-  const std::int8_t* const digits = weights.digits.get() + unit * weights.panels * digit_count * panel;
+  const std::int64_t size = weights.panels * digit_count * panel;
+  const std::int8_t* const digits = weights.digits.get() + unit * size;
   const std::int64_t steps = strip.call.steps, pixel = strip.layer.pixel;
   const std::int64_t pace = (16 + weights.panels - 1) / weights.panels;
   const Sixteen* sixteens = plan.sixteens;
+  // While these are multiplied the digits of the next unit come closer.
+  const std::int64_t pairs = (plan.count + 1) / 2, lines_of_panel = digit_count * panel / static_cast<std::int64_t>(line);
+  Ahead ahead{digits + size, last ? 0 : (lines_of_panel + pairs - 1) / pairs};
   Neurons<counts> neurons(strip, unit);
   const auto sums_of = [&](std::int64_t i, std::int64_t end, std::int32_t* sums) SNNC_AVX512 SNNC_INLINE {
     if (i + 1 < end) {
-      multiply<counts, true>(strip, sixteens + i, plan.apart, digits, pace, neurons, sums);
+      multiply<counts, true>(strip, sixteens + i, plan.apart, digits, ahead, pace, neurons, sums);
     } else {
-      multiply<counts, false>(strip, sixteens + i, plan.apart, digits, pace, neurons, sums);
+      multiply<counts, false>(strip, sixteens + i, plan.apart, digits, ahead, pace, neurons, sums);
     }
   };
   if (plan.in_time) {
@@ -538,7 +555,8 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
         }
       }
     }
-    for (std::int64_t u = unit; u < end; ++u) run_unit<counts>(strip, plan, u);
+    plan.count = next - all;
+    for (std::int64_t u = unit; u < end; ++u) run_unit<counts>(strip, plan, u, u + 1 == end);
   }
   asm volatile("tilerelease" ::);
   return true;
