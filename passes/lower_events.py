@@ -137,7 +137,7 @@ def _lengthen_chunks(model: onnx.ModelProto) -> None:
         if name and tensor.name == name:
             chunk = int(numpy_helper.to_array(tensor))
             # A chunk that memory has cut short becomes no longer than any other.
-            far = chunk >= MAX_CHUNK and _bytes_of_weights(model.graph) > FAR_BYTES
+            far = 2 * chunk > MAX_CHUNK and _bytes_of_weights(model.graph) > FAR_BYTES
             most = min(MAX_CHUNK_FAR if far else MAX_CHUNK, int(entries["snnc.steps"].value))
             longer = max(chunk, min(8 * chunk, most))
             tensor.CopyFrom(numpy_helper.from_array(np.array(longer, np.int64), name))

@@ -10,7 +10,8 @@ import pytest
 from helpers import Array, compile_text, parse, random
 from onnx import helper, numpy_helper
 
-from snncompiler import dialect
+from snncompiler import dialect, emission
+from snncompiler.passes import lower_events as lower_pass
 from snncompiler.passes.lower_events import Lowered, lower_events
 from snncompiler.runtime import create_session, library_path
 
@@ -229,6 +230,31 @@ def test_sessions_lower_by_themselves() -> None:
     np.testing.assert_array_equal(by_itself[0], expected[0])
     as_bytes = create_session(model.SerializeToString(), threads=1).run(None, {"x": x})
     np.testing.assert_array_equal(as_bytes[0], expected[0])
+
+
+def test_chunks_are_longer_where_weights_come_from_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chunk(model: onnx.ModelProto) -> int:
+        (found,) = {int(e.value) for e in model.metadata_props if e.key == "snnc.chunk"}
+        (default,) = (t for t in model.graph.initializer if t.name == "snnc_chunk")
+        assert int(numpy_helper.to_array(default)) == found
+        return found
+
+    model = compiled(RESIDUAL, RESIDUAL_WEIGHTS, steps=40)
+    assert chunk(lower_events(model).model) == lower_pass.MAX_CHUNK == 16
+    size = lower_pass._bytes_of_weights(lower_events(model).model.graph)
+    weights = sum(
+        value.nbytes for name, value in RESIDUAL_WEIGHTS.items() if name not in ("a", "ab")
+    )
+    assert weights <= size < 10 * weights  # with biases, thresholds and schedules
+    monkeypatch.setattr(lower_pass, "FAR_BYTES", size)
+    assert chunk(lower_events(model).model) == 16
+    monkeypatch.setattr(lower_pass, "FAR_BYTES", size - 1)
+    assert chunk(lower_events(model).model) == 32
+    # What the memory of the portable file has cut short, and what has fewer steps, does not get there.
+    assert chunk(lower_events(compiled(RESIDUAL, RESIDUAL_WEIGHTS, steps=11)).model) == 11
+    monkeypatch.setattr(emission, "CHUNK_BYTES", 20_000)
+    assert chunk(compiled(RESIDUAL, RESIDUAL_WEIGHTS, steps=40)) < 16
+    assert chunk(lower_events(compiled(RESIDUAL, RESIDUAL_WEIGHTS, steps=40)).model) == 16
 
 
 def test_one_threshold_for_a_layer() -> None:
