@@ -380,12 +380,31 @@ SNNC_BODY void mask_rows(const Strip& strip, std::size_t s) {
   }
 }
 
-/// About how many weight rows the spikes of a tile add up.
-inline std::int64_t events_in(const Strip& strip, std::size_t s) {
+/// Kernel rows (or columns) that lie inside the input, over the output rows (columns) [first, last).
+inline std::int64_t taps_in(const Source& source, int axis, std::int64_t first, std::int64_t last) {
+  std::int64_t taps = 0;
+  for (std::int64_t k = 0; k < source.kernel[axis]; ++k) {
+    const std::int64_t before = source.begin[axis] - k * source.dilation[axis];
+    // at * stride is in [before, before + in)
+    const auto up = [&](std::int64_t place) {
+      return std::clamp((place + source.stride[axis] - 1) / source.stride[axis], first, last);
+    };
+    taps += up(std::max<std::int64_t>(before + source.in[axis], 0)) - up(std::max<std::int64_t>(before, 0));
+  }
+  return taps;
+}
+
+/// Weight rows that the spikes of a tile add up, about, and that dense arithmetic multiplies.
+struct Cost {
+  double events, products;
+};
+
+inline Cost cost_of(const Strip& strip, std::size_t s) {
   const Source& source = strip.layer.sources[s];
-  const std::uint16_t* mask = strip.masks(s, source.row(strip.tile.top, 0), 0, 0);
-  const std::int64_t rows =
-      source.row(strip.tile.bottom - 1, source.kernel[0] - 1) - source.row(strip.tile.top, 0) + 1;
+  const Tile& tile = strip.tile;
+  const std::int64_t first = source.row(tile.top, 0);
+  const std::int64_t rows = source.row(tile.bottom - 1, source.kernel[0] - 1) - first + 1;
+  const std::uint16_t* mask = strip.masks(s, first, 0, 0);
   const std::uint16_t* const end = mask + rows * strip.call.steps * source.levels * source.masks();
   std::int64_t spikes = 0;
   for (; end - mask >= 4; mask += 4) {
@@ -394,9 +413,13 @@ inline std::int64_t events_in(const Strip& strip, std::size_t s) {
     spikes += __builtin_popcountll(four);
   }
   for (; mask < end; ++mask) spikes += __builtin_popcount(*mask);
-  // Of the places around a spike, those in the tile.
-  const std::int64_t places = rows * (source.begin[1] + source.in[1] + source.end[1]);
-  return spikes * source.kernel[0] * source.kernel[1] * strip.tile.pixels() / places;
+  const auto down = static_cast<double>(taps_in(source, 0, tile.top, tile.bottom));
+  const auto across = static_cast<double>(taps_in(source, 1, tile.left, tile.right));
+  const std::int64_t seen =
+      (std::min(first + rows, source.in[0]) - std::max<std::int64_t>(first, 0)) * source.in[1];
+  return {seen > 0 ? static_cast<double>(spikes) * down * across / static_cast<double>(seen) : 0.0,
+          down * static_cast<double>(tile.columns() * source.kernel[1] * source.channels *
+                                     strip.call.steps)};
 }
 
 // --- events --------------------------------------------------------------------------------------
@@ -715,7 +738,7 @@ inline std::int64_t values_of(const Source& source, const Tile& tile) {
 }
 
 /// Writes the inputs that an output row sees at one step as floats, the rows of a column next to
-/// each other, with the padding.
+/// each other, with the padding beside them; nothing for rows that are padding altogether.
 template <typename Set>
 SNNC_BODY void write_values(const Strip& strip, std::int64_t y, std::int64_t t, float* to) {
   const Layer& layer = strip.layer;
@@ -727,11 +750,10 @@ SNNC_BODY void write_values(const Strip& strip, std::int64_t y, std::int64_t t, 
     const auto silent = static_cast<std::size_t>(channels) * sizeof(float);
     for (std::int64_t kh = 0; kh < source.kernel[0]; ++kh) {
       const std::int64_t row = source.row(y, kh);
-      const bool inside = row >= 0 && row < source.in[0];
-      const std::int64_t from = inside ? std::clamp<std::int64_t>(begin, 0, source.in[1]) : end;
-      const std::int64_t until = inside ? std::min(end, source.in[1]) : end;
-      const std::uint8_t* spikes =
-          strip.spikes(s, t, inside ? row : 0) + (inside ? from : 0) * source.pixel;
+      if (row < 0 || row >= source.in[0]) continue;
+      const std::int64_t from = std::clamp<std::int64_t>(begin, 0, source.in[1]);
+      const std::int64_t until = std::min(end, source.in[1]);
+      const std::uint8_t* spikes = strip.spikes(s, t, row) + from * source.pixel;
       float* place = to + kh * channels;
       std::int64_t x = begin;
       for (; x < std::min(from, end); ++x, place += of_column) std::memset(place, 0, silent);
@@ -750,15 +772,21 @@ SNNC_BODY void write_values(const Strip& strip, std::int64_t y, std::int64_t t, 
   }
 }
 
-/// The runs of a receptive field; `values` is where `write_values` wrote.
-inline Run* list_runs(const Strip& strip, const float* values, Run* run) {
+/// The runs of the receptive fields of an output row; `values` is where `write_values` wrote.
+inline Run* list_runs(const Strip& strip, std::int64_t y, const float* values, Run* run) {
   for (std::size_t s = 0; s < strip.layer.source_count; ++s) {
     const Source& source = strip.layer.sources[s];
-    const std::int64_t of_column = source.kernel[0] * source.channels;
-    const std::int64_t span = source.dilation[1] == 1 ? source.kernel[1] : 1;
-    for (std::int64_t kw = 0; kw < source.kernel[1]; kw += span, ++run) {
-      *run = {values + kw * source.dilation[1] * of_column, s,
-              strip.layer.weights->first_row[s] + kw * of_column, span * of_column};
+    const std::int64_t rows = source.kernel[0], of_column = rows * source.channels;
+    std::int64_t top = 0, bottom = rows;
+    while (top < bottom && source.row(y, top) < 0) ++top;
+    while (top < bottom && source.row(y, bottom - 1) >= source.in[0]) --bottom;
+    // Columns are neighbours where all their rows are seen.
+    const bool whole = bottom - top == rows && source.dilation[1] == 1;
+    const std::int64_t span = whole ? source.kernel[1] : 1;
+    const std::int64_t seen = (bottom - top) * source.channels, above = top * source.channels;
+    for (std::int64_t kw = 0; kw < source.kernel[1] && seen; kw += span, ++run) {
+      *run = {values + kw * source.dilation[1] * of_column + above, s,
+              strip.layer.weights->first_row[s] + kw * of_column + above, span * seen};
     }
     values += values_of(source, strip.tile);
   }
@@ -780,7 +808,6 @@ SNNC_BODY void multiply_all(const Strip& strip, const float* weights, const Begi
     apart[s] = layer.sources[s].stride[1] * layer.sources[s].kernel[0] * layer.sources[s].channels;
   }
   Run runs[max_runs];
-  const Run* const runs_end = list_runs(strip, strip.values, runs);
   const std::int64_t shared = strip.dense_steps;
   for (std::int64_t first = 0; first < steps; first += shared) {
     const std::int64_t here = std::min(shared, steps - first), count = here * columns;
@@ -790,6 +817,7 @@ SNNC_BODY void multiply_all(const Strip& strip, const float* weights, const Begi
       for (std::int64_t t = 0; t < here; ++t) {
         write_values<Set>(strip, y, first + t, strip.values + t * of_step);
       }
+      const Run* const runs_end = list_runs(strip, y, strip.values, runs);
       for (std::int64_t part = 0; part < parts; ++part) {
         const std::int64_t from = part * count / parts, cells = (part + 1) * count / parts - from;
         Cell cell[most];
@@ -1023,14 +1051,19 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
       const std::int64_t jobs = tile.pixels() * steps;
       bool tables = packed.tables && way == Way::choose, dense = way == Way::dense;
       if (sources && !dense && !packed.depthwise) {
-        std::int64_t events = 0;
+        Cost cost{};
         for (std::size_t s = 0; s < sources; ++s) {
           Set::apart([&]() SNNC_INLINE { mask_rows<Set>(strip, s); });
-          if (!tables) events += events_in(strip, s);
+          if (tables || way == Way::events) continue;
+          const auto [events, products] = cost_of(strip, s);
+          cost.events += events;
+          cost.products += products;
         }
         // Measured: an addition from the second-level cache costs two multiplications, and a job
         // costs as much as some twenty additions of four vectors.
-        dense = way == Way::choose && !tables && 2 * events + 40 * jobs > layer.weights->rows * jobs;
+        if (way == Way::choose && !tables) {
+          dense = 2 * cost.events + 40 * static_cast<double>(jobs) > cost.products;
+        }
         for (std::size_t s = 0; s < sources && !dense && !tables; ++s) {
           Set::apart([&]() SNNC_INLINE { list_jobs<Set, units>(strip, s); });
         }
