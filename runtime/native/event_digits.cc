@@ -152,7 +152,7 @@ struct Sixteen {
 template <bool counts>
 SNNC_AVX512 void copy_spikes(const std::uint8_t* from, std::int64_t count, std::uint8_t* to) {
   for (std::int64_t i = 0; i < count; i += 64) {
-    const std::uint64_t here = count - i >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << (count - i)) - 1;
+    const auto here = count - i < 64 ? (std::uint64_t{1} << (count - i)) - 1 : ~std::uint64_t{0};
     __m512i bytes = _mm512_maskz_loadu_epi8(here, from + i);
     if constexpr (!counts) bytes = _mm512_movm_epi8(_mm512_test_epi8_mask(bytes, bytes));
     _mm512_mask_storeu_epi8(to + i, here, bytes);
@@ -247,7 +247,8 @@ class Neurons {
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
       const std::int64_t at = place + p * apart_;
-      begin_[p] = _mm512_maskz_loadu_ps(here_[p], call_.current + (call_.current_spread ? channel_ : at));
+      const float* const current = call_.current + (call_.current_spread ? channel_ : at);
+      begin_[p] = _mm512_maskz_loadu_ps(here_[p], current);
       v_[p] = _mm512_maskz_loadu_ps(here_[p], membrane + (spread ? channel_ : at));
     }
   }
@@ -258,8 +259,9 @@ class Neurons {
     for (; firing_.first < until; ++firing_.first) step();
   }
 
-  /// The time-steps that are left.
+  /// The time-steps that are left, if any neurons fire.
   SNNC_AVX512 SNNC_INLINE void end() {
+    if (!here_[0]) return;
     for (; firing_.first < firing_.last; ++firing_.first) step();
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) _mm512_mask_storeu_ps(membrane_out_ + p * apart_, here_[p], v_[p]);
@@ -295,7 +297,8 @@ class Neurons {
       if (schedule_) x = _mm512_add_ps(x, charge);
       const __mmask16 fires = _mm512_cmp_ps_mask(x, theta_, _CMP_GE_OQ);
       v_[p] = _mm512_mask_sub_ps(x, fires, x, theta_);
-      _mm_mask_storeu_epi8(spikes_ + p * apart_, here_[p], _mm_maskz_mov_epi8(fires, _mm_set1_epi8(1)));
+      const __m128i spikes = _mm_maskz_mov_epi8(fires, _mm_set1_epi8(1));
+      _mm_mask_storeu_epi8(spikes_ + p * apart_, here_[p], spikes);
     }
     firing_.sums += firing_.step_apart;
     spikes_ += row_;
@@ -416,10 +419,10 @@ struct Plan {
   std::int32_t* sums;  // of four sixteens, or of all steps
 };
 
-/// Sixteen channels of a tile.
+/// Sixteen channels of a tile.  Where `more` follow, their digits come closer meanwhile.
 template <bool counts>
 SNNC_AVX512 SNNC_APART void run_unit(const Strip& strip, const Plan& plan, std::int64_t unit,
-                                     bool last) {
+                                     bool more) {
   constexpr std::int64_t sixteen = sums_of_sixteen<counts>;
   const Weights& weights = *strip.layer.weights;
   const std::int64_t size = weights.panels * digit_count * panel;
@@ -427,9 +430,12 @@ SNNC_AVX512 SNNC_APART void run_unit(const Strip& strip, const Plan& plan, std::
   const std::int64_t steps = strip.call.steps, pixel = strip.layer.pixel;
   const std::int64_t pace = (16 + weights.panels - 1) / weights.panels;
   const Sixteen* sixteens = plan.sixteens;
-  // While these are multiplied the digits of the next unit come closer.
-  const std::int64_t pairs = (plan.count + 1) / 2, lines_of_panel = digit_count * panel / static_cast<std::int64_t>(line);
-  Ahead ahead{digits + size, last ? 0 : (lines_of_panel + pairs - 1) / pairs};
+  Ahead ahead{digits + size, 0};
+  if (more) {
+    constexpr auto lines = digit_count * panel / static_cast<std::int64_t>(line);
+    const std::int64_t pairs = (plan.count + 1) / 2;
+    ahead.lines = (lines + pairs - 1) / pairs;
+  }
   Neurons<counts> neurons(strip, unit);
   const auto sums_of = [&](std::int64_t i, std::int64_t end, std::int32_t* sums) SNNC_AVX512 SNNC_INLINE {
     if (i + 1 < end) {
@@ -495,7 +501,7 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
     bytes += Scratch::room<std::uint8_t>(sizes[s]) + Scratch::room<std::int64_t>(held.rows) +
              Scratch::room<std::int64_t>(tile_rows * panels_of(source));
   }
-  const std::int64_t sums = (in_time ? 4 : steps + 1) * sums_of_sixteen<counts>;
+  const std::int64_t sums = (in_time ? 4 : steps) * sums_of_sixteen<counts>;
   const std::int64_t sixteens = tile_rows * outer * sixteens_of(inner);
   bytes += Scratch::room<std::int32_t>(sums) + Scratch::room<Sixteen>(sixteens);
   static thread_local Scratch scratch;
@@ -527,7 +533,8 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
   asm volatile("ldtilecfg %0" : : "m"(shapes));
 
   const std::int64_t unit = block * layer.weights->units;
-  const std::int64_t end = std::min(unit + block_count * layer.weights->units, sixteens_of(layer.weights->channels));
+  const std::int64_t end =
+      std::min(unit + block_count * layer.weights->units, sixteens_of(layer.weights->channels));
   for (strip.top = first; strip.top < first + count; strip.top = strip.bottom) {
     strip.bottom = std::min(strip.top + tile_rows, first + count);
     for (std::size_t s = 0; s < layer.source_count; ++s) hold_rows<counts>(strip, s);
@@ -556,7 +563,9 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
       }
     }
     plan.count = next - all;
-    for (std::int64_t u = unit; u < end; ++u) run_unit<counts>(strip, plan, u, u + 1 == end);
+    // Those of a tile are still near for the next one, or there are too many of them.
+    const bool far = strip.top == first;
+    for (std::int64_t u = unit; u < end; ++u) run_unit<counts>(strip, plan, u, far && u + 1 < end);
   }
   asm volatile("tilerelease" ::);
   return true;
