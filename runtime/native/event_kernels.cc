@@ -24,6 +24,9 @@ constexpr std::int64_t table_height = 257;
 /// A layer has tables if they fit the second-level cache: inputs of a neuron times channels.
 constexpr std::int64_t largest_table = 320 * 32;
 
+/// As `jobs_of_one_block`, where a layer has more of them, for which spikes are listed but once.
+constexpr std::int64_t jobs_of_many_blocks = 1024;
+
 /// Dense arithmetic takes as many time-steps together as make so many places.
 constexpr std::int64_t dense_cells = 24;
 
@@ -280,7 +283,7 @@ SNNC_BODY void add_row(const float* weights, Floats<Set>* sum) {
   }
 }
 
-// --- a part of the work and the memory for it ----------------------------------------------------
+// --- a part of the work --------------------------------------------------------------------------
 
 /// A place at one time-step: which spikes it sees, and where its currents go.
 struct Job {

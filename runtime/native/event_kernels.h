@@ -12,7 +12,7 @@
 //         three signed digits of 8 bits, and their products add up exactly, many at a time.
 // Events and dense arithmetic add in one order and, for spikes of 0 and 1, multiply by these only, so
 // they give the same bits, and the choice between them may follow the activity.  Tables add in another
-// order, and digits round a weight to within 2^-23 of the largest one of its channel, and their sum; a layer
+// order, and digits round a weight to within about 2^-23 of the largest one of its channel, and their sum; a layer
 // has them or has not.  Nothing depends on the number of threads, nor on the instruction set but for
 // digits.  Counts above 1, as sum pooling makes, are an exception where weights round: events add a weight
 // several times, and a multiplication may be fused with its addition.

@@ -32,8 +32,8 @@ namespace snnc::events {
 constexpr std::size_t line = 64, huge_page = std::size_t{1} << 21;
 
 /// Time-steps times pixels of a tile: many share the weights of a block while these are in the
-/// second-level cache, and few keep lists and currents in there too.
-constexpr std::int64_t jobs_of_one_block = 512, jobs_of_many_blocks = 1024;
+/// second-level cache, and few keep lists, currents or spikes in there too.
+constexpr std::int64_t jobs_of_one_block = 512;
 
 template <typename T>
 Buffer<T> allocate(std::int64_t count) {

@@ -346,8 +346,9 @@ void fill(Layer& layer, double density) {
   for (const events::Source& source : layer.sources) {
     const std::int64_t pixels = layer.steps * layer.samples * source.in[0] * source.in[1];
     layer.spikes.push_back(random_spikes(pixels * source.pixel, density, source.levels));
-    Floats weights = sixteenths(source.rows() * layer.channels, -4096, 4096);
-    for (float& w : weights) w /= 256;
+    // Up to 1, in steps of 2^-16: sums below 256 are exact, and all digits of a weight count.
+    Floats weights = sixteenths(source.rows() * layer.channels, -65536, 65536);
+    for (float& w : weights) w /= 4096;
     layer.from.push_back(std::move(weights));
   }
   const std::int64_t channels = layer.channels, all = layer.places() * channels;

@@ -230,7 +230,7 @@ def test_sums_of_very_many_spikes(inputs: int) -> None:
 
 
 def test_steps_one_by_one_give_the_same_bits() -> None:
-    """However a window is cut into chunks: a wide layer sums in parts, of which the number is fixed."""
+    """However a window is cut into chunks."""
     feeds, attributes = wide_case()
     steps = int(feeds["steps"])
     together = run("EventConv", feeds, attributes, native=True)
