@@ -3,10 +3,11 @@
     python bench/neuron.py
 
 A neuron layer must read its currents and write its spikes, so a plain copy of as many bytes is the
-floor.  RMPNeuron is measured, and ScheduledRMPNeuron twice: behind the end of its schedule ("settled",
-the last row is zero) and in the middle of it ("moving", another row at every step).  Each figure is a
-median of rounds in which the candidates take turns.  Buffers are made once and bound, so that no
-allocation is timed.
+floor.  A run of any session costs some microseconds more, which small layers notice: onnxruntime's own
+copy, a session of nothing but an Identity, shows how much (on one thread).  RMPNeuron is measured, and
+ScheduledRMPNeuron twice: behind the end of its schedule ("settled", the last row is zero) and in the
+middle of it ("moving", another row at every step).  Each figure is a median of rounds in which the
+candidates take turns.  Buffers are made once and bound, so that no allocation is timed.
 """
 
 from __future__ import annotations
@@ -79,6 +80,30 @@ def neuron_model(name: str, static: bool) -> onnx.ModelProto:
         ir_version=dialect.MAX_IR_VERSION,
         functions=dialect.functions([name], opset),
     )
+
+
+def identity_runner(count: int) -> Callable[[], None]:
+    """A call of a session that copies `count` bytes between bound buffers."""
+    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "copy", kinds[:1], kinds[1:]
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", dialect.BASE_OPSET)],
+        ir_version=dialect.MAX_IR_VERSION,
+    )
+    session = create_session(model, threads=1, native=False)
+    binding = session.io_binding()
+    source = onnxruntime.OrtValue.ortvalue_from_numpy(np.ones(count // 4, np.float32))
+    target = onnxruntime.OrtValue.ortvalue_from_shape_and_type([count // 4], np.float32)
+    binding.bind_ortvalue_input("x", source)
+    binding.bind_ortvalue_output("y", target)
+
+    def run(keep: object = (source, target)) -> None:
+        session.run_with_iobinding(binding)
+
+    return run
 
 
 def neuron_runner(
@@ -166,6 +191,7 @@ def measure(size_mb: float, static: bool, threads: int, rounds: int) -> dict[str
     repeats = max(1, int(2**25 // moved))
     candidates: dict[str, tuple[Callable[[], None], int]] = {
         "copy": (copy_runner(moved, threads, repeats), repeats),
+        "Identity": (repeated(identity_runner(moved), repeats), repeats),
     }
     for kernel in KERNELS:
         one = neuron_runner(kernel, neurons, static, threads, native=True)
@@ -198,13 +224,15 @@ def main() -> None:
         f"threshold [{CHANNELS}, 1, 1], medians of {options.rounds} rounds"
     )
     print(
-        "GB/s of bytes read plus bytes written: a plain copy, RMPNeuron, ScheduledRMPNeuron behind the "
-        "end of its schedule (settled) and inside it (moving); RMPNeuron's body as milliseconds and as "
-        "a multiple of its kernel."
+        "GB/s of bytes read plus bytes written: a plain copy, onnxruntime's own (Identity), RMPNeuron, "
+        "ScheduledRMPNeuron behind the end of its schedule (settled) and inside it (moving); "
+        "RMPNeuron's body as milliseconds and as a multiple of its kernel."
     )
-    columns = ("copy", *KERNELS)
+    columns = ("copy", "Identity", *KERNELS)
     heads = "".join(f"{name:>11}" for name in columns)
-    print(f"current   size MB  threads{heads}  settled/copy  body ms  body/kernel")
+    print(
+        f"current   size MB  threads{heads}  settled/copy  settled/Identity  body ms  body/kernel"
+    )
     for static in (False, True):
         for size_mb in options.sizes_mb:
             for threads in options.threads:
@@ -215,6 +243,7 @@ def main() -> None:
                 print(
                     f"{'static' if static else 'temporal':<9} {size_mb:>7g}  {threads:>7}{figures}"
                     f"  {rates['settled'] / rates['copy']:>12.2f}"
+                    f"  {rates['settled'] / rates['Identity']:>16.2f}"
                     + (
                         f"  {body * 1e3:>7.2f}  {body / found['RMPNeuron']:>11.1f}"
                         if body
