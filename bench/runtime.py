@@ -63,8 +63,8 @@ NETWORKS = {
 DEFAULT_NETWORKS = ("resnet20", "vgg16", "resnet18")
 #: How a compiled network is unrolled, and what of `create_session` runs it.
 SNN: dict[str, tuple[Unroll, dict[str, bool]]] = {
-    "default": ("fold", {}),
-    "dense": ("fold", {"events": False}),
+    "default": ("fold", {"native": True}),
+    "dense": ("fold", {"native": True, "events": False}),
     "body": ("fold", {"native": False}),
     "loop": ("loop", {"native": False}),
     "steps": ("steps", {"native": False}),
