@@ -3,8 +3,8 @@
     python bench/neuron.py
 
 A neuron layer must read its currents and write its spikes, so a plain copy of as many bytes is the
-floor.  A run of any session costs some microseconds more, which small layers notice: onnxruntime's own
-copy, a session of nothing but an Identity, shows how much (on one thread).  RMPNeuron is measured, and
+floor.  A run of any session costs some microseconds more: onnxruntime's own copy, a session of nothing
+but an Identity, shows how much of a floor that leaves (on one thread).  RMPNeuron is measured, and
 ScheduledRMPNeuron twice: behind the end of its schedule ("settled", the last row is zero) and in the
 middle of it ("moving", another row at every step).  Each figure is a median of rounds in which the
 candidates take turns.  Buffers are made once and bound, so that no allocation is timed.

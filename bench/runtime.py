@@ -61,7 +61,7 @@ NETWORKS = {
     "resnet34": (224, 1000),
 }
 DEFAULT_NETWORKS = ("resnet20", "vgg16", "resnet18")
-#: How a compiled network is unrolled, and what of `create_session` runs it.
+#: How a compiled network is unrolled, and the options of its session.
 SNN: dict[str, tuple[Unroll, dict[str, bool]]] = {
     "default": ("fold", {"native": True}),
     "dense": ("fold", {"native": True, "events": False}),
