@@ -30,7 +30,7 @@ def compile(
     task: Task = "auto",
     threshold: Method = "auto",
     percentile: float = 99.9,
-    tau: float | None = None,
+    tau: float = 500.0,
     per_channel: bool | None = None,
     alpha: float | Literal["auto"] = 1.0,
     correction: Correction = "auto",

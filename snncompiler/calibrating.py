@@ -54,7 +54,6 @@ def calibrated(
     synthetic input."""
     task = task_of(prepared, options, dataset.labels if dataset else None)
     options = options.resolved(task, dataset is not None, calib.depth_of(prepared.graph))
-    assert options.tau is not None  # resolved
     calibration = Calibration(
         thresholds={},
         method=options.threshold,
@@ -96,7 +95,7 @@ def _from_data(
         observation,
         calib.rectifiers_of(prepared.graph),
         method="max" if from_running else options.threshold,
-        settings=Settings(options.percentile, calibration.tau, options.steps),
+        settings=Settings(options.percentile, options.tau, options.steps),
         per_channel=bool(options.per_channel),
         alpha=float(options.alpha),
     )

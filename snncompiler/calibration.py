@@ -11,7 +11,7 @@ import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import refuse
-from snncompiler.graph import Graph, Node, Tensor, label, with_outputs
+from snncompiler.graph import Graph, Node, label, with_outputs
 from snncompiler.histogram import Histogram
 from snncompiler.operators import rectified_input, rectifier
 from snncompiler.passes.base import Context, Moments
@@ -105,31 +105,14 @@ def rectifiers_of(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if rectifier(node) is not None]
 
 
-class Depth(NamedTuple):
-    """The fewest and the most rectifiers on a way from an input to an output."""
-
-    fewest: int
-    most: int
-
-
-def depth_of(graph: Graph) -> Depth:
-    """How deep a network is: residual connections are ways around its rectifiers."""
-    depths = {id(tensor): Depth(0, 0) for tensor in graph.inputs}
-
-    def merged(tensors: Sequence[Tensor]) -> Depth | None:
-        """What does not depend on an input is on no way."""
-        found = [depths[id(tensor)] for tensor in tensors if id(tensor) in depths]
-        if not found:
-            return None
-        return Depth(min(one.fewest for one in found), max(one.most for one in found))
-
+def depth_of(graph: Graph) -> int:
+    """The most rectifiers on a way from the input to an output."""
+    depths: dict[int, int] = {}
     for node in graph.nodes:
-        before = merged(node.inputs)
-        if before is not None:
-            own = int(rectifier(node) is not None)
-            depth = Depth(before.fewest + own, before.most + own)
-            depths.update((id(tensor), depth) for tensor in node.outputs)
-    return merged(graph.outputs) or Depth(0, 0)
+        before = max((depths.get(id(tensor), 0) for tensor in node.inputs), default=0)
+        for tensor in node.outputs:
+            depths[id(tensor)] = before + (rectifier(node) is not None)
+    return max((depths.get(id(tensor), 0) for tensor in graph.outputs), default=0)
 
 
 def channels_of(node: Node) -> int:

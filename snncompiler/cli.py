@@ -368,10 +368,7 @@ def compile_command(
         typer.Option(help="How θ follows from activations; vin-max: from currents, as the paper."),
     ] = Threshold.auto,
     percentile: Annotated[float, typer.Option(help="For --threshold percentile.")] = 99.9,
-    tau: Annotated[
-        float | None,
-        typer.Option(help="How far --threshold balance goes: by depth 250 or 500, unless given."),
-    ] = None,
+    tau: Annotated[float, typer.Option(help="How far --threshold balance goes.")] = 500.0,
     per_channel: Annotated[
         bool | None,
         typer.Option(

@@ -8,7 +8,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from snncompiler.calibration import Depth
 from snncompiler.errors import UsageError
 from snncompiler.passes.insert_neurons import Spikes
 from snncompiler.passes.unroll_time import Emit, ReadOut, Unroll
@@ -23,9 +22,6 @@ Target = Literal["portable", "cpu"]
 DEFAULT_STEPS = 64
 #: More steps than this are a slip of the finger: float32 counts end at 2^24.
 MAX_STEPS = 1 << 24
-#: How far `balance` goes: where every way through the network has LONG_CHAIN spiking layers or more,
-#: and elsewhere (docs/accuracy.md).
-TAU_OF_CHAIN, TAU, LONG_CHAIN = 250.0, 500.0, 18
 #: A schedule of more steps would be longer than any window in which it helps.
 MAX_SCHEDULE = 1024
 
@@ -39,7 +35,7 @@ class Options:
     task: Task = "auto"
     threshold: Method = "auto"
     percentile: float = 99.9
-    tau: float | None = None
+    tau: float = 500.0
     per_channel: bool | None = None
     alpha: float | Literal["auto"] = 1.0
     correction: Correction = "auto"
@@ -89,8 +85,7 @@ class Options:
         check_range("-T", steps, 1 <= steps <= MAX_STEPS, f"1 to {MAX_STEPS:,} time-steps")
         good = 0 < self.percentile <= 100
         check_range("--percentile", self.percentile, good, "above 0, at most 100")
-        good = self.tau is None or 0 < self.tau < float("inf")
-        check_range("--tau", self.tau, good, "positive and finite")
+        check_range("--tau", self.tau, 0 < self.tau < float("inf"), "positive and finite")
         if alpha != "auto":
             check_range("--alpha", alpha, 0 < alpha < float("inf"), "positive and finite, or auto")
         if initial is not None:
@@ -141,12 +136,12 @@ class Options:
         return Spikes.parse(self.neuron)
 
     def resolved(
-        self, task: Literal["classification", "regression"], data: bool, depth: Depth
+        self, task: Literal["classification", "regression"], data: bool, depth: int
     ) -> Options:
         """Everything that was left open, chosen for the task (docs/accuracy.md).
 
         `data`: there is calibration data; without it nothing can be corrected on the running network.
-        `depth`: of the network in spiking layers.
+        `depth`: the most spiking layers on a way through the network.
         """
         classifies = task == "classification"
         threshold: Method = "balance" if classifies else "max"
@@ -158,15 +153,12 @@ class Options:
         elif self.reset == "hard" or self.threshold == "vin-max":
             correction = "none"
         # The more layers, the longer the last ones need to find their rate (docs/accuracy.md).
-        power = min(max(depth.most - 3, 0) // 2, 3) if classifies and not self.paper else 0
+        power = min(max(depth - 3, 0) // 2, 3) if classifies and not self.paper else 0
         read_out = f"ramp:{power}" if power else "mean"
-        # Noise grows from layer to layer where none is bypassed; a smaller θ makes less of it.
-        tau = TAU_OF_CHAIN if depth.fewest >= LONG_CHAIN else TAU
         return replace(
             self,
             task=task,
             threshold=threshold if self.threshold == "auto" else self.threshold,
-            tau=tau if self.tau is None else self.tau,
             correction=correction if self.correction == "auto" else self.correction,
             readout=read_out if self.readout == "auto" else self.readout,
             per_channel=not self.paper if self.per_channel is None else self.per_channel,
@@ -178,7 +170,7 @@ class Options:
         )
 
 
-_OPTIONAL = ("chunk", "batch", "per_channel", "initial", "tau")
+_OPTIONAL = ("chunk", "batch", "per_channel", "initial")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("auto", "classification", "regression"),
     "threshold": ("auto", "max", "percentile", "mmse", "balance", "vin-max"),

@@ -13,7 +13,7 @@ from helpers import Array, parse, random, run_model
 
 import snncompiler
 from snncompiler import calibrating, models, pipeline
-from snncompiler.calibration import Calibration, Depth, depth_of, rectifiers_of
+from snncompiler.calibration import depth_of, rectifiers_of
 from snncompiler.compiled import read_compiled
 from snncompiler.errors import UsageError
 from snncompiler.options import MAX_SCHEDULE, Options
@@ -161,52 +161,27 @@ RESOLVED: list[tuple[dict[str, Any], str, bool, dict[str, Any]]] = [
 def test_what_is_left_open_follows_the_task_and_what_is_given_stays(
     options: dict[str, Any], task: Any, data: bool, wanted: dict[str, Any]
 ) -> None:
-    found = Options(**options).resolved(task, data, Depth(10, 20))
+    found = Options(**options).resolved(task, data, 20)
     assert {name: getattr(found, name) for name in wanted} == wanted
-    assert found.resolved(task, data, Depth(10, 20)) == found
+    assert found.resolved(task, data, 20) == found
     left = {f.name for f in fields(Options)} - set(wanted) - {"task", "threshold", "correction",
-        "readout", "initial", "per_channel", "encode", "strict", "tau"}  # fmt: skip
+        "readout", "initial", "per_channel", "encode", "strict"}  # fmt: skip
     for name in left:
         assert getattr(found, name) == getattr(Options(**options), name)
 
 
 def test_deeper_class_scores_weigh_later_steps_more() -> None:
     depths = (0, 4, 5, 7, 9, 99)
-    chosen = [
-        Options().resolved("classification", True, Depth(0, depth)).readout for depth in depths
-    ]
+    chosen = [Options().resolved("classification", True, depth).readout for depth in depths]
     assert chosen == ["mean", "mean", "ramp:1", "ramp:2", "ramp:3", "ramp:3"]
 
 
-def test_a_long_chain_without_a_bypass_has_smaller_thresholds() -> None:
-    depths = (Depth(17, 40), Depth(18, 18), Depth(27, 30))
-    chosen = [Options().resolved("classification", True, depth).tau for depth in depths]
-    assert chosen == [500.0, 250.0, 250.0]
-    assert Options(tau=30.0).resolved("classification", True, Depth(18, 18)).tau == 30.0
-
-
-def test_depth_is_that_of_the_shortest_and_of_the_longest_way() -> None:
+def test_depth_is_that_of_the_longest_way() -> None:
     text = """g (float[N,4] x) => (float[N,4] y)
     { a = Relu (x)  b = MatMul (a, w)  c = Relu (b)  s = Add (a, c)  d = Relu (s)  y = Add (d, a) }"""
-    assert depth_of(prepare(parse(text, {"w": random(1, 4, 4)})).graph) == Depth(1, 3)
+    assert depth_of(prepare(parse(text, {"w": random(1, 4, 4)})).graph) == 3
     digits = prepare(models.path("digits-resnet")).graph
-    assert depth_of(digits) == Depth(3, len(rectifiers_of(digits))) == Depth(3, 5)
-
-
-def test_a_chain_of_eighteen_layers_is_compiled_with_its_thresholds() -> None:
-    def chain(layers: int) -> Calibration:
-        hidden = "".join(
-            f"a{i} = MatMul (r{i}, w)  r{i + 1} = Relu (a{i})  " for i in range(layers)
-        )
-        text = f"g (float[N,4] r0) => (float[N,4] y) {{ {hidden} y = Softmax (r{layers}) }}"
-        model = parse(text, {"w": np.eye(4, dtype=np.float32)})
-        return pipeline.compile_model(model, Options(steps=4), random(2, 256, 4)).calibration
-
-    long, short = chain(18), chain(17)
-    assert (long.tau, short.tau) == (250.0, 500.0)
-    first = next(iter(long.thresholds))
-    less, more = long.thresholds[first], short.thresholds[first]
-    assert (less <= more).all() and (less < more).any()
+    assert depth_of(digits) == len(rectifiers_of(digits)) == 5
 
 
 def test_what_was_chosen_is_in_the_file() -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from test_convergence import ROUNDING, Network, error_bound, networks
 
 from snncompiler import calibrating, dialect, pipeline, running
-from snncompiler.calibration import Calibration, Depth
+from snncompiler.calibration import Calibration
 from snncompiler.data import Dataset
 from snncompiler.errors import Refused, UsageError
 from snncompiler.graph import with_outputs
@@ -425,7 +425,7 @@ def test_a_schedule_vanishes_as_one_over_t(network: Network) -> None:
     """
     model, x = network.model, network.x
     options = Options(threshold="max", correction="schedule", schedule_steps=4, readout="mean")
-    options = options.resolved("regression", data=True, depth=Depth(3, 3))
+    options = options.resolved("regression", data=True, depth=3)
     prepared = pipeline.prepare(model)
     calibration = pipeline.calibrated(prepared, options, Dataset({"x": x}))
     snn = pipeline.emit(prepared, calibration, options)

@@ -12,7 +12,6 @@ import onnx
 from numpy.typing import NDArray
 
 from snncompiler import pipeline
-from snncompiler.calibration import Depth
 from snncompiler.compiled import read_compiled
 from snncompiler.data import Dataset
 from snncompiler.options import Options
@@ -46,7 +45,7 @@ def errors(
     prepared = pipeline.prepare(model, allow_analog=analog)
     options = Options(
         threshold="max", correction="none", readout="mean", allow_analog=analog
-    ).resolved("regression", data=True, depth=Depth(0, 0))
+    ).resolved("regression", data=True, depth=0)
     used = data or Dataset(pipeline.synthetic_feeds(prepared, 2, 0))
     snn = pipeline.emit(prepared, pipeline.calibrated(prepared, options, used), options)
     run = used if data else used.head(1)
