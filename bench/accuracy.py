@@ -31,6 +31,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +62,8 @@ Say = Callable[[str], None]
 
 #: Without a correction, with the mean of all steps as the read-out.
 _PLAIN = {"correction": "none", "readout": "mean"}
-_SCHEDULE = {"correction": "schedule", "readout": "mean"}
+_STEADY = {"correction": "schedule", "growth": "none"}
+_SCHEDULE = {**_STEADY, "readout": "mean"}
 #: Named settings: options of `snncompiler.compile`.
 SETTINGS: dict[str, Row] = {
     "default": {},
@@ -81,14 +83,12 @@ SETTINGS: dict[str, Row] = {
     "balance-bias": {"threshold": "balance", "correction": "bias", "readout": "mean"},
     "balance-ramp": {"threshold": "balance", "correction": "none", "readout": "ramp"},
     "balance-schedule": {"threshold": "balance", **_SCHEDULE},
-    "balance-schedule-ramp": {
-        "threshold": "balance",
-        "correction": "schedule",
-        "readout": "ramp",
-    },
+    "balance-schedule-ramp": {"threshold": "balance", "readout": "ramp", **_STEADY},
     "balance1000-schedule": {"threshold": "balance", "tau": 1000.0, **_SCHEDULE},
     "max-schedule": {"threshold": "max", **_SCHEDULE},
-    "max-schedule-ramp": {"threshold": "max", "correction": "schedule", "readout": "ramp"},
+    "max-schedule-ramp": {"threshold": "max", "readout": "ramp", **_STEADY},
+    # θ that does not grow.
+    "steady": {"growth": "none"},
     # Not binary.
     "burst2": {"neuron": "burst:2"},
     "burst4": {"neuron": "burst:4"},
@@ -192,7 +192,8 @@ def setting(text: str) -> tuple[str, Row]:
             raise ValueError(f"no setting {text!r}; there are: {', '.join(SETTINGS)}")
         return text, SETTINGS[text]
     options: Row = {}
-    for part in text.split(","):
+    # A value may have commas itself.
+    for part in re.split(r",(?=\s*\w+=)", text):
         name, _, value = part.partition("=")
         try:
             options[name.strip()] = json.loads(value)

@@ -611,10 +611,15 @@ class _Lowering:
         label = node.name or node.output[0]
         inputs: list[str]
         attributes: dict[str, Any] = {}
-        if _attributes(node).get("static_current", 0):
-            if not self.is_static(node.input[0]):
-                raise Stays(f"`{node.input[0]}` is not computed outside the Loop")
-            operator, inputs = "EventNeuron", [self.channels_last(node.input[0], flat)]
+        source = self.maker.get(node.input[0])
+        driven = source if source is not None and _is_drive(source) else None
+        if driven or _attributes(node).get("static_current", 0):
+            current, drive = driven.input[:2] if driven else (node.input[0], "")
+            if not self.is_static(current):
+                raise Stays(f"`{current}` is not computed outside the Loop")
+            if not drive:
+                drive = self.constant(f"{label}/drive", np.ones(1, np.float32))
+            operator, inputs = "EventNeuron", [self.channels_last(current, flat), drive]
         else:
             parts = Currents()
             self.currents(node.input[0], channels, parts)
@@ -831,6 +836,10 @@ def _first(last: str, first: str, flat: bool) -> onnx.NodeProto:
     if flat:
         return helper.make_node("Flatten", [last], [first], name=first, axis=1)
     return helper.make_node("Transpose", [last], [first], name=first, perm=_TO_FIRST)
+
+
+def _is_drive(node: onnx.NodeProto) -> bool:
+    return bool(node.domain == dialect.DOMAIN and node.op_type == "Drive")
 
 
 def _is_neuron(node: onnx.NodeProto) -> bool:

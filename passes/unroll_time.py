@@ -40,6 +40,7 @@ from snncompiler.graph import (
     tensor_names,
     unique_name,
 )
+from snncompiler.growth import STEADY, Growth
 from snncompiler.passes.sink_time_mean import TIME_MEAN
 from snncompiler.passes.track_batch import BATCH
 from snncompiler.timing import Timing, analyze
@@ -53,21 +54,32 @@ class ReadOut:
     """How a value over time becomes one value: Σ w_t·o_t / Σ w_t, with t from 1 to T.
 
     `mean`: w = 1.  `ramp`: w_t = t^power, so that the first steps, in which deep layers are still
-    finding their rate, count little.  `delay`: w_t = 0 up to step `skipped`, then 1.
+    finding their rate, count little.  `delay`: w_t = 0 up to step `skipped`, then 1.  Where θ grows,
+    o_t is worth g_t of what it is in the end: Σ w_t·g_t·o_t / Σ w_t.
     """
 
     kind: Literal["mean", "ramp", "delay"] = "mean"
     skipped: int = 0
     power: int = 1
+    growth: Growth = STEADY
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every step counts alike."""
+        return self.kind == "mean" and not self.growth
 
     def weights(self, times: NDArray[np.int64]) -> NDArray[np.float32]:
-        """w_t of the given time-steps, counted from 1."""
+        """w_t·g_t of the given time-steps, counted from 1."""
+        weights = (times > self.skipped).astype(np.float32)
         if self.kind == "ramp":
-            weights = np.ones(len(times))
+            powers = np.ones(len(times))
             for _ in range(self.power):
-                weights = weights * times
-            return weights.astype(np.float32)
-        return (times > self.skipped).astype(np.float32)
+                powers = powers * times
+            weights = powers.astype(np.float32)
+        if self.growth:
+            table = self.growth.table
+            weights = weights * table[np.minimum(times, len(table)) - 1]
+        return weights
 
     def total(self, steps: int) -> int:
         """Σ w_t over `steps` time-steps; 1 where none counts."""
@@ -280,12 +292,12 @@ class _Writer:
             proto.input.extend(names)
             proto.output.extend(outputs)
             made.append(proto)
-        if self.means and self.time_weights.kind != "mean":
+        if self.means and not self.time_weights.uniform:
             made += self._time_weights(prefix, start, steps)
         for state, node in self.totals().items():
             new_states[state] = f"{prefix}{node.name}/total_out"
             values = inside(node.inputs[0])
-            weighted = self.time_weights.kind != "mean"
+            weighted = not self.time_weights.uniform
             weights = [f"{prefix}snnc_time_weights"] if weighted else []
             made.append(
                 helper.make_node(
@@ -299,7 +311,7 @@ class _Writer:
         return made, new_states
 
     def _time_weights(self, prefix: str, start: str, steps: str) -> list[onnx.NodeProto]:
-        """The weights w_t of the steps start + 1 to start + steps, float32 [steps]."""
+        """The weights w_t·g_t of the steps start + 1 to start + steps, float32 [steps]."""
         variable = {entry.name for entry in self.overridable}
         known = {n: t for n, t in self.initializers.items() if n not in variable}
         if start in known and steps in known:
@@ -325,14 +337,30 @@ class _Writer:
             for power in range(2, self.time_weights.power + 1):
                 factor, counted = counted, f"{prefix}snnc_times_{power}"
                 made.append(helper.make_node("Mul", [factor, wide], [counted], name=counted))
-        elif self.time_weights.kind == "delay":
+        else:
             skipped = self.constant(f"{prefix}snnc_skipped", self.time_weights.skipped)
             counted = f"{prefix}snnc_counted"
             made.append(helper.make_node("Greater", [times, skipped], [counted], name=counted))
-        made.append(
-            helper.make_node("Cast", [counted], [result], name=result, to=TensorProto.FLOAT)
-        )
+        plain = f"{prefix}snnc_plain_weights" if self.time_weights.growth else result
+        made.append(helper.make_node("Cast", [counted], [plain], name=plain, to=TensorProto.FLOAT))
+        if self.time_weights.growth:
+            made += self._worth(prefix, times, one, plain, result)
         return made
+
+    def _worth(
+        self, prefix: str, times: str, one: str, plain: str, result: str
+    ) -> list[onnx.NodeProto]:
+        """`result`: `plain` times g_t, of which a table says the first and the last one holds on."""
+        table = self.time_weights.growth.table
+        worth = self.constant(f"{prefix}snnc_worth", table, np.float32)
+        length = self.constant(f"{prefix}snnc_growing", len(table))
+        held, place, here = (f"{prefix}snnc_worth_{x}" for x in ("step", "place", "here"))
+        return [
+            helper.make_node("Min", [times, length], [held], name=held),
+            helper.make_node("Sub", [held, one], [place], name=place),
+            helper.make_node("Gather", [worth, place], [here], name=here),
+            helper.make_node("Mul", [plain, here], [result], name=result),
+        ]
 
     def _needs_time(self, tensor: Tensor) -> bool:
         """A static value with a batch axis, read beside temporal ones: [N, ...] -> [K·N, ...]."""

@@ -98,6 +98,14 @@ def scheduled_rmp_neuron(
     return _scheduled(current, threshold, membrane, schedule, start, steps, static_current, quanta)
 
 
+def drive(values: Array, factors: Array, start: int, steps: int) -> Array:
+    """`x · d_t` with `d_t = factors[min(t, D-1)]` at each step t, from `start` on: [steps*N, ...]."""
+    places = np.minimum(np.arange(start, start + steps), len(factors) - 1)
+    column = factors[places].reshape(steps, *[1] * values.ndim)
+    driven = values.astype(np.float32) * column
+    return np.asarray(driven.reshape(steps * len(values), *values.shape[1:]).astype(values.dtype))
+
+
 def burst_neuron(
     current: Array,
     threshold: Array,
@@ -357,15 +365,16 @@ def event_layer(
     schedule: Array,
     start: int,
     steps: int,
+    factors: Array | None = None,
 ) -> tuple[Array, Array]:
     """The neurons of the event-driven operators: bytes, and the membrane.
 
-    `convolved` holds what flows in beside the static `current`: `[steps*N, H, W, M]` each.
+    `convolved` holds what flows in beside the static `current`: `[steps*N, H, W, M]` each.  Without it
+    the current is driven by `factors`.
     """
-    if not convolved:
-        fired, after = scheduled_rmp_neuron(
-            current, threshold, membrane, schedule, start, steps, static_current=True
-        )
+    if factors is not None:
+        driven = drive(current, factors, start, steps)
+        fired, after = scheduled_rmp_neuron(driven, threshold, membrane, schedule, start, steps)
         return fired.astype(np.uint8), after
     total = _steps_of(convolved[0], steps) + current
     for more in convolved[1:]:

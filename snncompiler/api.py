@@ -35,6 +35,7 @@ def compile(
     alpha: float | Literal["auto"] = 1.0,
     correction: Correction = "auto",
     schedule_steps: int = 32,
+    growth: str = "auto",
     readout: str = "auto",
     neuron: str = "binary",
     unroll: Unroll = "fold",
@@ -66,6 +67,8 @@ def compile(
     threshold, percentile, tau, per_channel, alpha: how θ follows from the ANN's activations, or for
         `vin-max` from the running network's currents; alpha scales it (the paper's α), "auto" searches.
     correction, schedule_steps: charges that correct the running network, found layer by layer.
+    growth: how θ grows with time: `none`, or factors and the steps, from 1, from which they hold, as
+        `1.15@33,1.3@65`.
     readout: `mean`, `ramp:P` (step t weighs t^P; `ramp` is `ramp:1`) or `delay:D` (the first D steps do
         not count).
     neuron: `binary`; `burst:G` fires up to G spikes a step, `signed:G` also takes them back.
@@ -94,6 +97,7 @@ def compile(
         alpha=alpha,
         correction=correction,
         schedule_steps=schedule_steps,
+        growth=growth,
         readout=readout,
         neuron=neuron,
         unroll=unroll,

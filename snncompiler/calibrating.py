@@ -20,8 +20,9 @@ from snncompiler.calibration import Calibration
 from snncompiler.data import Dataset
 from snncompiler.emission import emit, window_of
 from snncompiler.errors import Refused
+from snncompiler.growth import Growth
 from snncompiler.options import Options
-from snncompiler.preparation import Prepared, synthetic_feeds, task_of
+from snncompiler.preparation import Prepared, resolve, synthetic_feeds
 from snncompiler.running import Window
 from snncompiler.runtime.session import create_session
 from snncompiler.thresholds import Settings
@@ -52,8 +53,8 @@ def calibrated(
 ) -> Calibration:
     """Thresholds and corrections for every rectifier: from data, else batch-norm statistics, else
     synthetic input."""
-    task = task_of(prepared, options, dataset.labels if dataset else None)
-    options = options.resolved(task, dataset is not None, calib.depth_of(prepared.graph))
+    labels = dataset.labels if dataset else None
+    options = resolve(prepared, options, data=dataset is not None, labels=labels)
     calibration = Calibration(
         thresholds={},
         method=options.threshold,
@@ -248,15 +249,26 @@ def _corrected(
     feeds: Mapping[str, Array],
     progress: Progress | None,
 ) -> Calibration:
-    """The calibration with the charges that correct the running network.
+    """The calibration with the charges that correct the running network, and with the thresholds that
+    its own grow to.
 
     Where time cannot be folded there is no correction, and a note says so.
     """
     steps = options.schedule_steps if options.correction == "schedule" else options.steps
+    growth = Growth.parse(options.growth)
+    last = np.float32(growth.last)
+    grown = {name: theta * last for name, theta in calibration.thresholds.items()}
     layers = _running_layers(prepared)
     none = {layer.name: np.zeros((1, layer.channels), np.float32) for layer in layers}
+    corrected = replace(
+        calibration,
+        thresholds=grown,
+        growth=options.growth,
+        correction=options.correction,
+        schedules=none,
+    )
     try:
-        window = window_of(prepared, replace(calibration, schedules=none), options, steps)
+        window = window_of(prepared, corrected, options, steps)
     except Refused as refused:
         prepared.context.note(
             "SNNC205",
@@ -273,6 +285,7 @@ def _corrected(
         layers,
         chosen,
         options.correction,
+        growth=growth,
         batch=prepared.fixed_batch,
         seed=options.seed,
         progress=_telling(progress, "correcting"),
@@ -285,7 +298,7 @@ def _corrected(
             f"than {running.LEAST_POSITIONS} positions of a channel",
             hint="give more calibration samples",
         )
-    return replace(calibration, correction=options.correction, schedules=schedules)
+    return replace(corrected, schedules=schedules)
 
 
 def _largest_currents(

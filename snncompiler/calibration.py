@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import refuse
 from snncompiler.graph import Graph, Node, label, with_outputs
+from snncompiler.growth import NONE, Growth
 from snncompiler.histogram import Histogram
 from snncompiler.operators import rectified_input, rectifier
 from snncompiler.passes.base import Context, Moments
@@ -49,9 +50,9 @@ class Calibration:
 
     thresholds: layer name -> θ, [C] or [1], float32, finite and positive.  method, percentile, tau,
     alpha: how θ was found.  schedules: layer name -> charge b [S, C] for each of the first steps, the
-    last row for all later ones; empty without a correction.  input_scales: input name -> max |x|, for
-    Poisson input.  source is "data", "batch-norm" or
-    "synthetic"; data_sha256 is of the calibration arrays.
+    last row for all later ones; empty without a correction.  growth: how θ grew to be what it is
+    (`Growth`, as text); schedules are those for it.  input_scales: input name -> max |x|, for Poisson
+    input.  source is "data", "batch-norm" or "synthetic"; data_sha256 is of the calibration arrays.
     """
 
     thresholds: Mapping[str, NDArray[np.float32]]
@@ -67,6 +68,7 @@ class Calibration:
     tau: float = 500.0
     correction: str = "none"
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    growth: str = NONE
     input_scales: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -96,6 +98,7 @@ class Calibration:
                 .astype(np.float32)
                 for name, entry in content.get("schedules", {}).items()
             }
+            Growth.parse(content.get("growth", NONE))
             return Calibration(**content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise refuse("SNNC401", f"the calibration cannot be read: {error}") from None

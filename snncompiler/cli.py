@@ -386,6 +386,10 @@ def compile_command(
     schedule_steps: Annotated[
         int, typer.Option(help="First steps that --correction schedule corrects.")
     ] = 32,
+    growth: Annotated[
+        str,
+        typer.Option(help="How θ grows: none; or factor@step,..., as 1.15@33,1.3@65."),
+    ] = "auto",
     readout: Annotated[
         str,
         typer.Option(help="mean; ramp:P, step t weighs t^P; or delay:D. Default: by task, depth."),
@@ -459,6 +463,7 @@ def compile_command(
         alpha=_alpha(alpha),
         correction=correction.value,
         schedule_steps=schedule_steps,
+        growth=growth,
         readout=readout,
         neuron=neuron,
         unroll=unroll.value,

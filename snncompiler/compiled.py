@@ -131,6 +131,7 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
             per_channel=calibration.per_channel,
             alpha=calibration.alpha,
             correction=text_of("correction"),
+            growth=calibration.growth,
             readout=text_of("readout"),
             neuron=text_of("neuron"),
             encode=text_of("encode"),

@@ -19,6 +19,9 @@ levels and fires spikes of θ/G.  As z holds the charge of the schedule, so does
 a current that the ANN's neuron does not get, also in the first layer.  So does, with a random input,
 the noise of the spikes that stand for it.
 
+Where θ grows, currents, charges and spikes of a step count with what they are worth in the end
+(`growth.py`), and θ in Q and clip is the mean of what it was in the T steps.
+
 The ANN is here the normalized one that the file was made from; where max pooling was replaced by
 average pooling, that is another network than the source.
 """
@@ -37,6 +40,7 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler.calibration import rectifiers_of
 from snncompiler.errors import refuse
 from snncompiler.graph import with_outputs
+from snncompiler.growth import STEADY, Growth
 from snncompiler.operators import rectified_input, rectifier
 from snncompiler.pipeline import Prepared
 from snncompiler.runtime.session import create_session
@@ -111,18 +115,26 @@ def quantise(layer: Layer, total: Array, steps: int) -> Array:
 
 
 def split(
-    layer: Layer, count: Array, total: Array, current: Array, steps: int, cap: float | None
+    layer: Layer,
+    count: Array,
+    total: Array,
+    current: Array,
+    steps: int,
+    cap: float | None,
+    growth: Growth = STEADY,
 ) -> dict[str, Array]:
     """The four parts of a layer's error, and `activation`, f(a); all float64.
 
-    count: sum of the spikes; total: sum of the currents; current: a; cap: the upper bound of f.
+    count: sum of the spikes; total: sum of the currents, both by their worth (`Weighed`); current: a;
+    cap: the upper bound of f.
     """
     theta = layer.threshold.astype(np.float64)
-    whole = total + layer.charge(steps)
+    mean = layer.at(steps, growth)
+    whole = total + layer.charge(steps, growth)
     z = whole / steps
-    given, even = theta * count.astype(np.float64) / steps, quantise(layer, whole, steps)
+    given, even = theta * count.astype(np.float64) / steps, quantise(mean, whole, steps)
     relu_z, relu_a = _rectified(z, cap), _rectified(current.astype(np.float64), cap)
-    clipped = np.minimum(relu_z, theta * layer.levels)
+    clipped = np.minimum(relu_z, mean.largest.astype(np.float64))
     return {
         "unevenness": given - even,
         "rounding": even - clipped,
@@ -162,22 +174,55 @@ class Currents:
 
 
 @dataclass
+class Weighed:
+    """The sums of one batch over time, where steps count with what they are worth in the end.
+
+    The worth of a step changes at few of them, so differences of plain sums are enough: `stops` has the
+    last step before each change.
+    """
+
+    layers: tuple[Layer, ...]
+    growth: Growth
+    before: dict[str, Array] = field(default_factory=dict)
+    sums: dict[str, Array] = field(default_factory=dict)
+
+    @staticmethod
+    def stops(growth: Growth, most: int) -> list[int]:
+        """The last steps of equal worth, among the first `most`."""
+        return [start - 1 for start, _ in growth.changes if 1 < start <= most]
+
+    def add(self, values: Mapping[str, Array], steps: int) -> dict[str, Array]:
+        """The sums up to `steps`, by output; `values`: the plain ones.  No change lies in between."""
+        worth = float(self.growth.worth(steps)[-1])
+        for layer in self.layers:
+            for name in (Watched.output(layer, what) for what in ("count", "current_sum")):
+                now = values[name].astype(np.float64)
+                since = now - self.before[name] if name in self.before else now
+                self.sums[name] = self.sums.get(name, 0.0) + worth * since
+                self.before[name] = now
+        return dict(self.sums)
+
+
+@dataclass
 class Split:
     """Sums the squares of the parts over the data, for one number of time-steps."""
 
     steps: int
     caps: Mapping[str, float | None]
+    growth: Growth = STEADY
     squares: dict[str, dict[str, float]] = field(default_factory=dict)
     operators: dict[str, str] = field(default_factory=dict)
 
     def add(
         self, layer: Layer, values: Mapping[str, Array], current: Array, count: int | None
     ) -> None:
-        """One batch of a layer; `count`: how many samples of a filled batch are meant."""
+        """One batch of a layer, its sums by `Weighed`; `count`: how many samples of a filled batch are
+        meant."""
         spikes, total = (
             values[Watched.output(layer, what)][:count] for what in ("count", "current_sum")
         )
-        parts = split(layer, spikes, total, current[:count], self.steps, self.caps[layer.name])
+        cap = self.caps[layer.name]
+        parts = split(layer, spikes, total, current[:count], self.steps, cap, self.growth)
         parts["own"] = parts["unevenness"] + parts["rounding"] + parts["clipping"]
         parts["total"] = parts["own"] + parts["inherited"]
         sums = self.squares.setdefault(layer.name, dict.fromkeys(parts, 0.0))

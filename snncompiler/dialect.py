@@ -297,6 +297,37 @@ _TELESCOPE = (
 }"""
 )
 
+# d_t is element min(t, D-1) of it, t counted from the very first step.
+_DRIVE = """Drive (values, drive, start, steps) => (currents)
+{
+  zero = Constant <value_int = 0> ()
+  unit = Constant <value_int = 1> ()
+  one = Constant <value_ints = [1]> ()
+  k = Reshape (steps, one)
+  limit = Squeeze (k)
+  times = Range (zero, limit, unit)
+  done = Reshape (start, one)
+  counted = Add (times, done)
+  length = Size (drive)
+  last = Sub (length, unit)
+  places = Min (counted, last)
+  factors = Gather (drive, places)
+  column = Concat <axis = 0> (k, one)
+  by_step = Reshape (factors, column)
+  lead = Shape <start = 0, end = 1> (values)
+  rest = Shape <start = 1> (values)
+  elements = Size (values)
+  size = Reshape (elements, one)
+  row = Concat <axis = 0> (one, size)
+  wide = Cast <to = 1> (values)
+  flat = Reshape <allowzero = 1> (wide, row)
+  driven = Mul (flat, by_step)
+  lead_out = Mul (k, lead)
+  shape_out = Concat <axis = 0> (lead_out, rest)
+  wide_currents = Reshape <allowzero = 1> (driven, shape_out)
+  currents = CastLike (wide_currents, values)
+}"""
+
 _POOL_ATTRIBUTES = (
     Attribute("auto_pad", "string", "as in MaxPool"),
     Attribute("ceil_mode", "int", "as in MaxPool"),
@@ -633,6 +664,22 @@ OPERATORS: dict[str, Operator] = {
             states=((1, 1),),
         ),
         Operator(
+            name="Drive",
+            summary="A static current, multiplied by another factor at each of the first steps: what "
+            "thresholds that grow with time come to (growth.py).",
+            equation="out_t = d_min(t, D-1) * x, with t counted from 0",
+            inputs=(
+                Port("values", "T", "[N, ...]", "x, the same at every step"),
+                Port("drive", "float32", "[D]", "d; its last element holds for all later steps"),
+                _START,
+                _STEPS,
+            ),
+            outputs=(Port("currents", "T", "[steps*N, ...]", "currents"),),
+            attributes=(),
+            body=_DRIVE,
+            states=(),
+        ),
+        Operator(
             name="PoissonEncoder",
             summary="Spikes at random, whose mean over time is x / scale; each is a function of seed, "
             "image, step and element alone, so neither batches nor chunks of steps change it.",
@@ -712,8 +759,10 @@ def _event_layer(name: str, more: str, inputs: str, middle: str, total: str) -> 
 
 
 _EVENT_BODIES = {
-    "EventNeuron": "EventNeuron (current, threshold, membrane, schedule, start, steps) "
-    "=> (spikes_out, membrane_out)\n{" + _EVENT_NEURON.format(static=1, current="current"),
+    "EventNeuron": "EventNeuron (current, drive, threshold, membrane, schedule, start, steps) "
+    "=> (spikes_out, membrane_out)\n{"
+    f"\n  currents = {DOMAIN}.Drive (current, drive, start, steps)"
+    + _EVENT_NEURON.format(static=0, current="currents"),
     "EventConv": _event_layer("EventConv", "", "", "", "charged"),
     "EventConvAdd": _event_layer(
         "EventConvAdd",
@@ -820,16 +869,17 @@ EVENT_OPERATORS: dict[str, Operator] = {
     for op in (
         Operator(
             name="EventNeuron",
-            summary="Neurons under a static current, which send bytes, channels last.",
-            equation=_EVENT_EQUATION + "current",
+            summary="Drive and its neurons, which send bytes, channels last.",
+            equation=_EVENT_EQUATION + "d_min(t, D-1) * current",
             inputs=(
                 Port("current", "float32", "[N, H, W, M]", "static current"),
+                Port("drive", "float32", "[D]", "d; one element of 1 where nothing is driven"),
                 *_EVENT_NEURON_INPUTS[1:],
             ),
             outputs=_EVENT_OUTPUTS,
             attributes=(),
             body=_EVENT_BODIES["EventNeuron"],
-            states=((2, 1),),
+            states=((3, 1),),
         ),
         Operator(
             name="EventConv",
@@ -924,12 +974,12 @@ EVENT_OPERATORS: dict[str, Operator] = {
 
 #: The operators that a body is made of, beside those of ONNX.
 _BODY_NEEDS = {
-    "EventNeuron": "ScheduledRMPNeuron",
-    "EventConv": "ScheduledRMPNeuron",
-    "EventConvAdd": "ScheduledRMPNeuron",
-    "EventConvPair": "ScheduledRMPNeuron",
-    "EventSum": "WeightedTimeSum",
-    "EventMaxPool": "SpikeMaxPool",
+    "EventNeuron": ("Drive", "ScheduledRMPNeuron"),
+    "EventConv": ("ScheduledRMPNeuron",),
+    "EventConvAdd": ("ScheduledRMPNeuron",),
+    "EventConvPair": ("ScheduledRMPNeuron",),
+    "EventSum": ("WeightedTimeSum",),
+    "EventMaxPool": ("SpikeMaxPool",),
 }
 
 #: The operators that fire: one per rectifier of the source network.
@@ -967,5 +1017,5 @@ def function(name: str, opset: int) -> onnx.FunctionProto:
 def functions(names: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
     """The bodies of several operators and of those that they are made of, in the order of names."""
     wanted = set(names)
-    wanted |= {_BODY_NEEDS[name] for name in wanted if name in _BODY_NEEDS}
+    wanted |= {needed for name in wanted for needed in _BODY_NEEDS.get(name, ())}
     return [function(name, opset) for name in sorted(wanted)]

@@ -23,9 +23,11 @@ from snncompiler.graph import (
     known,
     label,
 )
+from snncompiler.growth import NONE, Growth
 from snncompiler.options import Options
 from snncompiler.passes.attach_functions import attach_functions
 from snncompiler.passes.base import Context, run_passes
+from snncompiler.passes.drive_input import DriveInput
 from snncompiler.passes.encode_poisson import EncodePoisson
 from snncompiler.passes.fold_amplitude import FoldAmplitude
 from snncompiler.passes.insert_neurons import InsertNeurons
@@ -36,7 +38,7 @@ from snncompiler.passes.telescope_analog import TelescopeAnalog
 from snncompiler.passes.track_batch import BATCH
 from snncompiler.passes.unroll_time import ReadOut, UnrollTime, unfoldable
 from snncompiler.passes.verify_output import verify_output
-from snncompiler.preparation import Prepared, task_of
+from snncompiler.preparation import Prepared, resolve
 from snncompiler.running import Window
 from snncompiler.version import __version__
 
@@ -50,6 +52,7 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
     """The normalized ANN with neurons for its rectifiers and spikes between its layers."""
     graph = prepared.graph.copy()
     context = replace(prepared.context, findings=prepared.context.findings)
+    growth = Growth.parse(calibration.growth)
     run_passes(
         [
             *([EncodePoisson(calibration.input_scales)] if options.encode == "poisson" else []),
@@ -61,6 +64,7 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
                 calibration.schedules,
             ),
             FoldAmplitude(options.allow_analog),
+            *([DriveInput(growth)] if growth else []),
             *([TelescopeAnalog()] if options.allow_analog else []),
         ],
         graph,
@@ -82,8 +86,9 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
             hint="calibrate this model",
         )
     _check_fit(prepared, calibration)
-    task = task_of(prepared, options, None)
-    options = options.resolved(task, True, calib.depth_of(prepared.graph))
+    # Thresholds that grow are the calibration's, whose schedules are for them.
+    options = resolve(prepared, replace(options, growth="auto"))
+    options = replace(options, growth=calibration.growth)
     _check_options(prepared, calibration, options)
     graph = spiking_graph(prepared, calibration, options)
     context = replace(prepared.context, findings=prepared.context.findings)
@@ -103,7 +108,7 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
         options.steps,
         chunk,
         options.emit,
-        ReadOut.parse(options.readout),
+        replace(ReadOut.parse(options.readout), growth=Growth.parse(options.growth)),
         options.seed,
     )
     unrolled, names = unroll.emit(graph)
@@ -156,6 +161,12 @@ def _check_options(prepared: Prepared, calibration: Calibration, options: Option
     """Raises UsageError or Refused where a calibration does not fit the options."""
     if calibration.schedules and options.reset == "hard":
         raise UsageError("--reset hard takes no correction, the calibration has one")
+    if calibration.growth != NONE and not calibration.schedules:
+        raise refuse(
+            "SNNC306",
+            f"the calibration's thresholds grow ({calibration.growth}), but there are no schedules",
+            hint="calibrate again",
+        )
     floats = [spec.name for spec in prepared.inputs if spec.dtype.kind == "f"]
     missing = [name for name in floats if not calibration.input_scales.get(name, 0) > 0]
     if options.encode == "poisson" and missing:
@@ -288,6 +299,7 @@ def _metadata(
         "snnc.reset": options.reset,
         "snnc.initial": repr(options.initial),
         "snnc.correction": calibration.correction,
+        "snnc.growth": options.growth,
         "snnc.readout": options.readout,
         "snnc.strict": str(options.strict).lower(),
         "snnc.allow_analog": str(options.allow_analog).lower(),

@@ -20,11 +20,13 @@ from snncompiler.diagnosis import (
     Diagnosis,
     Quantised,
     Split,
+    Weighed,
     blame,
     quantised_ann,
 )
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import UsageError, refuse
+from snncompiler.growth import Growth
 from snncompiler.io import load
 from snncompiler.options import MAX_STEPS
 from snncompiler.passes.lower_events import LayerNote
@@ -213,24 +215,36 @@ def evaluate(
     walk = Walk(compiled, currents=diagnose, arrivals=True, events=not diagnose, threads=threads)
     macs: Macs | None = None
     runs = {count: _Run(compiled, walk, count, scores) for count in sorted(set(wanted))}
+    growth = Growth.parse(compiled.options.growth)
+    more = Weighed.stops(growth, max(runs)) if diagnose else []
+    if more and not walk.watched.start:
+        raise UsageError(
+            "the error of a file whose thresholds grow can only be split where it runs step by step",
+            hint="compile it with --unroll fold, or with --growth none",
+        )
     for number, part in enumerate(parts):
         feeds = filled(dataset.feeds, part, compiled.fixed_batch)
         count = part.stop - part.start
         # Only what fills a fixed batch up is cut off: some networks have their batch on another axis.
         meant = count if count < len(next(iter(feeds.values()))) else None
         received = currents.run(feeds) if currents else {}
-        for steps_done, values in walk.run(feeds, list(runs), part.start):
+        weighed = Weighed(walk.layers, growth)
+        for steps_done, values in walk.run(feeds, [*runs, *more], part.start):
             if macs is None:
                 macs = macs_from(walk.watched.arrivals, values, len(next(iter(feeds.values()))))
+            sums = weighed.add(values, steps_done) if currents else {}
+            if steps_done not in runs:
+                continue
             runs[steps_done].add(values, [output[part] for output in ann], meant, count)
             if currents:
-                runs[steps_done].split(values, received, currents.caps, meant)
+                runs[steps_done].split(sums, received, currents.caps, meant)
         if progress:
             progress(f"T = {max(runs)}", number + 1, len(parts))
     measured: dict[int, Quantised] = {}
     if prepared:
-        session = create_session(quantised_ann(prepared, walk.layers), threads=threads)
         for number, count in enumerate(runs):
+            layers = tuple(layer.at(count, growth) for layer in walk.layers)
+            session = create_session(quantised_ann(prepared, layers), threads=threads)
             levels = {LEVELS_INPUT: np.array(count, np.float32)}
             outputs = _run_batches(session, dataset, prepared.fixed_batch, levels)
             measured[count] = judge.quantised(outputs)
@@ -359,6 +373,7 @@ class _Run:
         self.synops = {arrival.layer: [0, 0] for arrival in self.arrivals}
         self.samples = 0
         self.outputs = compiled.outputs
+        self.growth = Growth.parse(compiled.options.growth)
         self.scores = scores
         self.classes: list[Array] = []
         self.error = self.norm = 0.0
@@ -405,15 +420,15 @@ class _Run:
 
     def split(
         self,
-        values: Mapping[str, Array],
+        sums: Mapping[str, Array],
         received: Mapping[str, Array],
         caps: Mapping[str, float | None],
         meant: int | None,
     ) -> None:
-        """Split one batch's error; `received`: the ANN's currents by layer."""
-        self.errors = self.errors or Split(self.steps, caps)
+        """Split one batch's error; `sums`: of `Weighed`; `received`: the ANN's currents by layer."""
+        self.errors = self.errors or Split(self.steps, caps, self.growth)
         for layer in self.layers:
-            self.errors.add(layer, values, received[layer.name], meant)
+            self.errors.add(layer, sums, received[layer.name], meant)
 
     def result(self, judge: _Judge, quantised: Quantised | None) -> StepResult:
         layers = tuple(

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from snncompiler.errors import UsageError
+from snncompiler.growth import NONE, Growth
 from snncompiler.passes.insert_neurons import Spikes
 from snncompiler.passes.unroll_time import Emit, ReadOut, Unroll
 from snncompiler.running import Correction
@@ -24,6 +25,8 @@ DEFAULT_STEPS = 64
 MAX_STEPS = 1 << 24
 #: A schedule of more steps would be longer than any window in which it helps.
 MAX_SCHEDULE = 1024
+#: How θ of a classifier grows (docs/accuracy.md).
+DEFAULT_GROWTH = "0.85@1,0.9@9,1@13,1.15@33,1.3@65"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Options:
     alpha: float | Literal["auto"] = 1.0
     correction: Correction = "auto"
     schedule_steps: int = 32
+    growth: str = "auto"
     readout: str = "auto"
     neuron: str = "binary"
     unroll: Unroll = "fold"
@@ -77,6 +81,8 @@ class Options:
         for option, allowed in _CHOICES.items():
             _choice(f"--{option}", getattr(self, option), allowed)
         _parsed("--neuron", Spikes.parse, self.neuron)
+        if self.growth != "auto":
+            _parsed("--growth", Growth.parse, self.growth)
         if self.readout != "auto":
             read_out = _parsed("--readout", ReadOut.parse, self.readout)
             good = read_out.skipped < self.steps
@@ -136,12 +142,17 @@ class Options:
         return Spikes.parse(self.neuron)
 
     def resolved(
-        self, task: Literal["classification", "regression"], data: bool, depth: int
+        self,
+        task: Literal["classification", "regression"],
+        data: bool,
+        depth: int,
+        hindrance: str = "",
     ) -> Options:
         """Everything that was left open, chosen for the task (docs/accuracy.md).
 
         `data`: there is calibration data; without it nothing can be corrected on the running network.
-        `depth`: the most spiking layers on a way through the network.
+        `depth`: the most spiking layers on a way through the network.  `hindrance`: why thresholds
+        cannot grow in it.  Raises UsageError where they are asked to all the same.
         """
         classifies = task == "classification"
         threshold: Method = "balance" if classifies else "max"
@@ -152,20 +163,37 @@ class Options:
             threshold, correction = "percentile", "none"
         elif self.reset == "hard" or self.threshold == "vin-max":
             correction = "none"
+        if self.threshold != "auto":
+            threshold = self.threshold
+        if self.correction != "auto":
+            correction = self.correction
+        encode = self.encode
+        if encode == "auto":
+            encode = "poisson" if self.paper else "constant"
+        if correction != "schedule":
+            hindrance = f"it needs --correction schedule, not {correction}"
+        elif encode == "poisson":
+            hindrance = "the input is coded as spikes"
+        growth = self.growth
+        if growth == "auto":
+            # What balance clips is what time is for; other methods mean their θ as it is.
+            grows = classifies and threshold == "balance" and not hindrance
+            growth = DEFAULT_GROWTH if grows else NONE
+        elif growth != NONE and hindrance:
+            raise UsageError(f"--growth {growth} is not possible: {hindrance}")
         # The more layers, the longer the last ones need to find their rate (docs/accuracy.md).
         power = min(max(depth - 3, 0) // 2, 3) if classifies and not self.paper else 0
         read_out = f"ramp:{power}" if power else "mean"
         return replace(
             self,
             task=task,
-            threshold=threshold if self.threshold == "auto" else self.threshold,
-            correction=correction if self.correction == "auto" else self.correction,
+            threshold=threshold,
+            correction=correction,
+            growth=growth,
             readout=read_out if self.readout == "auto" else self.readout,
             per_channel=not self.paper if self.per_channel is None else self.per_channel,
             initial=(0.0 if self.paper else 0.5) if self.initial is None else self.initial,
-            encode=("poisson" if self.paper else "constant")
-            if self.encode == "auto"
-            else self.encode,
+            encode=encode,
             strict=self.strict or self.paper,
         )
 

@@ -23,6 +23,7 @@ from snncompiler.calibration import Calibration
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.emission import emit
 from snncompiler.errors import UsageError, refuse
+from snncompiler.growth import NONE
 from snncompiler.options import Options, check_range, check_type
 from snncompiler.passes.unroll_time import NODE_BUDGET
 from snncompiler.preparation import (
@@ -32,8 +33,8 @@ from snncompiler.preparation import (
     measure_folds,
     normalization_passes,
     prepare,
+    resolve,
     synthetic_feeds,
-    task_of,
 )
 
 __all__ = [
@@ -87,16 +88,15 @@ def compile_model(
     dataset = None
     if isinstance(calibration, Calibration):
         thresholds = _as_asked(calibration, options)
-        task = task_of(prepared, options, None)
-        options = options.resolved(task, True, calib.depth_of(prepared.graph))
+        options = resolve(prepared, options)
     else:
         if calibration is not None:
             loaded = load_data(calibration, prepared.inputs, preprocess)
             prepared.context.findings += loaded.findings
             dataset = loaded.sample(samples, options.seed)
             _warn_constant(prepared, dataset)
-        task = task_of(prepared, options, dataset.labels if dataset else None)
-        options = options.resolved(task, dataset is not None, calib.depth_of(prepared.graph))
+        labels = dataset.labels if dataset else None
+        options = resolve(prepared, options, data=dataset is not None, labels=labels)
         if options.alpha == "auto":
             if dataset is None or len(dataset) < HELD_OUT:
                 raise UsageError(
@@ -114,10 +114,15 @@ def compile_model(
 
 def _as_asked(calibration: Calibration, options: Options) -> Calibration:
     """A calibration that is used again.  Raises UsageError where an option asks for another one."""
+    if options.growth not in ("auto", calibration.growth):
+        raise UsageError(
+            f"--growth {options.growth} needs data, a calibration with {calibration.growth} was given",
+            hint="give the data",
+        )
     if options.alpha == "auto":
         raise UsageError("--alpha auto needs data, a calibration was given", hint="give the data")
     if options.correction == "none":
-        return replace(calibration, correction="none", schedules={})
+        return replace(calibration, correction="none", schedules={}, growth=NONE)
     if options.correction not in ("auto", calibration.correction):
         raise UsageError(
             f"--correction {options.correction} needs data, a calibration with "

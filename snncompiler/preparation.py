@@ -30,6 +30,7 @@ from snncompiler.graph import (
     known,
     with_outputs,
 )
+from snncompiler.growth import hindrance
 from snncompiler.io import Source, load
 from snncompiler.options import MaxPooling, Options
 from snncompiler.passes.average_max_pool import AverageMaxPool
@@ -336,3 +337,12 @@ def task_of(
     scores = [shape[1] for shape in flat if known(shape[1]) and 1 < shape[1] not in sizes]
     structured = any(len(spec.shape) > 2 for spec in prepared.inputs)
     return "classification" if scores and (labels is not None or structured) else "regression"
+
+
+def resolve(
+    prepared: Prepared, options: Options, *, data: bool = True, labels: Array | None = None
+) -> Options:
+    """The options with everything that was left open chosen for this network (`Options.resolved`)."""
+    graph = prepared.graph
+    task = task_of(prepared, options, labels)
+    return options.resolved(task, data, calib.depth_of(graph), hindrance(graph))

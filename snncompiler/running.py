@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler import dialect
 from snncompiler.graph import with_outputs
+from snncompiler.growth import STEADY, Growth
 from snncompiler.passes.attach_functions import attach_functions
 from snncompiler.runtime.session import create_session
 
@@ -114,11 +115,13 @@ class Recording:
 class RunningNetwork:
     """The spikes of the layers settled so far, on fixed images in fixed batches.
 
-    feeds: images by input name, [n, ...].  batch: images that run at once.
+    feeds: images by input name, [n, ...].  batch: images that run at once; `fixed` where the network
+    takes no other number.
     """
 
-    def __init__(self, feeds: Feeds, batch: int) -> None:
+    def __init__(self, feeds: Feeds, batch: int, *, fixed: bool = False) -> None:
         self.feeds = feeds
+        self.fewest = batch if fixed else 1
         count = len(next(iter(feeds.values())))
         self.parts = [slice(at, min(at + batch, count)) for at in range(0, count, batch)]
         self.recordings: dict[str, Recording] = {}
@@ -137,6 +140,26 @@ class RunningNetwork:
                 elif name == FIRST_IMAGE:
                     given[name] = np.array(part.start, np.int64)
             yield session.run(None, given)[0]
+
+    def constant_current(self, window: Window, node: onnx.NodeProto, channels: int) -> Floats:
+        """What a layer receives where nothing fires and the input drives nothing, its biases: the mean
+        of each channel, [C]."""
+        nodes, reads = window.before(node.input[0])
+        model = _model(window, nodes, reads, [node.input[0]])
+        drives = {inner.input[1] for inner in nodes if inner.op_type == "Drive"}
+        for tensor in model.graph.initializer:
+            if tensor.name in drives:
+                still = np.zeros_like(numpy_helper.to_array(tensor))
+                tensor.CopyFrom(numpy_helper.from_array(still, tensor.name))
+        silent = {
+            name: np.zeros((window.steps * self.fewest, *self.recordings[name].shape), np.float32)
+            for name in reads
+            if name not in window.inputs
+        }
+        given = {name: self.feeds[name][: self.fewest] for name in reads if name in self.feeds}
+        received = create_session(model).run(None, {**given, **silent})[0]
+        split = received.reshape(len(received), channels, -1)
+        return np.asarray(split.mean(axis=(0, 2), dtype=np.float64), np.float32)
 
     def fire(
         self,
@@ -230,7 +253,9 @@ class Received:
 
     currents: [steps or 1, C, P], one step where it is static.  analog: the ANN's activations there,
     [C, P].  quantum: θ, or θ/G of a neuron with G levels, [C, 1].  start: potential at the start,
-    [C, 1].  levels: G.  signed: negative spikes may take back earlier ones.
+    [C, 1].  levels: G.  signed: negative spikes may take back earlier ones.  Where θ grows: worth: what
+    a spike of each step is worth in spikes of the end, [steps]; driven: what comes on top of the
+    currents (`driven_bias`), [S, C].
     """
 
     currents: Floats
@@ -239,9 +264,15 @@ class Received:
     start: Floats
     levels: int = 1
     signed: bool = False
+    worth: Floats | None = None
+    driven: Floats | None = None
 
     def at(self, step: int) -> Floats:
-        return np.asarray(self.currents[0 if len(self.currents) == 1 else step], np.float32)
+        current = np.asarray(self.currents[0 if len(self.currents) == 1 else step], np.float32)
+        return current if self.driven is None else current + self.driven[step][:, None]
+
+    def worth_at(self, step: int) -> np.float32:
+        return np.float32(1) if self.worth is None else np.float32(self.worth[step])
 
     def spikes(self, u: Floats, balance: Floats) -> Floats:
         """k of every neuron at a potential u after its current, [C, P]."""
@@ -255,23 +286,25 @@ class Received:
 def best_schedule(received: Received, steps: int) -> Floats:
     """Charges b [steps, C] that keep every channel's output so far as near to the ANN's as it can be.
 
-    After t steps a neuron has sent θ·n, where the ANN has t·a.  At each step the charge, the same for a
-    whole channel, is the one in ±θ/2 with the least Σ(θ·n - t·a)² + BIAS_WEIGHT·(Σ(θ·n - t·a))²/P over
-    the P sampled positions: the first term asks for the right neurons, the second for the right mean.
+    After t steps a neuron has sent θ·n, with n what its spikes are worth, where the ANN has t·a.  At
+    each step the charge, the same for a whole channel, is the one in ±θ/2 with the least
+    Σ(θ·n - t·a)² + BIAS_WEIGHT·(Σ(θ·n - t·a))²/P over the P sampled positions: the first term asks for
+    the right neurons, the second for the right mean.
     """
     theta = received.quantum
     v = np.broadcast_to(received.start, received.analog.shape).astype(np.float32)
-    count = np.zeros_like(v)
+    count, sent = np.zeros_like(v), np.zeros_like(v)
     charges = np.zeros((steps, len(theta)), np.float32)
     for step in range(steps):
-        u = v + received.at(step)
-        owed = (step + 1) * received.analog - theta * count
+        u, worth = v + received.at(step), received.worth_at(step)
+        # In what a spike of this step takes away.
+        owed = np.asarray(((step + 1) * received.analog - theta * sent) / worth, np.float32)
         find = _best_binary if received.levels == 1 and not received.signed else _best_of_grid
         charges[step] = find(received, u, owed, count)
         charge = charges[step][:, None]
         k = received.spikes(u + charge, count)
         v = (u + charge) - theta * k
-        count = count + k
+        count, sent = count + k, sent + worth * k
     return charges
 
 
@@ -327,6 +360,14 @@ def mean_difference(received: Received, steps: int) -> Floats:
     return np.asarray(received.analog.mean(axis=1, dtype=np.float64) - given, np.float32)
 
 
+def driven_bias(bias: Floats, growth: Growth, steps: int) -> Floats:
+    """What growing thresholds add to a constant current [C] at each of the first steps, [S, C]: times
+    1/g_t instead of 1.  S is at least `steps`."""
+    drive = growth.drive
+    driven = np.outer(drive - np.float32(1), bias)
+    return np.pad(driven, ((0, max(steps - len(drive), 0)), (0, 0))).astype(np.float32)
+
+
 def correct(received: Received, correction: Correction, steps: int) -> Floats:
     """The schedule [S, C] of a layer; its last row holds for all later steps.
 
@@ -340,6 +381,9 @@ def correct(received: Received, correction: Correction, steps: int) -> Floats:
         charges = steps * mean_difference(received, steps)[None]
     else:
         charges = best_schedule(received, steps)
+        if received.driven is not None:
+            rest = received.driven[steps:]
+            charges = np.concatenate([charges + received.driven[:steps], rest])
     return np.concatenate([charges, np.zeros_like(charges[:1])])
 
 
@@ -389,6 +433,7 @@ def settle_corrections(
     feeds: Feeds,
     correction: Correction,
     *,
+    growth: Growth = STEADY,
     batch: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -397,8 +442,9 @@ def settle_corrections(
     of those that are not corrected.
 
     window: the network with its thresholds set, over the steps of the correction; its neurons take a
-    schedule.  ann: the normalized ANN.  feeds: images by input name, [n, ...].  batch: the only batch
-    size that the network takes, of which n is a multiple.  A layer of which the images show fewer than
+    schedule.  ann: the normalized ANN.  feeds: images by input name, [n, ...].  growth: of the window's
+    thresholds; schedules then hold what drives the biases, too.  batch: the only batch size that the
+    network takes, of which n is a multiple.  A layer of which the images show fewer than
     LEAST_POSITIONS positions of a channel gets no charge.
     """
     by_name = {layer.name: layer for layer in layers}
@@ -406,7 +452,8 @@ def settle_corrections(
     sampled = sample_ann(ann, [by_name[n.name] for n in order], feeds, batch or ANN_BATCH, seed)
     largest = max(one.size for one in sampled.values())
     size = batch or max(1, _BATCH_BYTES // (8 * window.steps * largest))
-    network = RunningNetwork(feeds, size)
+    network = RunningNetwork(feeds, size, fixed=batch is not None)
+    worth = growth.worth(window.steps) if growth else None
     constants = {tensor.name: tensor for tensor in window.graph.initializer}
     images = len(next(iter(feeds.values())))
     schedules: dict[str, Floats] = {}
@@ -421,6 +468,10 @@ def settle_corrections(
             parts.append(seen.sampling.take(current, part))
             if hold:
                 held.append(current)
+        driven = None
+        if growth:
+            bias = network.constant_current(window, node, layer.channels)
+            driven = driven_bias(bias, growth, window.steps)
         received = Received(
             currents=np.concatenate(parts, axis=2),
             analog=seen.activations,
@@ -428,11 +479,15 @@ def settle_corrections(
             start=_column(constants[node.input[2]], layer.channels),
             levels=_attribute(node, "levels") or 1,
             signed=node.op_type == "SignedNeuron",
+            worth=worth,
+            driven=driven,
         )
         positions = received.analog.shape[1]
         if positions < LEAST_POSITIONS:
             left.append(layer.name)
             schedule = np.zeros((1, layer.channels), np.float32)
+            if driven is not None:
+                schedule = np.concatenate([driven, schedule])
         else:
             schedule = correct(received, correction, window.steps)
         schedules[layer.name] = schedule

@@ -4,10 +4,12 @@ The file is an .npz.  For every layer i, counted from 0, with m neurons of it, n
     spikes_i      [T, n, m]  spikes at each step: 0 or 1, more for burst neurons, signed where they are
     membrane_i    [T, n, m]  membrane potential after each step
     rate_i        [n, m]     mean spikes a step
-    threshold_i   [m]        what one spike takes away and stands for; threshold * rate is the output
+    threshold_i   [m]        what one spike takes away and stands for; threshold * mean(worth * spikes)
+                             is the output
     neuron_i      [m]        which neurons: places in the sample's flattened array
     activation_i  [n, m]     the ANN's activation, where the ANN was given
-and `layers` (their names), `shapes` (of one sample, as text), `steps`, `seed` and `source`.
+and `layers` (their names), `shapes` (of one sample, as text), `worth` (of a spike of each step, in
+spikes of the end, [T]: 1 but where θ grows), `steps`, `seed` and `source`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.diagnosis import Currents
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import UsageError, refuse
+from snncompiler.growth import Growth
 from snncompiler.io import write_atomically
 from snncompiler.options import MAX_STEPS
 from snncompiler.pipeline import Progress, prepare
@@ -53,6 +56,7 @@ class LayerTrace:
     spikes: Array
     membrane: Array
     threshold: Array
+    worth: Array
     activation: Array | None = None
 
     @property
@@ -62,7 +66,8 @@ class LayerTrace:
     @property
     def decoded(self) -> Array:
         """θ·r: what the layer gives in the units of the ANN's activations."""
-        return np.asarray(self.rate * self.threshold)
+        mean = np.tensordot(self.worth.astype(np.float64) / len(self.worth), self.spikes, 1)
+        return np.asarray(mean.astype(np.float32) * self.threshold)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Trace:
         made: dict[str, Array] = {
             "layers": np.array([layer.layer for layer in self.layers]),
             "shapes": np.array(["x".join(map(str, layer.shape)) for layer in self.layers]),
+            "worth": self.layers[0].worth,
             "steps": np.array(self.steps),
             "seed": np.array(self.seed),
             "source": np.array(self.source),
@@ -136,6 +142,7 @@ def trace(
     chosen = _chosen(walk.layers, layers)
     currents = _currents(ann, compiled, threads)
     dataset = load_data(data, compiled.inputs, preprocess).head(samples)
+    worth = Growth.parse(compiled.options.growth).worth(count)
     writers: list[_Writer] = []
     parts = batches(len(dataset), compiled.batch_size(_BATCH))
     for number, part in enumerate(parts):
@@ -156,7 +163,7 @@ def trace(
             for writer in writers:
                 writer.add_activation(received, currents.caps, part)
     return Trace(
-        tuple(writer.result() for writer in writers),
+        tuple(writer.result(worth) for writer in writers),
         count,
         len(dataset),
         seed,
@@ -255,7 +262,7 @@ class _Writer:
         current = self._rows(received[self.layer.name], part)
         self.activation[part] = np.clip(current, 0.0, caps[self.layer.name])
 
-    def result(self) -> LayerTrace:
+    def result(self, worth: Array) -> LayerTrace:
         return LayerTrace(
             self.layer.name,
             self.shape,
@@ -263,6 +270,7 @@ class _Writer:
             self.spikes,
             self.membrane,
             self.threshold,
+            worth,
             self.activation,
         )
 

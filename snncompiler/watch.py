@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import Any
 
@@ -33,6 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler import dialect
 from snncompiler.compiled import CompiledFile
 from snncompiler.errors import EnvironmentMissing, UsageError, refuse
+from snncompiler.growth import STEADY, Growth
 from snncompiler.passes.lower_events import LayerNote, lower_events
 from snncompiler.runtime.session import create_session, runs_events
 from snncompiler.synapses import Synapses, synapses_of
@@ -66,13 +67,22 @@ class Layer:
         """The largest mean output, θ: what the ANN's activation is clipped to."""
         return self.threshold * np.float32(self.levels)
 
-    def charge(self, steps: int) -> Array:
-        """What the schedule adds over the first `steps` steps, float64."""
+    def charge(self, steps: int, growth: Growth = STEADY) -> Array:
+        """What the schedule adds over the first `steps` steps, float64; in what it is worth in the end,
+        where θ grows (a schedule reaches as far as that)."""
         if self.schedule is None:
             return np.zeros(())
         rows = self.schedule.astype(np.float64)
         held = max(steps - len(rows), 0) * rows[-1]
-        return np.asarray(rows[:steps].sum(axis=0) + held)
+        worth = growth.worth(steps)[: len(rows)].astype(np.float64)
+        return np.asarray(np.tensordot(worth, rows[:steps], 1) + held)
+
+    def at(self, steps: int, growth: Growth) -> Layer:
+        """The layer with the θ of a window of `steps` steps: the mean of what it was in them."""
+        mean = np.float32(growth.worth(steps).mean(dtype=np.float64))
+        return replace(
+            self, threshold=self.threshold * mean, membrane_start=self.membrane_start * mean
+        )
 
     @property
     def largest_charge(self) -> Array:

@@ -413,16 +413,29 @@ def test_options_of_the_accuracy_end_up_in_the_file(name: str, tmp_path: Path) -
 
 
 def test_the_length_of_a_schedule_and_tau_are_those_that_were_asked_for(tmp_path: Path) -> None:
-    found = compiled(tmp_path, "--samples", 40, "--schedule-steps", 5, "--tau", 3)
+    steady = ("--samples", 40, "--growth", "none")
+    found = compiled(tmp_path, *steady, "--schedule-steps", 5, "--tau", 3)
     assert {len(charges) for charges in found.calibration.schedules.values()} == {6}
     assert found.calibration.tau == found.options.tau == 3.0
-    later = compiled(tmp_path, "--samples", 40, "--tau", 300)
+    later = compiled(tmp_path, *steady, "--tau", 300)
     assert {len(charges) for charges in later.calibration.schedules.values()} == {33}
     for layer, theta in found.calibration.thresholds.items():
         assert (theta <= later.calibration.thresholds[layer]).all()
         assert (theta < later.calibration.thresholds[layer]).any()
     bias = compiled(tmp_path, "--correction", "bias").calibration
     assert {len(charges) for charges in bias.schedules.values()} == {1}
+
+
+def test_thresholds_grow_as_asked_for(tmp_path: Path) -> None:
+    """θ is what it has become, and the charges go on until then."""
+    steady = compiled(tmp_path, "--samples", 40, "--growth", "none").calibration
+    found = compiled(tmp_path, "--samples", 40, "--growth", "1.5@9,2@41")
+    assert found.options.growth == found.calibration.growth == "1.5@9,2@41"
+    assert {len(charges) for charges in found.calibration.schedules.values()} == {42}
+    for layer, theta in found.calibration.thresholds.items():
+        assert np.array_equal(theta, 2 * steady.thresholds[layer])
+    refused = snnc("compile", CNN, *CALIBRATED, "--growth", "1.5@9,1.2@41", "-o", tmp_path / "no")
+    assert refused.code == 2 and "steps and factors rise" in refused.err
 
 
 def test_alpha_is_searched_if_it_is_asked_for(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from snncompiler.diagnosis import (
     quantised_ann,
     split,
 )
-from snncompiler.errors import Refused
+from snncompiler.errors import Refused, UsageError
+from snncompiler.growth import Growth
 from snncompiler.watch import Layer, Walk, Watched
 
 CNN, RESNET = models.path("digits-cnn"), models.path("digits-resnet")
@@ -345,19 +346,40 @@ def test_a_silent_layer_has_no_relative_error() -> None:
     assert [entry.total for entry in found.layers] == [0.0]
 
 
-def test_the_split_follows_the_running_network() -> None:
+@pytest.mark.parametrize(("growth", "factor"), [("none", 1.0), ("0.8@1,1@4,1.25@9", 0.64)])
+def test_the_split_follows_the_running_network(growth: str, factor: float) -> None:
     """The norms that evaluate tells are those of the parts, from the counts and currents themselves."""
     model = onnx.load(CNN)
-    snn = compile_text(model, IMAGES, correction="schedule", threshold="percentile")
+    snn = compile_text(model, IMAGES, correction="schedule", threshold="percentile", growth=growth)
     compiled, prepared = read_compiled(snn), pipeline.prepare(model)
+    grown = Growth.parse(compiled.options.growth)
+    assert grown.worth(12)[0] == pytest.approx(factor)
     walk, currents = Walk(compiled, currents=True), Currents(prepared)
     received = currents.run({"input": IMAGES})
-    ((_, values),) = walk.run({"input": IMAGES}, [12])
+    before: dict[str, Array] = {}
+    sums: dict[str, Array] = {}
+    for step, values in walk.run({"input": IMAGES}, range(1, 13)):
+        worth = np.float64(grown.worth(step)[-1])
+        for name in (Watched.output(n, w) for n in walk.layers for w in ("count", "current_sum")):
+            now = values[name].astype(np.float64)
+            sums[name] = sums.get(name, 0) + worth * (now - before.get(name, 0))
+            before[name] = now
     found = diagnosed(model, snn, IMAGES, 12)
     for entry, neuron in zip(found.layers, walk.layers, strict=True):
-        count, total = (values[Watched.output(neuron, w)] for w in ("count", "current_sum"))
-        parts = split(neuron, count, total, received[neuron.name], 12, None)
+        count, total = (sums[Watched.output(neuron, w)] for w in ("count", "current_sum"))
+        parts = split(neuron, count, total, received[neuron.name], 12, None, grown)
         norm = np.linalg.norm(parts["activation"])
         for part in PARTS:
             wanted = np.linalg.norm(parts[part]) / norm
             assert getattr(entry, part) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_file_whose_thresholds_grow_is_split_step_by_step_only() -> None:
+    model = onnx.load(CNN)
+    options: dict[str, Any] = {"correction": "schedule", "unroll": "steps", "steps": 8}
+    snn = compile_text(model, IMAGES, growth="1.5@5", **options)
+    with pytest.raises(UsageError, match="--unroll fold"):
+        diagnosed(model, snn, IMAGES[:2], 8)
+    # Before the first change there is nothing to weigh.
+    short = compile_text(model, IMAGES, growth="1.5@9", **options)
+    assert diagnosed(model, short, IMAGES[:2], 8).layers

@@ -85,7 +85,8 @@ def test_stream_and_window_models_are_told_apart() -> None:
 
 def test_every_state_is_an_input_and_an_output() -> None:
     model = compiled("digits-resnet", emit="step")
-    stateful = [node for node in model.graph.node if node.domain == "ai.snnc"]
+    ours = [node for node in model.graph.node if node.domain == "ai.snnc"]
+    stateful = [node for node in ours if node.op_type != "Drive"]
     session = create_session(model)
     assert [entry.name for entry in session.get_inputs()] == ["input"]
     # Five neurons, one read-out sum, and the number of steps done.
@@ -139,7 +140,8 @@ def test_float16_keeps_membranes_and_thresholds_in_float32(name: str) -> None:
     assert {kinds[node.input[1]] for node in neurons} == {onnx.TensorProto.FLOAT}
     assert {kinds[node.input[3]] for node in neurons} == {onnx.TensorProto.FLOAT}
     assert {kinds[node.input[1]] for node in layers} == {onnx.TensorProto.FLOAT16}
-    assert model.ByteSize() < 0.75 * compiled(name).ByteSize()
+    # Half of the weights; the charges stay.
+    assert model.ByteSize() < 0.8 * compiled(name).ByteSize()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

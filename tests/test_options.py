@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -16,7 +17,7 @@ from snncompiler import calibrating, models, pipeline
 from snncompiler.calibration import depth_of, rectifiers_of
 from snncompiler.compiled import read_compiled
 from snncompiler.errors import UsageError
-from snncompiler.options import MAX_SCHEDULE, Options
+from snncompiler.options import DEFAULT_GROWTH, MAX_SCHEDULE, Options
 from snncompiler.pipeline import prepare
 from snncompiler.preparation import task_of
 
@@ -122,17 +123,23 @@ RESOLVED: list[tuple[dict[str, Any], str, bool, dict[str, Any]]] = [
     (
         {}, "classification", True,
         {"threshold": "balance", "correction": "schedule", "readout": "ramp:3", "initial": 0.5,
-         "per_channel": True, "encode": "constant", "strict": False, "task": "classification"},
+         "per_channel": True, "encode": "constant", "strict": False, "task": "classification",
+         "growth": DEFAULT_GROWTH},
     ),
     (
         {}, "regression", True,
         {"threshold": "max", "correction": "schedule", "readout": "mean", "initial": 0.5,
-         "per_channel": True, "encode": "constant", "task": "regression"},
+         "per_channel": True, "encode": "constant", "task": "regression", "growth": "none"},
     ),
     ({}, "classification", False,
-     {"threshold": "percentile", "correction": "none", "readout": "ramp:3"}),
+     {"threshold": "percentile", "correction": "none", "readout": "ramp:3", "growth": "none"}),
     ({}, "regression", False, {"threshold": "percentile", "correction": "none", "readout": "mean"}),
-    ({"reset": "hard"}, "classification", True, {"threshold": "balance", "correction": "none"}),
+    ({"reset": "hard"}, "classification", True,
+     {"threshold": "balance", "correction": "none", "growth": "none"}),
+    ({"encode": "poisson"}, "classification", True, {"correction": "schedule", "growth": "none"}),
+    ({"threshold": "percentile"}, "classification", True, {"growth": "none"}),
+    ({"growth": "1.2@9"}, "regression", True, {"threshold": "max", "growth": "1.2@9"}),
+    ({"growth": "none"}, "classification", True, {"threshold": "balance", "growth": "none"}),
     ({"threshold": "vin-max"}, "classification", True, {"correction": "none", "readout": "ramp:3"}),
     (
         {"paper": True}, "classification", True,
@@ -165,9 +172,27 @@ def test_what_is_left_open_follows_the_task_and_what_is_given_stays(
     assert {name: getattr(found, name) for name in wanted} == wanted
     assert found.resolved(task, data, 20) == found
     left = {f.name for f in fields(Options)} - set(wanted) - {"task", "threshold", "correction",
-        "readout", "initial", "per_channel", "encode", "strict"}  # fmt: skip
+        "readout", "initial", "per_channel", "encode", "strict", "growth"}  # fmt: skip
     for name in left:
         assert getattr(found, name) == getattr(Options(**options), name)
+
+
+@pytest.mark.parametrize(
+    ("options", "hindrance", "said"),
+    [
+        ({"correction": "none"}, "", "it needs --correction schedule, not none"),
+        ({"reset": "hard"}, "", "it needs --correction schedule, not none"),
+        ({"encode": "poisson"}, "", "the input is coded as spikes"),
+        ({}, "Clip 'a' has an upper bound", "Clip 'a' has an upper bound"),
+    ],
+)
+def test_thresholds_do_not_grow_where_they_cannot(
+    options: dict[str, Any], hindrance: str, said: str
+) -> None:
+    left = Options(**options).resolved("classification", True, 3, hindrance)
+    assert left.growth == "none"
+    with pytest.raises(UsageError, match=re.escape(f"--growth 1.5@4 is not possible: {said}")):
+        Options(**options, growth="1.5@4").resolved("classification", True, 3, hindrance)
 
 
 def test_deeper_class_scores_weigh_later_steps_more() -> None:

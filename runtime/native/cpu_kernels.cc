@@ -769,6 +769,24 @@ SNNC_BODY void analog_body(const AnalogTask<T>& task, std::int64_t first, std::i
   }
 }
 
+// --- a driven current -------------------------------------------------------------------------
+
+SNNC_BODY void drive_row(const float* __restrict__ x, float factor, std::int64_t count,
+                         float* __restrict__ out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = factor * x[i];
+}
+
+template <typename Set, typename T>
+SNNC_BODY void drive_body(const DriveTask<T>& task, std::int64_t first, std::int64_t count) {
+  alignas(64) float wide[block], results[block];
+  const float* x = as_floats<Set>(task.values + first, count, wide);
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    T* out = task.currents + t * task.neurons + first;
+    drive_row(x, task.factor(t), count, place_of(out, results));
+    write_back<Set>(results, count, out);
+  }
+}
+
 // --- spikes at random -------------------------------------------------------------------------
 
 /// Elements from `first` on of one image at one step.
@@ -930,6 +948,14 @@ SNNC_AVX512 void sum_avx512(const SumTask<T>& task, std::int64_t first, std::int
   sum_body<Avx512>(task, first, count);
 }
 template <typename T>
+SNNC_AVX2 void drive_avx2(const DriveTask<T>& task, std::int64_t first, std::int64_t count) {
+  drive_body<Avx2>(task, first, count);
+}
+template <typename T>
+SNNC_AVX512 void drive_avx512(const DriveTask<T>& task, std::int64_t first, std::int64_t count) {
+  drive_body<Avx512>(task, first, count);
+}
+template <typename T>
 SNNC_AVX2 void analog_avx2(const AnalogTask<T>& task, std::int64_t first, std::int64_t count) {
   analog_body<Avx2>(task, first, count);
 }
@@ -1026,6 +1052,16 @@ void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count, Is
 }
 
 template <typename T>
+void drive(const DriveTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+#ifdef SNNC_X86
+  if (isa >= Isa::avx512) return drive_avx512(task, first, count);
+  if (isa == Isa::avx2) return drive_avx2(task, first, count);
+#endif
+  (void)isa;
+  drive_body<Generic>(task, first, count);
+}
+
+template <typename T>
 void analog(const AnalogTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
 #ifdef SNNC_X86
   if (isa >= Isa::avx512) return analog_avx512(task, first, count);
@@ -1065,6 +1101,8 @@ template void scheduled(const ScheduledTask<float>&, std::int64_t, std::int64_t,
 template void scheduled(const ScheduledTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void time_sum(const SumTask<float>&, std::int64_t, std::int64_t, Isa);
 template void time_sum(const SumTask<Half>&, std::int64_t, std::int64_t, Isa);
+template void drive(const DriveTask<float>&, std::int64_t, std::int64_t, Isa);
+template void drive(const DriveTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void analog(const AnalogTask<float>&, std::int64_t, std::int64_t, Isa);
 template void analog(const AnalogTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void poisson(const PoissonTask<float>&, std::int64_t, std::int64_t, Isa);

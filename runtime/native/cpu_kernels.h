@@ -38,6 +38,11 @@ template <typename T>
 void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count,
               Isa isa = best_isa());
 
+/// The currents [first, first + count) of a task; count is at most `block`.
+template <typename T>
+void drive(const DriveTask<T>& task, std::int64_t first, std::int64_t count,
+           Isa isa = best_isa());
+
 /// The neurons [first, first + count) of a running mean or its undoing; count is at most `block`.
 template <typename T>
 void analog(const AnalogTask<T>& task, std::int64_t first, std::int64_t count,

@@ -298,6 +298,24 @@ __global__ void __launch_bounds__(threads) analog_kernel(const AnalogTask<T> tas
   store_floats(task.state_out + first, state);
 }
 
+// --- a driven current --------------------------------------------------------------------------
+
+template <typename T, int width>
+__global__ void __launch_bounds__(threads) drive_kernel(const DriveTask<T> task) {
+  const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+  const std::int64_t first = thread * width;
+  if (first >= task.neurons) return;
+  const Pack<T, width> x = load<width>(task.values + first);
+  T* __restrict__ currents = task.currents + first;
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    const float factor = task.factor(t);
+    Pack<T, width> result;
+#pragma unroll
+    for (int i = 0; i < width; ++i) result.value[i] = narrowed<T>(factor * widened(x.value[i]));
+    store<width>(currents + t * task.neurons, result);
+  }
+}
+
 // --- spikes at random --------------------------------------------------------------------------
 
 /// One thread per spike.
@@ -533,6 +551,18 @@ const char* time_sum(const SumTask<T>& task, void* raw) {
 }
 
 template <typename T>
+const char* drive(const DriveTask<T>& task, void* raw) {
+  const auto stream = static_cast<cudaStream_t>(raw);
+  constexpr int width = full_width<T>;
+  if (task.neurons % width == 0 && aligned(task.values, task.currents)) {
+    drive_kernel<T, width><<<blocks_for(task.neurons / width), threads, 0, stream>>>(task);
+  } else {
+    drive_kernel<T, 1><<<blocks_for(task.neurons), threads, 0, stream>>>(task);
+  }
+  return launched();
+}
+
+template <typename T>
 const char* analog(const AnalogTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
   if (task.neurons % full_width<T> == 0 &&
@@ -600,6 +630,8 @@ template const char* scheduled(const ScheduledTask<float>&, void*);
 template const char* scheduled(const ScheduledTask<Half>&, void*);
 template const char* time_sum(const SumTask<float>&, void*);
 template const char* time_sum(const SumTask<Half>&, void*);
+template const char* drive(const DriveTask<float>&, void*);
+template const char* drive(const DriveTask<Half>&, void*);
 template const char* analog(const AnalogTask<float>&, void*);
 template const char* analog(const AnalogTask<Half>&, void*);
 template const char* poisson(const PoissonTask<float>&, void*);

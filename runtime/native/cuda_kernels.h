@@ -16,6 +16,9 @@ template <typename T>
 const char* time_sum(const SumTask<T>& task, void* stream);
 
 template <typename T>
+const char* drive(const DriveTask<T>& task, void* stream);
+
+template <typename T>
 const char* analog(const AnalogTask<T>& task, void* stream);
 
 template <typename T>

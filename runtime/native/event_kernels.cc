@@ -903,6 +903,7 @@ SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
   const std::int64_t row = call.samples * strip.layer.out[0] * strip.layer.out[1] * apart;
   const std::int64_t last = call.scheduled - 1;
   const float* const schedule = call.schedule ? call.schedule + channel : nullptr;
+  const bool driven = call.drive != nullptr;
   const std::uint8_t* residual = call.residual ? call.residual + place + channel : nullptr;
   std::uint8_t* spikes = call.spikes_out + place + channel;
   const float* const membrane = call.membrane + (call.membrane_spread ? 0 : place) + channel;
@@ -915,10 +916,12 @@ SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
   for (int p = 0; p < pixels; ++p) load_some<whole>(membrane + p * membrane_apart, left, v[p]);
   for (std::int64_t t = 0; t < steps; ++t, currents.values += currents.step_apart, spikes += row) {
     if (schedule) load_some<whole>(schedule + std::min(start + t, last) * apart, left, charge);
+    const float drive = driven ? call.drive[std::min(start + t, call.driven - 1)] : 1.0f;
 #pragma GCC unroll 4
     for (int p = 0; p < pixels; ++p) {
       F x;
       load(currents.values + p * currents.pixel_apart, x);
+      if (driven) x = x * drive;
       if (residual) {
         Ints<Set> fired;
         widen_some<Set, whole>(residual + p * apart, left, fired);

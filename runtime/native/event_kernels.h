@@ -117,6 +117,8 @@ struct Call {
   const std::uint8_t* spikes[max_sources];
   const float* current;    // bias or static current: [samples, out..., pixel], or [pixel]
   bool current_spread;     // where it is the same at every place
+  const float* drive;      // [driven]: what it is multiplied by at each step, or null; the last holds on
+  std::int64_t driven;
   const std::uint8_t* residual;  // of the output's shape, or null
   const float* amplitude;        // [pixel]: the current of a residual spike
   const float* threshold;        // [pixel]

@@ -94,16 +94,17 @@ class EventLayer {
   static constexpr bool convolves = kind != Kind::constant;
   static constexpr bool pair = kind == Kind::with_convolution;
   static constexpr bool residual = kind == Kind::with_residual;
-  // The inputs before the neuron's.
+  // The inputs before the current, and before the threshold.
   static constexpr std::size_t first = !convolves ? 0 : pair || residual ? 4 : 2;
+  static constexpr std::size_t neuron = convolves ? first + 1 : 2;
 
  public:
   static constexpr const char* name = !convolves ? "EventNeuron"
                                       : pair     ? "EventConvPair"
                                       : residual ? "EventConvAdd"
                                                  : "EventConv";
-  // spikes and weights, more of them or residual and amplitude; current, threshold, membrane,
-  // schedule, start, steps
+  // spikes and weights, more of them or residual and amplitude; current, its drive where nothing is
+  // convolved, threshold, membrane, schedule, start, steps
   static constexpr auto inputs = [] {
     if constexpr (pair || residual) {
       return std::array{ort::uint8,   ort::float32, ort::uint8,   ort::float32, ort::float32,
@@ -112,12 +113,12 @@ class EventLayer {
       return std::array{ort::uint8,   ort::float32, ort::float32, ort::float32,
                         ort::float32, ort::float32, ort::int64,   ort::int64};
     } else {
-      return std::array{ort::float32, ort::float32, ort::float32,
+      return std::array{ort::float32, ort::float32, ort::float32, ort::float32,
                         ort::float32, ort::int64,   ort::int64};
     }
   }();
   static constexpr ort::ElementType outputs[] = {ort::uint8, ort::float32};
-  static constexpr std::array<int, 1> states_in{first + 2}, states_out{1};
+  static constexpr std::array<int, 1> states_in{neuron + 1}, states_out{1};
 
   explicit EventLayer(const Attributes& attributes)
       : group_(attributes.integer("group", 1)),
@@ -139,14 +140,14 @@ class EventLayer {
 
   template <typename Device>
   void run(const Context& context) const {
-    const Input current = context.input(first), threshold = context.input(first + 1);
-    const Input membrane = context.input(first + 2), schedule = context.input(first + 3);
-    const std::int64_t start = number_of("start", context.input(first + 4), 0);
-    const std::int64_t steps = number_of("steps", context.input(first + 5), 1);
+    const Input current = context.input(first), threshold = context.input(neuron);
+    const Input membrane = context.input(neuron + 1), schedule = context.input(neuron + 2);
+    const std::int64_t start = number_of("start", context.input(neuron + 3), 0);
+    const std::int64_t steps = number_of("steps", context.input(neuron + 4), 1);
     events::Call call{};
     std::vector<Source> sources;
     Shape out;
-    Packed own;
+    Packed here;
     const Packed* packed = &packed_;
     if constexpr (convolves) {
       const Input weights = context.input(1);
@@ -162,12 +163,18 @@ class EventLayer {
         if (same != out) refuse("more_spikes", other, "such that their convolution gives " + text(out));
       }
       if (packed_.groups.empty()) {
-        own = pack(weights, more);
-        packed = &own;
+        here = pack(weights, more);
+        packed = &here;
       }
     } else {
       if (current.shape.size() != 4) refuse("current", current.shape, "[N, height, width, channels]");
       out = current.shape;
+      const Input drive = context.input(1);
+      if (drive.shape.size() != 1 || drive.shape[0] < 1) refuse("drive", drive.shape, "[D]");
+      const float* const factors = drive.as<float>();
+      const bool unit = drive.shape[0] == 1 && factors[0] == 1;
+      call.drive = unit ? nullptr : factors;
+      call.driven = drive.shape[0];
     }
     Shape folded_out = folded(out, steps);
     if constexpr (residual) {

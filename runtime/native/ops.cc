@@ -127,6 +127,13 @@ struct Cpu {
   }
 
   template <typename T>
+  static void run(const Context& context, const DriveTask<T>& task) {
+    in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
+      cpu::drive(task, first, count);
+    });
+  }
+
+  template <typename T>
   static void run(const Context& context, const AnalogTask<T>& task) {
     in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
       cpu::analog(task, first, count);
@@ -174,6 +181,10 @@ struct Cuda {
   template <typename T>
   static void run(const Context& context, const SumTask<T>& task) {
     check(cuda::time_sum(task, context.stream()));
+  }
+  template <typename T>
+  static void run(const Context& context, const DriveTask<T>& task) {
+    check(cuda::drive(task, context.stream()));
   }
   template <typename T>
   static void run(const Context& context, const AnalogTask<T>& task) {
@@ -385,6 +396,41 @@ class TimeSum {
   }
 };
 
+class Drive {
+ public:
+  static constexpr const char* name = "Drive";
+  static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::int64,
+                                                ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::undefined};
+  static constexpr std::array<int, 0> states_in{}, states_out{};
+
+  explicit Drive(const Attributes&) {}
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input values = context.input(0), drive = context.input(1);
+    if (drive.shape.size() != 1 || drive.shape[0] < 1) {
+      throw std::invalid_argument("`drive` of shape " + text(drive.shape) +
+                                  " must have one axis and at least one element");
+    }
+    const std::int64_t start = number_of("start", context.input(2), 0);
+    const std::int64_t steps = number_of("steps", context.input(3), 1);
+    const Shape sample = samples_of("values", values.shape, 1);
+    for_type(values.type, [&](auto zero) {
+      using T = decltype(zero);
+      DriveTask<T> task{};
+      task.values = values.as<T>();
+      task.drive = drive.as<float>();
+      task.currents = context.output<T>(0, folded(sample, steps));
+      task.driven = drive.shape[0];
+      task.start = start;
+      task.steps = steps;
+      task.neurons = elements(sample);
+      if (task.neurons) Device::run(context, task);
+    });
+  }
+};
+
 template <Analog kind>
 class AnalogOperator {
   static constexpr bool mean = kind == Analog::running_mean;
@@ -583,6 +629,7 @@ void add_all(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<TimeSum<false>, Device>(api, domain);
   add<TimeSum<true>, Device>(api, domain);
   add<SpikeMaxPool, Device>(api, domain);
+  add<Drive, Device>(api, domain);
   add<AnalogOperator<Analog::running_mean>, Device>(api, domain);
   add<AnalogOperator<Analog::telescope>, Device>(api, domain);
   add<PoissonEncoder, Device>(api, domain);

@@ -102,6 +102,23 @@ struct SumTask {
   const float* weights;  // one for each step, or null: a plain sum
 };
 
+/// A static current, multiplied by another factor at each of the first steps.
+template <typename T>
+struct DriveTask {
+  const T* values;
+  const float* drive;  // [driven]; the last one holds for all later steps
+  T* currents;
+  std::int64_t driven;
+  std::int64_t start;  // steps before this call
+  std::int64_t steps;
+  std::int64_t neurons;
+
+  /// The factor at step `t` of this call; no `start` overflows.
+  SNNC_DEVICE float factor(std::int64_t t) const {
+    return drive[start < driven - 1 && t < driven - 1 - start ? start + t : driven - 1];
+  }
+};
+
 enum class Analog { running_mean, telescope };
 
 /// What stands around an operator that is kept analog: the mean over the steps so far before it,

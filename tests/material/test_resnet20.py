@@ -121,7 +121,7 @@ def test_every_way_to_unroll_gives_the_same_spikes(material: Material) -> None:
             watched = watch(snn)
             names = [Watched.output(layer, "count") for layer in watched.layers]
             assert len(names) == 19
-            session = create_session(watched.model)
+            session = create_session(watched.model, events=False)
             input_name = snn.graph.input[0].name
             values_of = session.run([snn.graph.output[0].name, *names], {input_name: test})
             outputs.append(values_of[0])

@@ -37,6 +37,10 @@ void run(const SumTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::time_sum(task, nullptr)) std::puts(error);
 }
 template <typename T>
+void run(const DriveTask<T>& task, cpu::Isa) {
+  if (const char* error = cuda::drive(task, nullptr)) std::puts(error);
+}
+template <typename T>
 void run(const AnalogTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::analog(task, nullptr)) std::puts(error);
 }
@@ -69,6 +73,12 @@ template <typename T>
 void run(const SumTask<T>& task, cpu::Isa isa) {
   for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
     cpu::time_sum(task, first, std::min(cpu::block, task.neurons - first), isa);
+  }
+}
+template <typename T>
+void run(const DriveTask<T>& task, cpu::Isa isa) {
+  for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
+    cpu::drive(task, first, std::min(cpu::block, task.neurons - first), isa);
   }
 }
 template <typename T>
@@ -366,6 +376,28 @@ void poisson(cpu::Isa isa, std::int64_t images, std::int64_t size, std::int64_t 
   expect(same(spikes, wanted), "poisson", images * size, steps);
 }
 
+/// A static current times a factor of each step.
+template <typename T>
+void driven(cpu::Isa isa, std::int64_t neurons, std::int64_t steps, std::int64_t start) {
+  std::vector<T> values(neurons), currents(neurons * steps), wanted(neurons * steps);
+  for (T& x : values) x = random_value<T>();
+  const std::vector<float> factors{1.75f, 1.5f, 1.25f, 1.0f};
+  DriveTask<T> task{};
+  task.values = values.data();
+  task.drive = factors.data();
+  task.currents = currents.data();
+  task.driven = 4;
+  task.start = start;
+  task.steps = steps;
+  task.neurons = neurons;
+  run(task, isa);
+  for (std::int64_t i = 0; i < neurons * steps; ++i) {
+    const std::int64_t step = start >= 3 ? 3 : std::min<std::int64_t>(start + i / neurons, 3);
+    wanted[i] = rounded<T>(factors[step] * value_of(values[i % neurons]));
+  }
+  expect(same(currents, wanted), "drive", neurons, steps);
+}
+
 /// A running mean or its undoing: from one number for all neurons, then on in place.
 template <typename T>
 void analog(cpu::Isa isa, std::int64_t neurons, std::int64_t steps, Analog kind) {
@@ -474,6 +506,9 @@ void all(cpu::Isa isa) {
   for (const std::int64_t size : {1, 5, 64, 257, 3072}) {
     poisson<T>(isa, 1, size, 4);
     poisson<T>(isa, 3, size, 3);
+  }
+  for (const std::int64_t neurons : {1, 5, 16, 24, 257, 2048, 3001}) {
+    for (const std::int64_t start : {0, 2, 9}) driven<T>(isa, neurons, 6, start);
   }
   for (const Analog kind : {Analog::running_mean, Analog::telescope}) {
     for (const std::int64_t neurons : {1, 5, 16, 24, 64, 257, 1000, 2048, 3001}) {

@@ -121,6 +121,21 @@ def test_weighted_time_sum(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_drive(dtype: str) -> None:
+    rng = np.random.default_rng(8)
+    factors = np.array([1.75, 1.5, 1], np.float32)
+    cases = 0
+    for sample in SAMPLES:
+        for start in (0, 1, 9):
+            values = rng.normal(0, 1, sample).astype(dtype)
+            wanted = [reference.drive(values, factors, start, 4)]
+            feeds = {"values": values, "drive": factors, "start": start, "steps": 4}
+            assert_same_bits(on_gpu("Drive", feeds), wanted, (sample, start))
+            cases += 1
+    assert cases == len(SAMPLES) * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_poisson_encoder(dtype: str) -> None:
     rng = np.random.default_rng(7)
     cases = 0

@@ -96,7 +96,9 @@ def wanted(name: str, feeds: dict[str, Any], attributes: dict[str, Any]) -> tupl
             reference.spike_convolution(feeds["more_spikes"], feeds["more_weights"], **window)
         )
     rest = ("threshold", "membrane", "schedule", "start", "steps")
-    return reference.event_layer(feeds["current"], convolved, *(feeds[key] for key in rest))
+    return reference.event_layer(
+        feeds["current"], convolved, *(feeds[key] for key in rest), factors=feeds.get("drive")
+    )
 
 
 def dyadic(rng: np.random.Generator, shape: Any, least: int = -64, most: int = 64) -> Array:
@@ -276,11 +278,13 @@ def test_events_and_dense_arithmetic_give_the_same_bits() -> None:
     assert np.max(np.abs(body[1] - both[1])[same]) < 1e-3
 
 
-def test_static_current_and_sum() -> None:
+@pytest.mark.parametrize("drive", [[1.0], [1.5, 1.25, 1.0], [0.5]])
+def test_static_current_and_sum(drive: list[float]) -> None:
     rng = np.random.default_rng(3)
     steps, samples, channels = 7, 3, 21
     feeds = {
         "current": dyadic(rng, (samples, 4, 5, channels)),
+        "drive": np.array(drive, np.float32),
         "threshold": dyadic(rng, channels, 16, 128),
         "membrane": dyadic(rng, channels),
         "schedule": dyadic(rng, (3, channels)),

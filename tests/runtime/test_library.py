@@ -271,6 +271,11 @@ def test_wrong_schedules_are_refused_by_name(
             "`weights` of shape [3] are not 4, one for each step",
         ),
         (
+            "Drive",
+            {"values": CURRENT, "drive": np.ones((2, 2), np.float32), "start": 0},
+            "`drive` of shape [2, 2] must have one axis and at least one element",
+        ),
+        (
             "PoissonEncoder",
             {"values": CURRENT, "scale": np.ones(2, np.float32), "seed": 0, "first_image": 0}
             | {"start": 0},

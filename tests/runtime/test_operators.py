@@ -354,6 +354,35 @@ def test_poisson_encoder(dtype: str) -> None:
     assert cases > 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_drive(dtype: str) -> None:
+    cases = 0
+
+    @given(SAMPLES, st.integers(1, 6), st.integers(0, 9), st.integers(1, 5), SEEDS, st.data())
+    def check(
+        sample: list[int], steps: int, start: int, length: int, seed: int, data: st.DataObject
+    ) -> None:
+        nonlocal cases
+        threads = data.draw(st.sampled_from([1, 2]))
+        factors = np.linspace(1.7, 1, length, dtype=np.float32)
+        feeds = {"values": normal(seed, sample, dtype), "start": start, "steps": steps}
+        wanted = [reference.drive(feeds["values"], factors, start, steps)]
+        for native in (False, True):
+            got = run("Drive", {**feeds, "drive": factors}, native=native, threads=threads)
+            assert_same_bits(got, wanted, f"native={native}")
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["body", "kernel"])
+def test_the_last_factor_of_a_drive_holds_however_late_it_is(native: bool) -> None:
+    feeds = {"values": normal(0, [2, 3]), "drive": np.array([3, 2], np.float32), "steps": 3}
+    (driven,) = run("Drive", {**feeds, "start": 2**63 - 4}, native=native)
+    assert_same_bits([driven], [np.tile(np.float32(2) * feeds["values"], (3, 1))])
+
+
 @pytest.mark.parametrize("native", [False, True], ids=["body", "kernel"])
 def test_poisson_encoder_does_not_depend_on_batch_or_chunk(native: bool) -> None:
     values = normal(1, [6, 3, 700])

@@ -1,0 +1,53 @@
+"""Let the input drive the network harder in the first steps, which is what growing thresholds come to.
+
+Every current that no spike changes goes through Drive, which multiplies it by 1/g_t at step t (see
+`snncompiler.growth`), before the neurons that it flows into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from snncompiler import dialect
+from snncompiler.graph import Graph, constant, is_live, tensor_names, unique_name
+from snncompiler.growth import Growth
+from snncompiler.passes.base import Context, Pass
+from snncompiler.timing import analyze
+
+
+@dataclass(frozen=True)
+class DriveInput(Pass):
+    """A Drive on every static current of a neuron; `hindrance` has told that there is nothing else."""
+
+    growth: Growth
+
+    name: ClassVar[str] = "drive-input"
+    requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"driven"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        taken = tensor_names(graph)
+        timing = analyze(graph, lambda node: node.domain == dialect.DOMAIN)
+        neurons = [node for node in graph.nodes if node.op in dialect.NEURONS and node.domain]
+        driven: dict[int, gs.Variable] = {}
+        for neuron in neurons:
+            current = neuron.inputs[0]
+            if id(current) in timing.temporal or not is_live(current):
+                continue
+            if id(current) not in driven:
+                name = unique_name(f"{current.name}/driven", taken)
+                driven[id(current)] = gs.Variable(name, current.dtype, current.shape)
+                drive = constant(f"{current.name}/drive", self.growth.drive, taken)
+                graph.nodes.append(
+                    gs.Node(
+                        "Drive",
+                        unique_name(f"{current.name}/Drive", taken),
+                        inputs=[current, drive],
+                        outputs=[driven[id(current)]],
+                        domain=dialect.DOMAIN,
+                    )
+                )
+            neuron.inputs[0] = driven[id(current)]
