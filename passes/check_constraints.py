@@ -63,7 +63,7 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
     for node in graph.nodes:
         if timing.phase(node) != "temporal" or rectifier(node) is not None:
             continue
-        reason = _blocking(node, timing)
+        reason = blocking(node, timing)
         if reason:
             found.append(
                 Finding(
@@ -76,7 +76,8 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
     return found
 
 
-def _blocking(node: Node, timing: Timing) -> str:
+def blocking(node: Node, timing: Timing) -> str:
+    """Why a node cannot stand between spiking layers; empty where it can."""
     if not any(timing.inputs(node)):
         return ""  # shape arithmetic on temporal values
     if node.op in ("Shape", "Size") and not node.domain:

@@ -1,7 +1,9 @@
 """Let the input drive the network harder in the first steps, which is what growing thresholds come to.
 
 Every current that no spike changes goes through Drive, which multiplies it by 1/g_t at step t (see
-`snncompiler.growth`), before the neurons that it flows into.
+`snncompiler.growth`), before the neurons that it flows into.  So does a value that no spike changes and
+whose mean over time is read out, as that mean weighs its steps by g_t: there are some in a step model,
+whose inputs may change with time.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from snncompiler import dialect
-from snncompiler.graph import Graph, constant, is_live, tensor_names, unique_name
+from snncompiler.graph import Graph, Node, constant, is_live, tensor_names, unique_name
 from snncompiler.growth import Growth
 from snncompiler.passes.base import Context, Pass
+from snncompiler.passes.sink_time_mean import TIME_MEAN
 from snncompiler.timing import analyze
 
 
@@ -30,11 +33,12 @@ class DriveInput(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         taken = tensor_names(graph)
-        timing = analyze(graph, lambda node: node.domain == dialect.DOMAIN)
-        neurons = [node for node in graph.nodes if node.op in dialect.NEURONS and node.domain]
+        timing = analyze(graph, _fires)
         driven: dict[int, gs.Variable] = {}
-        for neuron in neurons:
-            current = neuron.inputs[0]
+        for node in list(graph.nodes):
+            if not (node.domain == dialect.DOMAIN and node.op in (*dialect.NEURONS, TIME_MEAN)):
+                continue
+            current = node.inputs[0]
             if id(current) in timing.temporal or not is_live(current):
                 continue
             if id(current) not in driven:
@@ -50,4 +54,8 @@ class DriveInput(Pass):
                         domain=dialect.DOMAIN,
                     )
                 )
-            neuron.inputs[0] = driven[id(current)]
+            node.inputs[0] = driven[id(current)]
+
+
+def _fires(node: Node) -> bool:
+    return bool(node.domain == dialect.DOMAIN and node.op != TIME_MEAN)

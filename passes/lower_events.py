@@ -379,6 +379,8 @@ class _Lowering:
             if node.op_type == "Conv":
                 return (int(dims[0]), False) if len(dims) == 4 else None
             return (int(dims[0 if _attributes(node).get("transB", 0) else -1]), True)
+        if _is_drive(node):
+            return self.width(node.input[0])
         if node.op_type in ("Add", "Mul", "Tile", "Identity"):
             found = [self.width(part) for part in node.input]
             return next((one for one in found if one is not None), None)
@@ -620,6 +622,7 @@ class _Lowering:
             if not drive:
                 drive = self.constant(f"{label}/drive", np.ones(1, np.float32))
             operator, inputs = "EventNeuron", [self.channels_last(current, flat), drive]
+            start = start or (driven.input[2] if driven else None)
         else:
             parts = Currents()
             self.currents(node.input[0], channels, parts)

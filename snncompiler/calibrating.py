@@ -20,8 +20,8 @@ from snncompiler.calibration import Calibration
 from snncompiler.data import Dataset
 from snncompiler.emission import emit, window_of
 from snncompiler.errors import Refused
-from snncompiler.growth import Growth
-from snncompiler.options import Options
+from snncompiler.growth import STEADY, Growth
+from snncompiler.options import DEFAULT_GROWTH, Options, no_growth
 from snncompiler.preparation import Prepared, resolve, synthetic_feeds
 from snncompiler.running import Window
 from snncompiler.runtime.session import create_session
@@ -252,33 +252,35 @@ def _corrected(
     """The calibration with the charges that correct the running network, and with the thresholds that
     its own grow to.
 
-    Where time cannot be folded there is no correction, and a note says so.
+    Where time cannot be folded there is no correction, and a note says so.  Raises UsageError where
+    thresholds cannot grow as asked.
     """
     steps = options.schedule_steps if options.correction == "schedule" else options.steps
-    growth = Growth.parse(options.growth)
-    last = np.float32(growth.last)
-    grown = {name: theta * last for name, theta in calibration.thresholds.items()}
     layers = _running_layers(prepared)
-    none = {layer.name: np.zeros((1, layer.channels), np.float32) for layer in layers}
-    corrected = replace(
-        calibration,
-        thresholds=grown,
-        growth=options.growth,
-        correction=options.correction,
-        schedules=none,
-    )
+    growth = Growth.parse(DEFAULT_GROWTH if options.growth == "auto" else options.growth)
     try:
-        window = window_of(prepared, corrected, options, steps)
+        corrected, window = _grown(prepared, calibration, options, growth, steps)
     except Refused as refused:
+        reason = refused.findings[0]
+        if growth and options.growth != "auto":
+            raise no_growth(options.growth, f"{reason.node}: {reason.message}") from None
         prepared.context.note(
-            "SNNC205",
-            f"the running network is not corrected: {refused.findings[0].message}",
-            node=refused.findings[0].node,
+            "SNNC205", f"the running network is not corrected: {reason.message}", node=reason.node
         )
         return calibration
     values = sum(calib.values_of(node) for node in calib.rectifiers_of(prepared.graph))
     most = CORRECTION_VALUES // max(values * steps, 1)
     chosen = _some(prepared, feeds, min(max(most, CORRECTION_SAMPLES[0]), CORRECTION_SAMPLES[1]))
+    biases: dict[str, running.Floats] = {}
+    if growth:
+        biases, uneven = running.constant_currents(window, layers, chosen, prepared.fixed_batch)
+        if uneven:
+            reason_text = f"the bias of {uneven[0]} is not the same all over a channel"
+            if options.growth != "auto":
+                raise no_growth(options.growth, reason_text)
+            prepared.context.note("SNNC310", f"thresholds do not grow: {reason_text}")
+            growth, biases = STEADY, {}
+            corrected, window = _grown(prepared, calibration, options, growth, steps)
     schedules, left = running.settle_corrections(
         window,
         prepared.ann,
@@ -286,6 +288,7 @@ def _corrected(
         chosen,
         options.correction,
         growth=growth,
+        biases=biases,
         batch=prepared.fixed_batch,
         seed=options.seed,
         progress=_telling(progress, "correcting"),
@@ -299,6 +302,27 @@ def _corrected(
             hint="give more calibration samples",
         )
     return replace(corrected, schedules=schedules)
+
+
+def _grown(
+    prepared: Prepared, calibration: Calibration, options: Options, growth: Growth, steps: int
+) -> tuple[Calibration, Window]:
+    """The calibration with what its thresholds grow to and no charges yet, and its running network.
+
+    Raises Refused where time cannot be folded into the batch.
+    """
+    last = np.float32(growth.last)
+    grown = replace(
+        calibration,
+        thresholds={name: theta * last for name, theta in calibration.thresholds.items()},
+        growth=str(growth),
+        correction=options.correction,
+        schedules={
+            layer.name: np.zeros((1, layer.channels), np.float32)
+            for layer in _running_layers(prepared)
+        },
+    )
+    return grown, window_of(prepared, grown, options, steps)
 
 
 def _largest_currents(

@@ -3,7 +3,7 @@
 Per neuron, over T time-steps:
     z    mean received current, the charge of a schedule included: (Σx + Σb) / T
     a    the current of the same neuron in the ANN
-    θ·r  what the neuron gave: its threshold times its mean spikes a step
+    θ·r  what the neuron gave: its threshold times its mean spikes a step, by what they are worth
     f    the ANN's rectifier; clip is f and then at most θ
     Q    the quantiser of T levels: what the neuron would have given for the same z, had z come
          evenly: θ/T · floor((T·z + v(0)) / θ), within [0, θ].  For v(0) = θ/2 that rounds.
@@ -19,8 +19,8 @@ levels and fires spikes of θ/G.  As z holds the charge of the schedule, so does
 a current that the ANN's neuron does not get, also in the first layer.  So does, with a random input,
 the noise of the spikes that stand for it.
 
-Where θ grows, currents, charges and spikes of a step count with what they are worth in the end
-(`growth.py`), and θ in Q and clip is the mean of what it was in the T steps.
+Where θ grows, currents, charges and spikes of a step count with what they are worth in spikes of the
+end (`growth.py`; else 1), and θ in Q and clip is the mean of what it was in the T steps.
 
 The ANN is here the normalized one that the file was made from; where max pooling was replaced by
 average pooling, that is another network than the source.

@@ -51,6 +51,7 @@ CODES: dict[str, str] = {
     "SNNC307": "preprocessing was assumed",
     "SNNC308": "a setting was chosen on the calibration data",
     "SNNC309": "too few samples to correct a layer",
+    "SNNC310": "thresholds do not grow",
     # 4xx: the compiled file
     "SNNC401": "not a compiled network",
     "SNNC402": "the compiled file does not match its model",

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from snncompiler.graph import (
 from snncompiler.growth import NONE, Growth
 from snncompiler.options import Options
 from snncompiler.passes.attach_functions import attach_functions
-from snncompiler.passes.base import Context, run_passes
+from snncompiler.passes.base import Context, Pass, run_passes
 from snncompiler.passes.drive_input import DriveInput
 from snncompiler.passes.encode_poisson import EncodePoisson
 from snncompiler.passes.fold_amplitude import FoldAmplitude
@@ -52,7 +53,6 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
     """The normalized ANN with neurons for its rectifiers and spikes between its layers."""
     graph = prepared.graph.copy()
     context = replace(prepared.context, findings=prepared.context.findings)
-    growth = Growth.parse(calibration.growth)
     run_passes(
         [
             *([EncodePoisson(calibration.input_scales)] if options.encode == "poisson" else []),
@@ -64,7 +64,6 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
                 calibration.schedules,
             ),
             FoldAmplitude(options.allow_analog),
-            *([DriveInput(growth)] if growth else []),
             *([TelescopeAnalog()] if options.allow_analog else []),
         ],
         graph,
@@ -86,15 +85,16 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
             hint="calibrate this model",
         )
     _check_fit(prepared, calibration)
-    # Thresholds that grow are the calibration's, whose schedules are for them.
-    options = resolve(prepared, replace(options, growth="auto"))
-    options = replace(options, growth=calibration.growth)
+    # Thresholds grow as they do in the calibration, whose schedules are for that.
+    correction: Any = calibration.correction
+    options = resolve(prepared, replace(options, growth=calibration.growth, correction=correction))
     _check_options(prepared, calibration, options)
     graph = spiking_graph(prepared, calibration, options)
     context = replace(prepared.context, findings=prepared.context.findings)
     run_passes(
         [
             SinkTimeMean(inputs_vary=options.emit == "step"),
+            *_drive(calibration),
             *([LowerPrecision()] if options.precision == "fp16" else []),
         ],
         graph,
@@ -141,12 +141,19 @@ def _tell_lowering(lowered: Lowered, context: Context) -> None:
         )
 
 
+def _drive(calibration: Calibration) -> list[Pass]:
+    """The pass that lets thresholds grow, where they do."""
+    growth = Growth.parse(calibration.growth)
+    return [DriveInput(growth)] if growth else []
+
+
 def window_of(prepared: Prepared, calibration: Calibration, options: Options, steps: int) -> Window:
     """The spiking network over `steps` time-steps without control flow.
 
     Raises Refused where time cannot be folded into the batch.
     """
     graph = spiking_graph(prepared, calibration, options)
+    run_passes(_drive(calibration), graph, replace(prepared.context))
     infer_shapes(graph)
     blocking = unfoldable(graph)
     if blocking:

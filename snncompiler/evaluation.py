@@ -242,9 +242,11 @@ def evaluate(
             progress(f"T = {max(runs)}", number + 1, len(parts))
     measured: dict[int, Quantised] = {}
     if prepared:
+        session = None
         for number, count in enumerate(runs):
-            layers = tuple(layer.at(count, growth) for layer in walk.layers)
-            session = create_session(quantised_ann(prepared, layers), threads=threads)
+            if session is None or growth:
+                layers = tuple(layer.at(count, growth) for layer in walk.layers)
+                session = create_session(quantised_ann(prepared, layers), threads=threads)
             levels = {LEVELS_INPUT: np.array(count, np.float32)}
             outputs = _run_batches(session, dataset, prepared.fixed_batch, levels)
             measured[count] = judge.quantised(outputs)

@@ -8,12 +8,13 @@ All thresholds grow by the same factor, and then nothing but the input has to kn
 homogeneous: with g_t the factor at step t as a part of the last one, divide potentials and currents of
 step t by g_t.  Thresholds and spikes are then what they are at the end, at every step; what comes from
 outside is divided by g_t (`DriveInput`: the input's currents; the rows of a schedule: the biases, see
-`running`); and a spike of step t stands for g_t spikes of the end, wherever spikes become a value (the
-read-out).
+`running.constant_currents`); and a spike of step t stands for g_t spikes of the end, wherever spikes
+become a value (the read-out).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,11 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snncompiler.graph import Graph, Node, Tensor, is_live, label, producer
-from snncompiler.operators import carries_spikes, linear_reason, rectified_input, rectifier
+from snncompiler.operators import rectified_input, rectifier
+from snncompiler.passes.check_constraints import blocking
 from snncompiler.timing import Timing, analyze
 
 #: What the text form of no growth is.
 NONE = "none"
+_CHANGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)@([0-9]{1,9})")
+#: The largest factor; its inverse is the smallest.
+MOST = 1000.0
 #: θ's last factor holds from this step on at the latest: a schedule as long as that is still small.
 MAX_START = 1024
 
@@ -49,12 +54,12 @@ class Growth:
             return Growth()
         changes = []
         for part in text.split(","):
-            factor, at, start = part.partition("@")
-            if not (at and start.isascii() and start.isdigit()):
+            found = _CHANGE.fullmatch(part)
+            if not found:
                 raise ValueError(f"{text!r} is neither none nor like 1.15@33,1.3@65")
-            changes.append((int(start), float(factor)))
-        if not all(0 < factor < float("inf") for _, factor in changes):
-            raise ValueError(f"{text!r}: a factor is positive and finite")
+            changes.append((int(found[2]), float(found[1])))
+        if not all(1 / MOST <= factor <= MOST for _, factor in changes):
+            raise ValueError(f"{text!r}: a factor is from {1 / MOST:g} to {MOST:g}")
         if not all(1 <= start <= MAX_START for start, _ in changes):
             raise ValueError(f"{text!r}: a step is from 1 to {MAX_START}")
         whole = changes if changes[0][0] == 1 else [(1, 1.0), *changes]
@@ -63,11 +68,15 @@ class Growth:
         return Growth(tuple(changes))
 
     def __str__(self) -> str:
-        return ",".join(f"{factor:g}@{start}" for start, factor in self.changes) or NONE
+        """The text that `parse` reads, the same for the same factors."""
+        return (
+            ",".join(f"{factor!r}@{start}".replace(".0@", "@") for start, factor in self.changes)
+            or NONE
+        )
 
     def __bool__(self) -> bool:
-        """Whether θ changes at all."""
-        return bool(self.changes)
+        """Whether θ changes in the course of a window."""
+        return float(self.table[0]) != 1.0
 
     @property
     def last(self) -> float:
@@ -109,7 +118,7 @@ def hindrance(graph: Graph) -> str:
             return f"{label(node)} has an upper bound, which does not grow"
         if timing.phase(node) != "temporal" or node.op in ("Shape", "Size"):
             continue
-        if found is None and _is_analog(node, timing):
+        if found is None and blocking(node, timing):
             return f"{label(node)} is kept analog"
         current = node.inputs[rectified_input(node)] if found is not None else None
         for tensor in node.inputs:
@@ -125,13 +134,6 @@ def hindrance(graph: Graph) -> str:
                 if constant:
                     return f"'{tensor.name}' is read out, with what {constant} adds to spikes"
     return ""
-
-
-def _is_analog(node: Node, timing: Timing) -> bool:
-    """Whether a node is not linear; max pooling of spikes becomes an operator on spikes."""
-    if node.op == "MaxPool" and carries_spikes(node.inputs[0], lambda n: rectifier(n) is not None):
-        return False
-    return bool(linear_reason(node, timing.inputs(node)))
 
 
 def _is_beside(tensor: Tensor, timing: Timing) -> bool:

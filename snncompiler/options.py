@@ -152,7 +152,8 @@ class Options:
 
         `data`: there is calibration data; without it nothing can be corrected on the running network.
         `depth`: the most spiking layers on a way through the network.  `hindrance`: why thresholds
-        cannot grow in it.  Raises UsageError where they are asked to all the same.
+        cannot grow in it.  Raises UsageError where they are asked to all the same.  Where they grow by
+        default, `growth` stays auto: the calibration may find that they cannot.
         """
         classifies = task == "classification"
         threshold: Method = "balance" if classifies else "max"
@@ -170,7 +171,9 @@ class Options:
         encode = self.encode
         if encode == "auto":
             encode = "poisson" if self.paper else "constant"
-        if correction != "schedule":
+        if not data:
+            hindrance = "it needs calibration data"
+        elif correction != "schedule":
             hindrance = f"it needs --correction schedule, not {correction}"
         elif encode == "poisson":
             hindrance = "the input is coded as spikes"
@@ -178,9 +181,11 @@ class Options:
         if growth == "auto":
             # What balance clips is what time is for; other methods mean their θ as it is.
             grows = classifies and threshold == "balance" and not hindrance
-            growth = DEFAULT_GROWTH if grows else NONE
-        elif growth != NONE and hindrance:
-            raise UsageError(f"--growth {growth} is not possible: {hindrance}")
+            growth = growth if grows else NONE
+        else:
+            growth = str(Growth.parse(growth))
+            if growth != NONE and hindrance:
+                raise no_growth(growth, hindrance)
         # The more layers, the longer the last ones need to find their rate (docs/accuracy.md).
         power = min(max(depth - 3, 0) // 2, 3) if classifies and not self.paper else 0
         read_out = f"ramp:{power}" if power else "mean"
@@ -196,6 +201,11 @@ class Options:
             encode=encode,
             strict=self.strict or self.paper,
         )
+
+
+def no_growth(growth: str, hindrance: str) -> UsageError:
+    """That thresholds cannot grow as asked."""
+    return UsageError(f"--growth {growth} is not possible: {hindrance}")
 
 
 _OPTIONAL = ("chunk", "batch", "per_channel", "initial")

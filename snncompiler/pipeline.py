@@ -23,7 +23,7 @@ from snncompiler.calibration import Calibration
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.emission import emit
 from snncompiler.errors import UsageError, refuse
-from snncompiler.growth import NONE
+from snncompiler.growth import NONE, Growth
 from snncompiler.options import Options, check_range, check_type
 from snncompiler.passes.unroll_time import NODE_BUDGET
 from snncompiler.preparation import (
@@ -114,7 +114,7 @@ def compile_model(
 
 def _as_asked(calibration: Calibration, options: Options) -> Calibration:
     """A calibration that is used again.  Raises UsageError where an option asks for another one."""
-    if options.growth not in ("auto", calibration.growth):
+    if options.growth != "auto" and str(Growth.parse(options.growth)) != calibration.growth:
         raise UsageError(
             f"--growth {options.growth} needs data, a calibration with {calibration.growth} was given",
             hint="give the data",
@@ -122,7 +122,11 @@ def _as_asked(calibration: Calibration, options: Options) -> Calibration:
     if options.alpha == "auto":
         raise UsageError("--alpha auto needs data, a calibration was given", hint="give the data")
     if options.correction == "none":
-        return replace(calibration, correction="none", schedules={}, growth=NONE)
+        last = np.float32(Growth.parse(calibration.growth).last)
+        thresholds = {name: theta / last for name, theta in calibration.thresholds.items()}
+        return replace(
+            calibration, thresholds=thresholds, correction="none", schedules={}, growth=NONE
+        )
     if options.correction not in ("auto", calibration.correction):
         raise UsageError(
             f"--correction {options.correction} needs data, a calibration with "

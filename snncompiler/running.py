@@ -40,6 +40,8 @@ ANN_BATCH = 8
 POSITIONS = 4096
 #: A layer seen at fewer positions is not corrected: they do not tell what others need.
 LEAST_POSITIONS = 32
+#: Biases of a channel that differ by more than this part of θ are not one.
+UNEVEN = 1e-3
 #: Weight of the mean against the single neurons, in `best_schedule` (docs/accuracy.md).
 BIAS_WEIGHT = 4.0
 #: Charges that are tried for binary neurons, and for those of several levels.
@@ -115,13 +117,11 @@ class Recording:
 class RunningNetwork:
     """The spikes of the layers settled so far, on fixed images in fixed batches.
 
-    feeds: images by input name, [n, ...].  batch: images that run at once; `fixed` where the network
-    takes no other number.
+    feeds: images by input name, [n, ...].  batch: images that run at once.
     """
 
-    def __init__(self, feeds: Feeds, batch: int, *, fixed: bool = False) -> None:
+    def __init__(self, feeds: Feeds, batch: int) -> None:
         self.feeds = feeds
-        self.fewest = batch if fixed else 1
         count = len(next(iter(feeds.values())))
         self.parts = [slice(at, min(at + batch, count)) for at in range(0, count, batch)]
         self.recordings: dict[str, Recording] = {}
@@ -140,26 +140,6 @@ class RunningNetwork:
                 elif name == FIRST_IMAGE:
                     given[name] = np.array(part.start, np.int64)
             yield session.run(None, given)[0]
-
-    def constant_current(self, window: Window, node: onnx.NodeProto, channels: int) -> Floats:
-        """What a layer receives where nothing fires and the input drives nothing, its biases: the mean
-        of each channel, [C]."""
-        nodes, reads = window.before(node.input[0])
-        model = _model(window, nodes, reads, [node.input[0]])
-        drives = {inner.input[1] for inner in nodes if inner.op_type == "Drive"}
-        for tensor in model.graph.initializer:
-            if tensor.name in drives:
-                still = np.zeros_like(numpy_helper.to_array(tensor))
-                tensor.CopyFrom(numpy_helper.from_array(still, tensor.name))
-        silent = {
-            name: np.zeros((window.steps * self.fewest, *self.recordings[name].shape), np.float32)
-            for name in reads
-            if name not in window.inputs
-        }
-        given = {name: self.feeds[name][: self.fewest] for name in reads if name in self.feeds}
-        received = create_session(model).run(None, {**given, **silent})[0]
-        split = received.reshape(len(received), channels, -1)
-        return np.asarray(split.mean(axis=(0, 2), dtype=np.float64), np.float32)
 
     def fire(
         self,
@@ -360,6 +340,44 @@ def mean_difference(received: Received, steps: int) -> Floats:
     return np.asarray(received.analog.mean(axis=1, dtype=np.float64) - given, np.float32)
 
 
+def constant_currents(
+    window: Window, layers: Sequence[Layer], feeds: Feeds, batch: int | None
+) -> tuple[dict[str, Floats], list[str]]:
+    """What every layer receives where nothing fires and the input drives nothing, its biases: the mean
+    of each channel, [C]; and the layers where they are not the same all over a channel.
+
+    window: a network whose thresholds grow.  feeds: images, of which one is enough.  batch: the only
+    batch size that the network takes.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    nodes = [node for node in window.neurons() if node.name in by_name]
+    wanted = list(dict.fromkeys(node.input[0] for node in nodes))
+    model = _model(window, window.graph.node, sorted(window.inputs), wanted)
+    changed = {node.input[1]: 0.0 for node in window.graph.node if node.op_type == "Drive"}
+    # No potential reaches that.
+    changed |= {node.input[1]: float(np.finfo(np.float32).max) for node in nodes}
+    theta = {}
+    for tensor in model.graph.initializer:
+        if tensor.name in changed:
+            theta[tensor.name] = numpy_helper.to_array(tensor)
+            other = np.full_like(theta[tensor.name], changed[tensor.name])
+            tensor.CopyFrom(numpy_helper.from_array(other, tensor.name))
+    given = {name: array[: batch or 1] for name, array in feeds.items()}
+    received = dict(zip(wanted, create_session(model).run(wanted, given), strict=True))
+    biases: dict[str, Floats] = {}
+    uneven = []
+    for node in nodes:
+        channels = by_name[node.name].channels
+        current = received[node.input[0]]
+        split = current.reshape(len(current), channels, -1).astype(np.float64)
+        mean = split.mean(axis=(0, 2))
+        biases[node.name] = np.asarray(mean, np.float32)
+        spread = np.abs(split - mean[:, None]).max(axis=(0, 2), initial=0.0)
+        if (spread > UNEVEN * theta[node.input[1]].reshape(-1)).any():
+            uneven.append(node.name)
+    return biases, uneven
+
+
 def driven_bias(bias: Floats, growth: Growth, steps: int) -> Floats:
     """What growing thresholds add to a constant current [C] at each of the first steps, [S, C]: times
     1/g_t instead of 1.  S is at least `steps`."""
@@ -434,6 +452,7 @@ def settle_corrections(
     correction: Correction,
     *,
     growth: Growth = STEADY,
+    biases: Mapping[str, Floats] | None = None,
     batch: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -443,7 +462,7 @@ def settle_corrections(
 
     window: the network with its thresholds set, over the steps of the correction; its neurons take a
     schedule.  ann: the normalized ANN.  feeds: images by input name, [n, ...].  growth: of the window's
-    thresholds; schedules then hold what drives the biases, too.  batch: the only batch size that the
+    thresholds; schedules then hold what drives the `biases`, too.  batch: the only batch size that the
     network takes, of which n is a multiple.  A layer of which the images show fewer than
     LEAST_POSITIONS positions of a channel gets no charge.
     """
@@ -452,7 +471,7 @@ def settle_corrections(
     sampled = sample_ann(ann, [by_name[n.name] for n in order], feeds, batch or ANN_BATCH, seed)
     largest = max(one.size for one in sampled.values())
     size = batch or max(1, _BATCH_BYTES // (8 * window.steps * largest))
-    network = RunningNetwork(feeds, size, fixed=batch is not None)
+    network = RunningNetwork(feeds, size)
     worth = growth.worth(window.steps) if growth else None
     constants = {tensor.name: tensor for tensor in window.graph.initializer}
     images = len(next(iter(feeds.values())))
@@ -469,9 +488,8 @@ def settle_corrections(
             if hold:
                 held.append(current)
         driven = None
-        if growth:
-            bias = network.constant_current(window, node, layer.channels)
-            driven = driven_bias(bias, growth, window.steps)
+        if growth and biases is not None:
+            driven = driven_bias(biases[node.name], growth, window.steps)
         received = Received(
             currents=np.concatenate(parts, axis=2),
             analog=seen.activations,

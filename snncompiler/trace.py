@@ -65,7 +65,8 @@ class LayerTrace:
 
     @property
     def decoded(self) -> Array:
-        """θ·r: what the layer gives in the units of the ANN's activations."""
+        """What the layer gives, in the units of the ANN's activations: θ times the mean worth of a
+        step's spikes."""
         mean = np.tensordot(self.worth.astype(np.float64) / len(self.worth), self.spikes, 1)
         return np.asarray(mean.astype(np.float32) * self.threshold)
 

@@ -66,13 +66,17 @@ def test_factors_by_step() -> None:
     assert np.array_equal(late.worth(4), np.float32([0.5, 0.5, 1, 1]))
     assert np.array_equal(late.worth(2), np.float32([0.5, 0.5]))
     assert not Growth.parse("none") and str(Growth.parse("none")) == "none"
+    assert str(Growth.parse("0.75@1,1.0@4,01.50@9")) == GROWTH
+    # The same factor all along drives nothing.
+    assert not Growth.parse("2@1") and Growth.parse("2@1").last == 2
     assert np.array_equal(Growth.parse("none").table, np.ones(1, np.float32))
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "1.2", "1.2@", "@5", "a@5", "1.2@-5", "1.2@5.5", "0@5", "nan@5", "inf@5", "1.2@5,1.1@9",
-     "1.2@9,1.3@5", "1.2@5,1.3@5", "0.9@5", "1.2@0", "1.2@2000", "1.2@5;1.3@9"],
+     "1.2@9,1.3@5", "1.2@5,1.3@5", "0.9@5", "1.2@0", "1.2@2000", "1.2@5;1.3@9", " 1.2@5", "1.2@5,",
+     "1_0@5", "1e3@5", "1001@5", "0.0009@1,1@5", "-1@1,1@5", "1.2@\u0665"],
 )  # fmt: skip
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--growth"):
@@ -93,11 +97,14 @@ def test_other_texts_are_refused(text: str) -> None:
         ("a = Relu (x)  b = Add (a, k)  y = Relu (b)  z = Neg (b)", "is read out"),
         ("a = Relu (x)  b = Sigmoid (a)  y = Relu (b)", "kept analog"),
         ("a = Relu (x)  b = Flatten (a)  c = Relu (b)  y = Add (b, c)", ""),
+        ("a = Relu (x)  n = Shape (a)  m = Mul (n, one)  b = Reshape (a, m)  y = Relu (b)", ""),
     ],
 )  # fmt: skip
 def test_where_thresholds_can_grow(text: str, reason: str) -> None:
     more = ", float[N,4] z" if "z =" in text else ""
-    model = parse(f"g (float[N,4] x) => (float[N,4] y{more}) {{ {text} }}", {"k": random(0, 4)})
+    # The same for every element: a bias that differs within a channel is found later.
+    weights = {"k": np.float32([[0.5]]), "one": np.array([1, 1])}
+    model = parse(f"g (float[N,4] x) => (float[N,4] y{more}) {{ {text} }}", weights)
     found = hindrance(pipeline.prepare(model, allow_analog=True).graph)
     assert reason in found and bool(reason) == bool(found)
     options: dict[str, Any] = {"task": "classification", "allow_analog": True}
@@ -179,6 +186,44 @@ def test_clipping_vanishes_with_growing_thresholds() -> None:
     assert error["4@17", 16] == pytest.approx(error["none", 16], rel=0.05)
 
 
+UNEVEN = {
+    "tokens": ("float[N,3,4] x) => (float[N,3,4] y) { a = Relu (x)  b = MatMul (a, w)  c = Add (b, k)  "
+               "y = Relu (c)", (4,)),
+    "a map": ("float[N,3,4] x) => (float[N,3,4] y) { a = Relu (x)  b = Add (a, k)  y = Relu (b)",
+              (3, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_thresholds_stay_where_a_bias_is_not_one_for_a_channel(name: str) -> None:
+    text, shape = UNEVEN[name]
+    model = parse(f"g ({text} }}", {"w": random(1, 4, 4), "k": random(2, *shape)})
+    x = random(3, 50, 3, 4)
+    options = Options(task="classification")
+    made = pipeline.compile_model(model, options, x)
+    assert made.calibration.growth == "none" and op_counts(made.model)["Drive"] == 0
+    (note,) = [f.message for f in made.prepared.findings if f.code == "SNNC310"]
+    assert "the bias of" in note and "is not the same all over a channel" in note
+    steady = pipeline.compile_model(model, replace(options, growth="none"), x)
+    assert made.calibration.to_json() == steady.calibration.to_json()
+    with pytest.raises(UsageError, match="is not the same all over a channel"):
+        pipeline.compile_model(model, replace(options, growth="2@9"), x)
+    # One value for a channel is fine, wherever it comes from.
+    even = parse(f"g ({text} }}", {"w": random(1, 4, 4), "k": np.full((1, 1), 0.5, np.float32)})
+    assert pipeline.compile_model(even, options, x).calibration.growth != "none"
+
+
+def test_growth_is_refused_where_time_cannot_be_folded() -> None:
+    text = """g (float[N,2,3] x) => (float[2,N,3] y)
+    { a = Relu (x)  b = Transpose <perm = [1, 0, 2]> (a)  y = Relu (b) }"""
+    x = random(3, 50, 2, 3)
+    options = Options(task="classification")
+    made = pipeline.compile_model(parse(text), options, x)
+    assert made.calibration.growth == made.calibration.correction == "none"
+    with pytest.raises(UsageError, match=r"--growth 2@9 is not possible: .*folded"):
+        pipeline.compile_model(parse(text), replace(options, growth="2@9"), x)
+
+
 # --- in every form ---
 
 
@@ -203,6 +248,29 @@ def test_every_form_gives_the_same() -> None:
         outputs = stream.step({"x": PICTURES})
     assert np.mean(np.abs(outputs["y"] - reference) > 1e-3) < 0.02
     assert snncompiler.verify(parse(CONV, CONV_WEIGHTS), grown_conv()).passed
+
+
+def test_a_step_model_that_reads_its_input_out() -> None:
+    """The mean of what no spike changes weighs its steps as well: it has to be driven for that."""
+    text = """g (float[N,4] x) => (float[N,3] y)
+    { a = Gemm (x, w1, b1)  h = Relu (a)  c = Gemm (h, w2, b2)  s = Relu (c)  d = MatMul (s, w3)
+      e = Gemm (x, w4)  y = Add (d, e) }"""
+    model = parse(text, {**WEIGHTS, "w4": random(9, 4, 3)})
+    options = {"correction": "schedule", "growth": GROWTH, "steps": 16}
+    stream = Stream(compile_text(model, X, emit="step", **options))
+    window = compile_text(model, X, unroll="loop", **options)
+    for step in range(1, 17):
+        outputs = stream.step({"x": X})
+        wanted = create_session(window, events=False).run(
+            None, {"x": X, "snnc_steps": np.array(step)}
+        )
+        # The mean of 16 equal values rounds.
+        assert np.abs(outputs["y"] - wanted[0]).max() < 1e-5 * np.abs(wanted[0]).max()
+
+
+def test_one_threshold_a_layer_is_lowered_too() -> None:
+    layers = [lower_events(grown_conv(g, per_channel=False)).layers for g in (GROWTH, "none")]
+    assert layers[0] == layers[1] and layers[0][0].operator == "EventNeuron"
 
 
 @pytest.mark.parametrize("options", [{"neuron": "burst:3"}, {"neuron": "signed:2"}], ids=str)
@@ -306,3 +374,18 @@ def test_the_default_of_a_classifier_grows() -> None:
     found = read_compiled(snn)
     assert found.metadata["snnc.growth"] == found.options.growth == found.calibration.growth
     assert found.options.growth == DEFAULT_GROWTH
+
+
+def test_a_calibration_for_another_form_of_the_network_is_refused() -> None:
+    """Max pooling of currents is kept analog, average pooling lets thresholds grow."""
+    text = """g (float[N,2,4,4] x) => (float[N,2,2,2] y)
+    { a = Relu (x)  b = Conv (a, w)  c = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (b)
+      d = Neg (c)  y = Relu (d) }"""
+    model, x = parse(text, {"w": random(1, 2, 2, 1, 1)}), random(2, 50, 2, 4, 4)
+    options = Options(task="classification", maxpool="average")
+    calibration = pipeline.compile_model(model, options, x).calibration
+    assert calibration.growth != "none"
+    with pytest.raises(UsageError, match="is kept analog"):
+        pipeline.compile_model(
+            model, replace(options, maxpool="exact", allow_analog=True), calibration
+        )

@@ -17,7 +17,7 @@ from snncompiler import calibrating, models, pipeline
 from snncompiler.calibration import depth_of, rectifiers_of
 from snncompiler.compiled import read_compiled
 from snncompiler.errors import UsageError
-from snncompiler.options import DEFAULT_GROWTH, MAX_SCHEDULE, Options
+from snncompiler.options import MAX_SCHEDULE, Options
 from snncompiler.pipeline import prepare
 from snncompiler.preparation import task_of
 
@@ -124,7 +124,7 @@ RESOLVED: list[tuple[dict[str, Any], str, bool, dict[str, Any]]] = [
         {}, "classification", True,
         {"threshold": "balance", "correction": "schedule", "readout": "ramp:3", "initial": 0.5,
          "per_channel": True, "encode": "constant", "strict": False, "task": "classification",
-         "growth": DEFAULT_GROWTH},
+         "growth": "auto"},
     ),
     (
         {}, "regression", True,
@@ -183,16 +183,19 @@ def test_what_is_left_open_follows_the_task_and_what_is_given_stays(
         ({"correction": "none"}, "", "it needs --correction schedule, not none"),
         ({"reset": "hard"}, "", "it needs --correction schedule, not none"),
         ({"encode": "poisson"}, "", "the input is coded as spikes"),
+        ({"data": False, "correction": "schedule"}, "", "it needs calibration data"),
         ({}, "Clip 'a' has an upper bound", "Clip 'a' has an upper bound"),
     ],
 )
 def test_thresholds_do_not_grow_where_they_cannot(
     options: dict[str, Any], hindrance: str, said: str
 ) -> None:
-    left = Options(**options).resolved("classification", True, 3, hindrance)
+    options, data = dict(options), bool(options.get("data", True))
+    options.pop("data", None)
+    left = Options(**options).resolved("classification", data, 3, hindrance)
     assert left.growth == "none"
     with pytest.raises(UsageError, match=re.escape(f"--growth 1.5@4 is not possible: {said}")):
-        Options(**options, growth="1.5@4").resolved("classification", True, 3, hindrance)
+        Options(**options, growth="1.5@4").resolved("classification", data, 3, hindrance)
 
 
 def test_deeper_class_scores_weigh_later_steps_more() -> None:

@@ -278,7 +278,7 @@ class Neurons {
   SNNC_AVX512 SNNC_INLINE void step() {
     __m512 charge = theta_;
     if (schedule_) {
-      const std::int64_t row = std::min(call_.start + firing_.first, call_.scheduled - 1);
+      const std::int64_t row = call_.row(firing_.first, call_.scheduled);
       charge = _mm512_maskz_loadu_ps(exist_, schedule_ + row * apart_);
     }
 #pragma GCC unroll 2

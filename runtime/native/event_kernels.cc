@@ -899,9 +899,8 @@ SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
                     std::int64_t place, Currents currents) {
   using F = Floats<Set>;
   const Call& call = strip.call;
-  const std::int64_t apart = strip.layer.pixel, steps = call.steps, start = call.start;
+  const std::int64_t apart = strip.layer.pixel, steps = call.steps;
   const std::int64_t row = call.samples * strip.layer.out[0] * strip.layer.out[1] * apart;
-  const std::int64_t last = call.scheduled - 1;
   const float* const schedule = call.schedule ? call.schedule + channel : nullptr;
   const bool driven = call.drive != nullptr;
   const std::uint8_t* residual = call.residual ? call.residual + place + channel : nullptr;
@@ -915,8 +914,8 @@ SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
 #pragma GCC unroll 4
   for (int p = 0; p < pixels; ++p) load_some<whole>(membrane + p * membrane_apart, left, v[p]);
   for (std::int64_t t = 0; t < steps; ++t, currents.values += currents.step_apart, spikes += row) {
-    if (schedule) load_some<whole>(schedule + std::min(start + t, last) * apart, left, charge);
-    const float drive = driven ? call.drive[std::min(start + t, call.driven - 1)] : 1.0f;
+    if (schedule) load_some<whole>(schedule + call.row(t, call.scheduled) * apart, left, charge);
+    const float drive = driven ? call.drive[call.row(t, call.driven)] : 1.0f;
 #pragma GCC unroll 4
     for (int p = 0; p < pixels; ++p) {
       F x;

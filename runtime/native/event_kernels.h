@@ -130,6 +130,12 @@ struct Call {
   std::uint8_t* spikes_out;
   float* membrane_out;
   std::int64_t steps, samples;
+
+  /// The row of step `t` of this call in a table of `rows`, whose last one holds on; no `start`
+  /// overflows.
+  std::int64_t row(std::int64_t t, std::int64_t rows) const {
+    return start < rows - 1 && t < rows - 1 - start ? start + t : rows - 1;
+  }
 };
 
 /// How currents are made; `choose` by the number of spikes.

@@ -508,7 +508,9 @@ void all(cpu::Isa isa) {
     poisson<T>(isa, 3, size, 3);
   }
   for (const std::int64_t neurons : {1, 5, 16, 24, 257, 2048, 3001}) {
-    for (const std::int64_t start : {0, 2, 9}) driven<T>(isa, neurons, 6, start);
+    for (const std::int64_t start : {std::int64_t{0}, std::int64_t{2}, INT64_MAX - 1}) {
+      driven<T>(isa, neurons, 6, start);
+    }
   }
   for (const Analog kind : {Analog::running_mean, Analog::telescope}) {
     for (const std::int64_t neurons : {1, 5, 16, 24, 64, 257, 1000, 2048, 3001}) {

@@ -308,6 +308,20 @@ def test_static_current_and_sum(drive: list[float]) -> None:
         np.testing.assert_array_equal(run("EventSum", totals, {}, native=native)[0], mean)
 
 
+def test_tables_hold_their_last_row_however_late_it_is() -> None:
+    feeds = {
+        "current": np.ones((1, 1, 1, 3), np.float32),
+        "drive": np.array([7, 2], np.float32),
+        "threshold": np.full(3, 1000, np.float32),
+        "membrane": np.zeros(3, np.float32),
+        "schedule": np.array([[5] * 3, [1, 2, 3]], np.float32),
+        "start": 2**63 - 1,
+        "steps": 40,
+    }
+    spikes, membrane = run("EventNeuron", feeds, {}, native=True)
+    assert not spikes.any() and np.array_equal(membrane.ravel(), [120, 160, 200])
+
+
 POOLS = ((2, 1, 0), (3, 2, 1), (3, 1, 1), (2, 2, 0))
 
 

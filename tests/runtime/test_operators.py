@@ -378,9 +378,12 @@ def test_drive(dtype: str) -> None:
 
 @pytest.mark.parametrize("native", [False, True], ids=["body", "kernel"])
 def test_the_last_factor_of_a_drive_holds_however_late_it_is(native: bool) -> None:
-    feeds = {"values": normal(0, [2, 3]), "drive": np.array([3, 2], np.float32), "steps": 3}
-    (driven,) = run("Drive", {**feeds, "start": 2**63 - 4}, native=native)
-    assert_same_bits([driven], [np.tile(np.float32(2) * feeds["values"], (3, 1))])
+    values, factors = normal(0, [2, 3]), np.array([3, 2], np.float32)
+    for start, steps in ((0, 3), (1, 3), (2**62, 3), (2**63 - 1, 40)):
+        feeds = {"values": values, "drive": factors, "start": start, "steps": steps}
+        (driven,) = run("Drive", feeds, native=native)
+        wanted = [np.float32(3 if start + t == 0 else 2) * values for t in range(steps)]
+        assert_same_bits([driven], [np.concatenate(wanted)])
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["body", "kernel"])
