@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from real_networks import Material
 
 import snncompiler
+from snncompiler.compiled import read_compiled
 from snncompiler.io import save
 from snncompiler.runtime.session import create_session
 from snncompiler.watch import Watched, watch
@@ -114,10 +115,11 @@ def test_every_way_to_unroll_gives_the_same_spikes(material: Material) -> None:
     compared = 0
     for name in EXPORTS:
         counts, outputs = [], []
+        calibrated = read_compiled(
+            snncompiler.compile(material.model(name), calibration=calibration)
+        ).calibration
         for way in ways:
-            snn = snncompiler.compile(
-                material.model(name), calibration=calibration, steps=16, **way
-            )
+            snn = snncompiler.compile(material.model(name), calibration=calibrated, steps=16, **way)
             watched = watch(snn)
             names = [Watched.output(layer, "count") for layer in watched.layers]
             assert len(names) == 19
