@@ -191,8 +191,10 @@ class Weighed:
         """The last steps of equal worth, among the first `most`."""
         return [start - 1 for start, _ in growth.changes if 1 < start <= most]
 
-    def add(self, values: Mapping[str, Array], steps: int) -> dict[str, Array]:
+    def add(self, values: Mapping[str, Array], steps: int) -> Mapping[str, Array]:
         """The sums up to `steps`, by output; `values`: the plain ones.  No change lies in between."""
+        if not self.growth:
+            return values
         worth = float(self.growth.worth(steps)[-1])
         for layer in self.layers:
             for name in (Watched.output(layer, what) for what in ("count", "current_sum")):
@@ -200,7 +202,7 @@ class Weighed:
                 since = now - self.before[name] if name in self.before else now
                 self.sums[name] = self.sums.get(name, 0.0) + worth * since
                 self.before[name] = now
-        return dict(self.sums)
+        return self.sums
 
 
 @dataclass
