@@ -91,8 +91,9 @@ def test_accuracy_on_all_images(
 ) -> None:
     lost = drops(material, name, built[name], [8, 16, 32, 64, 128], None)
     assert lost[16] <= 3.0 and lost[32] <= 1.5 and lost[64] <= 1.0
-    # One image is 0.27 points: more steps may lose three of them by chance, not more.
-    ordered = [lost[steps] for steps in (8, 16, 32, 64, 128)]
+    # One image is 0.27 points: more steps may lose three of them by chance, not more.  What is above
+    # the ANN is chance as well, and goes as the network comes nearer to it.
+    ordered = [max(lost[steps], 0.0) for steps in (8, 16, 32, 64, 128)]
     assert all(later <= earlier + 0.82 for earlier, later in itertools.pairwise(ordered))
 
 
