@@ -358,8 +358,19 @@ def test_a_calibration_is_used_again_as_it_is() -> None:
     assert type(calibration).from_json(calibration.to_json()).growth == GROWTH
     with pytest.raises(UsageError, match=r"--growth 2@9 needs data, a calibration with 0\.75@1"):
         pipeline.compile_model(model, replace(options, growth="2@9"), calibration)
+    same = pipeline.compile_model(
+        model, replace(options, growth="0.750@1,1.0@4,1.5@9"), calibration
+    )
+    assert same.calibration.to_json() == again.calibration.to_json()
+    assert read_compiled(same.model).options.growth == GROWTH
+    # Without charges nothing grows, and θ is what it would be without a growth: 2^-22 for its factor
+    # multiplied and divided again in float32.
     plain = pipeline.compile_model(model, Options(correction="none"), calibration)
     assert plain.calibration.growth == "none" and op_counts(plain.model)["Drive"] == 0
+    steady = pipeline.compile_model(model, Options(correction="none", threshold="max"), X)
+    assert steady.calibration.thresholds.keys() == plain.calibration.thresholds.keys()
+    for name, theta in steady.calibration.thresholds.items():
+        np.testing.assert_allclose(plain.calibration.thresholds[name], theta, rtol=2.0**-22)
     with pytest.raises(Refused, match="no schedules"):
         pipeline.compile_model(model, options, replace(calibration, schedules={}))
     with pytest.raises(Refused, match="cannot be read"):
