@@ -1,7 +1,8 @@
 """Accuracy of compiled networks against time-steps: the tables of docs/accuracy.md, one command.
 
     python bench/accuracy.py [--only NAME,..] [--settings NAME ..] [--draws 5] [--steps 4,8,..]
-                             [--limit N] [--samples 256] [--json FILE] [--keep] [--write PAGE.md]
+                             [--limit N] [--samples 256] [--held-out]
+                             [--json FILE] [--keep] [--write PAGE.md]
 
 Every network of bench/networks.py is compiled once for each setting and calibration draw, and that
 one file runs at every T, on the same test images as the ANN.  A setting is a name of SETTINGS, or
@@ -17,6 +18,11 @@ calibration samples with seed k.  Networks without class scores have a table of 
                 them: the interval is about the images, the deviation about the draws.
     agreement   images on which both have the same arg-max
     firing      spikes per neuron and step
+    divergence  Kullback-Leibler, of the SNN's class probabilities from the ANN's, times 100; it tells
+                settings apart where few images change their class
+
+`--held-out` is for choosing between settings: it leaves the test images alone, calibrates on one half
+of the calibration samples and measures on the other, with the divergence; no target is compared.
 
 `--json` keeps every prediction, so that all of this can be computed again; it is written after each
 compiled network, and `--keep` goes on from there, or only writes the page; a row says nothing of the
@@ -130,6 +136,7 @@ class Figures:
     """Of one network, setting and T, over all draws; in points and percent.
 
     `spread` is the standard deviation of the drop over the draws, None for a single one.
+    `divergence` is times 100; None where only classes were kept.
     """
 
     ann: float
@@ -140,6 +147,7 @@ class Figures:
     spread: float | None
     agreement: float
     firing: float | None
+    divergence: float | None
 
 
 def paired_interval(differences: Array) -> tuple[float, float]:
@@ -155,7 +163,11 @@ def paired_interval(differences: Array) -> tuple[float, float]:
 
 
 def figures(
-    labels: Sequence[int], ann: Sequence[int], draws: Sequence[Sequence[int]], firing: Any = ()
+    labels: Sequence[int],
+    ann: Sequence[int],
+    draws: Sequence[Sequence[int]],
+    firing: Sequence[float | None] = (),
+    divergence: Sequence[float | None] = (),
 ) -> Figures:
     """From the labels and all predictions: of the ANN, and of the SNN in each draw."""
     truth, of_ann, of_snn = np.asarray(labels), np.asarray(ann), np.asarray(draws)
@@ -163,7 +175,6 @@ def figures(
     differences = (of_ann == truth).astype(np.float64) - right
     low, high = paired_interval(differences.mean(axis=0))
     drops = 100 * differences.mean(axis=1)
-    rates = [rate for rate in firing if rate is not None]
     return Figures(
         ann=100 * float((of_ann == truth).mean()),
         snn=100 * float(right.mean()),
@@ -172,8 +183,34 @@ def figures(
         high=100 * high,
         spread=float(drops.std(ddof=1)) if len(drops) > 1 else None,
         agreement=100 * float((of_snn == of_ann).mean()),
-        firing=100 * float(np.mean(rates)) if rates else None,
+        firing=hundredfold_mean(firing),
+        divergence=hundredfold_mean(divergence),
     )
+
+
+def hundredfold_mean(values: Sequence[float | None]) -> float | None:
+    """Of those that there are; None where there are none."""
+    there = [value for value in values if value is not None]
+    return 100 * float(np.mean(there)) if there else None
+
+
+def log_probabilities(scores: Array) -> Array:
+    """Of class scores [n, classes]: by Softmax, unless they are probabilities already.
+
+    A probability is taken as at least 1e-5, so that one class cannot decide the mean of all images.
+    """
+    values = scores.astype(np.float64)
+    if (values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-3):
+        values = np.log(np.maximum(values, 1e-5))
+    values = values - values.max(axis=1, keepdims=True)
+    found: Array = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return found
+
+
+def divergence(ann: Array, snn: Array) -> float:
+    """Σ p·log(p / q), p the ANN's probabilities and q the SNN's, the mean over images."""
+    p, q = log_probabilities(ann), log_probabilities(snn)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def area_under_curve(scores: Array, positive: Array) -> float:
@@ -316,7 +353,7 @@ class Bench:
         if not todo:
             return
         try:
-            data = Data(case, options.root)
+            data = Data(case, options.root, options.held_out)
             test = data.test(options.limit)
             ann = reference(data.model, test, options.threads, options.device)
         except (snncompiler.SnncError, OSError, KeyError) as error:
@@ -356,7 +393,7 @@ class Bench:
         started = time.perf_counter()
         labelled = case.name in CLASSIFIERS
         steps = options.steps or (STEPS if labelled else OUTPUT_STEPS)
-        if labelled and options.device == "cpu":
+        if labelled and options.device == "cpu" and not options.held_out:
             found = snncompiler.evaluate(
                 data.model, model, test, steps=steps, threads=options.threads
             )
@@ -379,7 +416,9 @@ class Bench:
             outputs, firing = run_snn(session, compiled, watched, test, count)
             result: Row = {"firing": firing}
             if case.name in CLASSIFIERS and ann.scores is not None:
-                result["predictions"] = outputs[ann.scores].argmax(axis=1).tolist()
+                scores = outputs[ann.scores]
+                result["predictions"] = scores.argmax(axis=1).tolist()
+                result["divergence"] = divergence(ann.outputs[ann.scores], scores)
             else:
                 result |= errors(case, test, ann, outputs)
             row["results"][str(count)] = result
@@ -403,8 +442,8 @@ class Bench:
 
 def about(case: Case, data: Data, test: Dataset, ann: Reference) -> Row:
     """What belongs to a network alone, for the JSON."""
-    found: Row = {"model": case.model, "images": len(test), "test": case.test}
-    found["calibration_set"] = case.calibration or f"{len(data.pool)} others of {case.test}"
+    found: Row = {"model": case.model, "images": len(test)}
+    found |= {"test": data.tests, "calibration_set": data.calibrates}
     if case.name in CLASSIFIERS:
         assert test.labels is not None
         return found | {"labels": test.labels.tolist(), "ann": ann.predictions}
@@ -455,8 +494,12 @@ def told(case: Row, row: Row, steps: str) -> str:
     if "predictions" not in result:
         auc = f", AUC {result['auc']:.4f} (ANN {case['auc']:.4f})" if "auc" in result else ""
         return f"relative error {relative_error(case, result):.3g}{auc}"
-    one = figures(case["labels"], case["ann"], [result["predictions"]])
-    return f"drop {one.drop:.2f} [{one.low:.2f}, {one.high:.2f}], agreement {one.agreement:.1f}"
+    of_draw = [result.get("divergence")]
+    one = figures(case["labels"], case["ann"], [result["predictions"]], divergence=of_draw)
+    more = "" if one.divergence is None else f", divergence {one.divergence:.2f}"
+    return (
+        f"drop {one.drop:.2f} [{one.low:.2f}, {one.high:.2f}], agreement {one.agreement:.1f}{more}"
+    )
 
 
 def relative_error(case: Row, result: Row) -> float:
@@ -488,6 +531,7 @@ def all_figures(content: Row) -> dict[tuple[str, str], dict[int, Figures]]:
                 case["ann"],
                 [row["results"][steps]["predictions"] for row in rows],
                 [row["results"][steps]["firing"] for row in rows],
+                [row["results"][steps].get("divergence") for row in rows],
             )
             for steps in rows[0]["results"]
             if all(steps in row["results"] for row in rows)
@@ -517,11 +561,15 @@ SHOWN: tuple[tuple[str, Callable[[Figures], str]], ...] = (
         "Firing rate, spikes per 100 neurons and step",
         lambda one: "" if one.firing is None else f"{one.firing:.1f}",
     ),
+    (
+        "Divergence from the ANN's class probabilities, times 100",
+        lambda one: "" if one.divergence is None else f"{one.divergence:.2f}",
+    ),
 )
 
 
 def classifier_tables(content: Row) -> str:
-    """One table each for drop, accuracy, agreement and firing rate."""
+    """One table each for drop, accuracy, agreement, firing rate and divergence, where measured."""
     found = all_figures(content)
     if not found:
         return ""
@@ -536,7 +584,8 @@ def classifier_tables(content: Row) -> str:
             head = [name, given, str(content["cases"][name]["images"]), str(drawn[name, given])]
             cells = [show(by_steps[t]) if t in by_steps else "" for t in steps]
             rows.append([*head, f"{one.ann:.2f}", *cells])
-        texts.append(f"## {title}\n\n{markdown(columns, rows)}")
+        if any(any(row[len(columns) - len(steps) :]) for row in rows):
+            texts.append(f"## {title}\n\n{markdown(columns, rows)}")
     return "\n".join(texts)
 
 
@@ -587,7 +636,7 @@ INTRO = """# {title}
 
 Generated by `{command}`, with {environment}.
 
-One converted network for all T; ANN and SNN run on the same test images, none of which calibrates. The
+One converted network for all T; ANN and SNN run on the same {images}, none of which calibrates. The
 interval is paired: the normal approximation of Bonett and Price (2012; `bench/accuracy.py` has the
 formula).
 
@@ -597,7 +646,13 @@ formula).
 def page(content: Row, title: str) -> str:
     """All tables as markdown, with what failed and what was reached."""
     environment = ", ".join(f"{name} {value}" for name, value in content["environment"].items())
-    intro = INTRO.format(title=title, command=content["command"], environment=environment)
+    held_out = content["asked"].get("held_out")
+    intro = INTRO.format(
+        title=title,
+        command=content["command"],
+        environment=environment,
+        images="held-out samples" if held_out else "test images",
+    )
     parts = [classifier_tables(content), regressor_table(content)]
     if settings := content.get("settings"):
         lines = [f"- `{name}`: {text}" for name, text in settings.items()]
@@ -612,7 +667,7 @@ def page(content: Row, title: str) -> str:
     ]
     if failed:
         parts.append("## No figure\n\n" + "\n".join(dict.fromkeys(failed)) + "\n")
-    if lines := verdict(content):
+    if not held_out and (lines := verdict(content)):
         parts.append("## Targets\n\n" + "\n".join(f"- {line}" for line in lines) + "\n")
     return intro + "\n".join(part for part in parts if part)
 
@@ -684,6 +739,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=numbers, help="T, one or more, with commas between")
     parser.add_argument("--limit", type=int, help="test images, at most")
     parser.add_argument("--samples", type=int, default=256, help="calibration samples, at most")
+    parser.add_argument("--held-out", action="store_true", help="measure on calibration samples")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write all predictions here")
     parser.add_argument("--keep", action="store_true", help="go on with what --json has already")
@@ -692,8 +748,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def begin(options: argparse.Namespace, script: str, found: dict[str, str]) -> Row:
     """An empty content, or that of the JSON file to go on with."""
-    asked = {"limit": options.limit, "samples": options.samples, "steps": options.steps}
-    asked = json.loads(json.dumps(asked))
+    names = ("limit", "samples", "steps", "held_out")
+    asked = json.loads(json.dumps({name: getattr(options, name) for name in names}))
     content: Row = {
         "command": command_line(script),
         "environment": found,
@@ -733,8 +789,6 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     options.root = material_root(options.material)
-    if not entries(options.root):
-        parser.error(f"there is no material.json in {options.root}: set SNNC_MATERIAL")
     try:
         options.settings = [setting(text) for text in options.settings]
         for name, given in options.settings:
@@ -744,6 +798,8 @@ def main() -> None:
     cases = chosen(options.only, {**CLASSIFIERS, **REGRESSORS})
     if not cases:
         parser.error(f"no network {options.only!r}: {', '.join({**CLASSIFIERS, **REGRESSORS})}")
+    if not entries(options.root) and not all(case.bundled for case in cases):
+        parser.error(f"there is no material.json in {options.root}: set SNNC_MATERIAL")
     content = begin(options, "accuracy.py", environment(options.threads))
     content["settings"] = {name: described(given) for name, given in options.settings}
     bench = Bench(options, content, lambda text: print(text, flush=True))

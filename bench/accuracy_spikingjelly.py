@@ -600,7 +600,7 @@ class SpikingJellyBench(Bench):
         ]
         if not todo:
             return
-        data = Data(case, options.root)
+        data = Data(case, options.root, options.held_out)
         test = data.test(options.limit)
         ann = reference(data.model, test, options.threads, "cpu")
         self.content["cases"][case.name] = about(case, data, test, ann)
@@ -665,11 +665,11 @@ def main() -> None:
 
     logger.remove()
     options.root = material_root(options.material)
-    if not entries(options.root):
-        parser.error(f"there is no material.json in {options.root}: set SNNC_MATERIAL")
     cases = chosen(options.only, CLASSIFIERS)
     if not cases:
         parser.error(f"no network {options.only!r}; there are: {', '.join(CLASSIFIERS)}")
+    if not entries(options.root) and not all(case.bundled for case in cases):
+        parser.error(f"there is no material.json in {options.root}: set SNNC_MATERIAL")
     if options.threads:
         torch.set_num_threads(options.threads)
     found = environment(options.threads, "torch", "spikingjelly")

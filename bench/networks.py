@@ -4,6 +4,9 @@ Real networks and their data lie in the folder that `SNNC_MATERIAL` names (see b
 that read digits come with the compiler.  Calibration and test samples are never the same: they are of
 two sets, or the first third of a set, in a seeded order, calibrates and the rest tests.  Test samples
 are in a seeded order too, so that the first N are a fair sample of all.
+
+A choice between settings must not be made by test samples.  For that, half of what calibrates is held
+out, in a seeded order, and takes the place of the test samples.
 """
 
 from __future__ import annotations
@@ -50,6 +53,11 @@ class Case:
     images: int | None = None
     #: What the preprocessing of `material.json` lacks.
     how: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def bundled(self) -> bool:
+        """Whether network and data come with the compiler."""
+        return (ROOT / self.test).is_file()
 
 
 def _case(name: str, model: str, sets: Sequence[str], images: int | None = None) -> Case:
@@ -168,14 +176,16 @@ def picture(raw: bytes, how: Row) -> Array:
 
 
 class Data:
-    """The data of a case: its test samples, and draws of its calibration samples."""
+    """The data of a case: its test samples, and draws of its calibration samples.
 
-    def __init__(self, case: Case, root: Path) -> None:
-        bundled = (ROOT / case.test).is_file()
-        base = ROOT if bundled else root
+    With `held_out`, half of the calibration samples are the test samples.
+    """
+
+    def __init__(self, case: Case, root: Path, held_out: bool = False) -> None:
+        base = ROOT if case.bundled else root
         self.case = case
         self.model = base / case.model
-        listed = {} if bundled else entries(root)[Path(case.model).stem]["preprocess"]
+        listed = {} if case.bundled else entries(root)[Path(case.model).stem]["preprocess"]
         self.how = {**listed, **dict(case.how)}
         self.inputs: list[InputSpec] = prepare(self.model).inputs
         self.test_set = stored(base / case.test, self.how)
@@ -187,6 +197,14 @@ class Data:
             self.pool_set = self.test_set
             third = self.test_set.count // 3
             self.pool, self.tested = np.sort(order[:third]), order[third:]
+        self.calibrates = case.calibration or f"{len(self.pool)} others of {case.test}"
+        self.tests = case.test
+        if held_out:
+            order = np.random.default_rng(1).permutation(self.pool)
+            half = len(order) // 2
+            self.test_set, self.tests = self.pool_set, f"the held-out half of {self.calibrates}"
+            self.calibrates = "the other half"
+            self.pool, self.tested = np.sort(order[:half]), order[half:]
 
     def test(self, limit: int | None) -> Dataset:
         """The test samples with their labels (one label a recording, where there are such)."""

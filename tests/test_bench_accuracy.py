@@ -65,6 +65,22 @@ def test_figures_of_draws() -> None:
     assert one.spread is None and one.firing is None and one.drop == 25.0
 
 
+def test_divergence_of_scores_and_of_probabilities() -> None:
+    p, q = (
+        np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]),
+        np.array([[0.25, 0.5, 0.25], [0.8, 0.1, 0.1]]),
+    )
+    wanted = (0.5 * np.log(2) - 0.25 * np.log(2)) / 2
+    assert accuracy.divergence(p, q) == pytest.approx(wanted)
+    assert accuracy.divergence(np.log(p) + 3, q) == pytest.approx(wanted)  # scores, any offset
+    assert accuracy.divergence(np.log(p), np.log(p)) == 0
+    # What is certain of another class is wrong by a finite amount.
+    one = np.eye(2)
+    assert accuracy.divergence(one, one[::-1]) == pytest.approx(-np.log(1e-5), rel=1e-3)
+    found = accuracy.figures([0], [0], [[0], [0]], divergence=[0.01, 0.03])
+    assert found.divergence == pytest.approx(2.0) and found.firing is None
+
+
 def test_area_under_the_curve() -> None:
     positive = np.array([True, True, False, False])
     assert accuracy.area_under_curve(np.array([3.0, 2.0, 1.0, 0.0]), positive) == 1.0
@@ -175,10 +191,12 @@ def test_what_is_written_is_read_and_gone_on_with(tmp_path: Path) -> None:
     assert accuracy.same(content()["rows"][0], "resnet20", "default", 0, {})
     assert not accuracy.same(content()["rows"][0], "resnet20", "default", 0, {"alpha": 1})
     assert not accuracy.same(content()["rows"][3], "kws", "a|b", 0, {})
-    asked = argparse.Namespace(json=file, keep=True, limit=5, samples=256, steps=None)
+    asked = argparse.Namespace(
+        json=file, keep=True, limit=5, samples=256, steps=None, held_out=False
+    )
     with pytest.raises(SystemExit, match="was measured with"):
         accuracy.begin(asked, "accuracy.py", {})
-    old = {**content(), "asked": {"limit": 5, "samples": 256, "steps": None}}
+    old = {**content(), "asked": {"limit": 5, "samples": 256, "steps": None, "held_out": False}}
     accuracy.write_json(file, old)
     assert accuracy.begin(asked, "accuracy.py", {})["rows"] == old["rows"]
 
@@ -217,6 +235,18 @@ def test_calibration_and_test_samples_are_never_the_same(tmp_path: Path) -> None
     assert draws[0] != draws[1] and not draws[0] & set(test.feeds["x"].ravel())
     assert test.labels is not None and (test.labels == test.feeds["x"].ravel()).all()
     assert (data.test(7).feeds["x"] == test.feeds["x"][:7]).all()
+    assert (data.tests, data.calibrates) == ("sets/all.npz", "30 others of sets/all.npz")
+
+    held = networks.Data(networks.Case("net", "models/net.onnx", "sets/all.npz"), tmp_path, True)
+    chosen = held.test(None)
+    assert chosen.labels is not None and (chosen.labels == chosen.feeds["x"].ravel()).all()
+    calibrating = set().union(
+        *(held.calibration(seed, 256).feeds["x"].ravel() for seed in range(9))
+    )
+    assert len(chosen) == 15 and len(calibrating) == 15
+    assert not calibrating & set(chosen.feeds["x"].ravel())
+    assert not (calibrating | set(chosen.feeds["x"].ravel())) & set(test.feeds["x"].ravel())
+    assert held.tests == "the held-out half of 30 others of sets/all.npz"
 
 
 def test_classes_from_names_and_folders() -> None:
@@ -239,7 +269,7 @@ def test_one_network_from_its_data_to_the_tables(
     options = argparse.Namespace(
         settings=[("default", {}), ("mine", {"threshold": "no such"})],
         draws=2, limit=30, samples=40, steps=(4, 64), threads=1, device="cpu",
-        json=tmp_path / "found.json", keep=False, root=tmp_path,
+        json=tmp_path / "found.json", keep=False, root=tmp_path, held_out=False,
     )  # fmt: skip
     empty = accuracy.begin(options, "accuracy.py", {"snnc": "0"})
     bench = accuracy.Bench(options, empty, print)
@@ -254,6 +284,29 @@ def test_one_network_from_its_data_to_the_tables(
     before = list(bench.content["rows"][:2])
     bench.case(networks.CLASSIFIERS["digits-cnn"])  # what is there is not measured again
     assert bench.content["rows"][:2] == before
+
+
+def test_held_out_samples_take_the_place_of_the_test_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    given = ["x", "--only", "digits-cnn", "--held-out", "--limit", "40", "--samples", "40"]
+    monkeypatch.setattr(
+        sys, "argv", [*given, "--steps", "4,32", "--threads", "1", "--write", str(page)]
+    )
+    monkeypatch.setenv("SNNC_MATERIAL", str(tmp_path))
+    accuracy.main()
+    text = page.read_text(encoding="utf-8")
+    assert "run on the same held-out samples" in text and "--held-out" in text
+    assert (
+        "40 of `the held-out half of models/digits_train.npz`; calibrated on the other half" in text
+    )
+    assert "## Targets" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| digits-cnn")]
+    assert len(rows) == 5
+    early, late = (float(cell) for cell in rows[-1].split("|")[-3:-1])
+    assert 0 <= late < early  # the SNN converges to the ANN
+    assert "divergence" in capsys.readouterr().out
 
 
 # --- ONNX to torch ---
