@@ -342,7 +342,14 @@ def task_of(
 def resolve(
     prepared: Prepared, options: Options, *, data: bool = True, labels: Array | None = None
 ) -> Options:
-    """The options with everything that was left open chosen for this network (`Options.resolved`)."""
+    """The options with everything that was left open chosen for this network (`Options.resolved`).
+
+    A note says why thresholds do not grow where they would by default, but for the network.
+    """
     graph = prepared.graph
-    task = task_of(prepared, options, labels)
-    return options.resolved(task, data, calib.depth_of(graph), hindrance(graph))
+    task, depth = task_of(prepared, options, labels), calib.depth_of(graph)
+    reason = hindrance(graph)
+    found = options.resolved(task, data, depth, reason)
+    if reason and found.growth != options.resolved(task, data, depth).growth:
+        prepared.context.note("SNNC310", f"thresholds do not grow: {reason}")
+    return found

@@ -108,8 +108,10 @@ def test_where_thresholds_can_grow(text: str, reason: str) -> None:
     found = hindrance(pipeline.prepare(model, allow_analog=True).graph)
     assert reason in found and bool(reason) == bool(found)
     options: dict[str, Any] = {"task": "classification", "allow_analog": True}
-    chosen = read_compiled(snncompiler.compile(model, calibration=random(1, 50, 4), **options))
-    assert (chosen.options.growth == "none") == bool(reason)
+    made = pipeline.compile_model(model, Options(**options), random(1, 50, 4))
+    assert (read_compiled(made.model).options.growth == "none") == bool(reason)
+    told = [note.message for note in made.prepared.findings if note.code == "SNNC310"]
+    assert told == ([f"thresholds do not grow: {found}"] if reason else [])
     if reason:
         with pytest.raises(UsageError, match="is not possible") as raised:
             snncompiler.compile(model, calibration=X, growth="2@9", **options)
