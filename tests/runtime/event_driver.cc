@@ -359,7 +359,8 @@ void fill(Layer& layer, double density) {
   layer.membrane = sixteenths(layer.membrane_spread ? channels : all);
   layer.threshold = sixteenths(channels, 4, 48);
   layer.start = random_from(0, 4);
-  layer.rows_of_schedule = random_from(1, 6);
+  // Longer ones too, as growing thresholds have: charges go on in later blocks of steps.
+  layer.rows_of_schedule = one_in(3) ? random_from(7, 48) : random_from(1, 6);
   if (one_in(3)) layer.schedule = sixteenths(layer.rows_of_schedule * channels);
   if (one_in(3)) {
     layer.residual = random_spikes(layer.steps * all, density, 1);
@@ -383,7 +384,7 @@ bool random_layer(Layer& layer) {
   }
   layer.out[0] = random_from(1, 9);
   layer.out[1] = random_from(1, 12);
-  layer.steps = one_of({1, 5, 17});
+  layer.steps = one_of({1, 5, 17, 40});
   layer.samples = random_from(1, 2);
   const std::int64_t levels = one_of({1, 1, 1, 4});
   if (kind != 4) layer.sources.push_back(random_source(seen, layer.group, levels));
@@ -395,6 +396,8 @@ bool random_layer(Layer& layer) {
     rows += source.rows();
   }
   if ((work *= rows) > 1 << 20) return false;
+  // A potential that nothing lowers adds up over the steps, and must stay exact.
+  if (layer.steps > 17 && rows > 100) return false;
   fill(layer, one_of({0.0, 0.05, 0.5, 1.0}));
   return true;
 }
