@@ -219,6 +219,11 @@ class Data:
         rows = np.random.default_rng(seed).choice(self.pool, count, replace=False)
         return self._fed(self.pool_set.read(np.sort(rows))).sample(samples, seed)
 
+    def stored(self, count: int) -> Dataset:
+        """`count` of the set that calibrates, in a seeded order, its test samples included."""
+        rows = np.random.default_rng(0).permutation(self.pool_set.count)[:count]
+        return self._fed(self.pool_set.read(np.sort(rows)))
+
     def _fed(self, values: Array) -> Dataset:
         # Pictures have their size already where it is a height and a width.
         how = {key: v for key, v in self.how.items() if not (key == "size" and isinstance(v, list))}

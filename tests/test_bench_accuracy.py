@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from bench import accuracy, accuracy_spikingjelly, networks  # noqa: E402
+from bench import accuracy, accuracy_spikingjelly, calibration, networks  # noqa: E402
 from snncompiler.data import Dataset  # noqa: E402
 from snncompiler.evaluation import paired_interval  # noqa: E402
 from snncompiler.runtime.session import create_session  # noqa: E402
@@ -307,6 +307,25 @@ def test_held_out_samples_take_the_place_of_the_test_samples(
     early, late = (float(cell) for cell in rows[-1].split("|")[-3:-1])
     assert 0 <= late < early  # the SNN converges to the ANN
     assert "divergence" in capsys.readouterr().out
+
+
+def test_what_a_compilation_with_data_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SNNC_MATERIAL", str(tmp_path))
+    given = ["x", "--only", "digits-cnn", "--samples", "8,16"]
+    monkeypatch.setattr(sys, "argv", given)
+    calibration.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "digits-cnn" in line]
+    assert [(row[1], row[-1]) for row in rows] == [("8", "yes"), ("16", "yes")]
+    assert all(float(row[2]) > 0 and float(row[3]) > 20 for row in rows)
+    monkeypatch.setattr(sys, "argv", [*given[:-1], "99999"])
+    with pytest.raises(SystemExit, match="99999 samples, there are 1297"):
+        calibration.main()
+    monkeypatch.setattr(sys, "argv", ["x", "--only", "resnet18"])
+    with pytest.raises(SystemExit):
+        calibration.main()
+    assert "set SNNC_MATERIAL" in capsys.readouterr().err
 
 
 # --- ONNX to torch ---
