@@ -186,7 +186,7 @@ class Options:
             growth = str(Growth.parse(growth))
             if growth != NONE and hindrance:
                 raise no_growth(growth, hindrance)
-        # The more layers, the longer the last ones need to find their rate (docs/accuracy.md).
+        # The more layers, the longer the last ones need to find their rate (docs/accuracy-choices.md).
         power = min(max(depth - 3, 0) // 2, 3) if classifies and not self.paper else 0
         read_out = f"ramp:{power}" if power else "mean"
         return replace(
