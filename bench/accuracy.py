@@ -19,7 +19,8 @@ calibration samples with seed k.  Networks without class scores have a table of 
     agreement   images on which both have the same arg-max
     firing      spikes per neuron and step
     divergence  Kullback-Leibler, of the SNN's class probabilities from the ANN's, times 100; it tells
-                settings apart where few images change their class
+                settings apart where few images change their class (of one network: see
+                `log_probabilities`)
 
 `--held-out` is for choosing between settings: it leaves the test images alone, calibrates on one half
 of the calibration samples and measures on the other, with the divergence; no target is compared.
@@ -58,6 +59,7 @@ from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Dataset
 from snncompiler.errors import Refused
 from snncompiler.io import load
+from snncompiler.passes.unroll_time import ReadOut
 from snncompiler.runtime import library
 from snncompiler.runtime.session import create_session
 from snncompiler.watch import Watched, watch
@@ -197,7 +199,8 @@ def hundredfold_mean(values: Sequence[float | None]) -> float | None:
 def log_probabilities(scores: Array) -> Array:
     """Of class scores [n, classes]: by Softmax, unless they are probabilities already.
 
-    A probability is taken as at least 1e-5, so that one class cannot decide the mean of all images.
+    A given probability is taken as at least 1e-5, as float32's may be 0, and one class must not decide
+    the mean.  So only settings of one network can be compared, not networks with a Softmax and without.
     """
     values = scores.astype(np.float64)
     if (values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-3):
@@ -308,7 +311,11 @@ def run_snn(
     session: Any, compiled: CompiledFile, watched: Watched | None, data: Dataset, steps: int
 ) -> tuple[dict[str, Array], float | None]:
     """All float outputs at one T, and the spikes per neuron and step."""
-    counts = [Watched.output(layer, "count") for layer in watched.layers] if watched else []
+    # Of neurons that take spikes back, what is sent, not what is left of it.
+    counts = [
+        Watched.output(layer, "events" if layer.signed else "count")
+        for layer in (watched.layers if watched else ())
+    ]
     parts: dict[str, list[Array]] = {}
     spikes, neurons = 0.0, 0
     extra = compiled.overrides(steps=steps)
@@ -392,7 +399,9 @@ class Bench:
         }
         started = time.perf_counter()
         labelled = case.name in CLASSIFIERS
-        steps = options.steps or (STEPS if labelled else OUTPUT_STEPS)
+        skipped = ReadOut.parse(read_compiled(model).options.readout).skipped
+        wanted = options.steps or (STEPS if labelled else OUTPUT_STEPS)
+        steps = [count for count in wanted if count > skipped]
         if labelled and options.device == "cpu" and not options.held_out:
             found = snncompiler.evaluate(
                 data.model, model, test, steps=steps, threads=options.threads
@@ -715,15 +724,23 @@ def command_line(script: str) -> str:
     return " ".join([f"python bench/{script}", *shown])
 
 
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return tuple(positive(part) for part in text.split(","))
 
 
 def chosen(only: str | None, cases: Mapping[str, Case]) -> list[Case]:
-    """The networks of these names, or whose names contain them."""
+    """The networks of these names, or whose names contain them; none where a name fits nothing."""
     if not only:
         return list(cases.values())
     wanted = only.split(",")
+    if not all(any(part in name for name in cases) for part in wanted):
+        return []
     return [
         case
         for name, case in cases.items()
@@ -735,10 +752,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that this command and that for SpikingJelly share."""
     parser.add_argument("--material", help="folder with material.json; default SNNC_MATERIAL")
     parser.add_argument("--only", help="networks, by name or a part of it, with commas between")
-    parser.add_argument("--draws", type=int, default=1, help="calibration draws")
+    parser.add_argument("--draws", type=positive, default=1, help="calibration draws")
     parser.add_argument("--steps", type=numbers, help="T, one or more, with commas between")
-    parser.add_argument("--limit", type=int, help="test images, at most")
-    parser.add_argument("--samples", type=int, default=256, help="calibration samples, at most")
+    parser.add_argument("--limit", type=positive, help="test images, at most")
+    parser.add_argument(
+        "--samples", type=positive, default=256, help="calibration samples, at most"
+    )
     parser.add_argument("--held-out", action="store_true", help="measure on calibration samples")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write all predictions here")
@@ -759,8 +778,9 @@ def begin(options: argparse.Namespace, script: str, found: dict[str, str]) -> Ro
     }
     if options.keep and options.json and options.json.is_file():
         old = read_json(options.json)
-        if old["asked"] != asked:
-            raise SystemExit(f"{options.json} was measured with {old['asked']}, not {asked}")
+        measured = {"held_out": False, **old["asked"]}  # older files do not say
+        if measured != asked:
+            raise SystemExit(f"{options.json} was measured with {measured}, not {asked}")
         content |= {"cases": old["cases"], "rows": old["rows"]}
     return content
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from bench.accuracy import chosen, environment
+from bench.accuracy import chosen, environment, numbers, positive
 from bench.networks import CLASSIFIERS, REGRESSORS, Data
 from bench.zoo import entries, material_root
 from snncompiler.report import table
@@ -73,8 +73,8 @@ def main() -> None:
     )
     parser.add_argument("--material", help="folder with material.json; default SNNC_MATERIAL")
     parser.add_argument("--only", default="digits-cnn,digits-resnet")
-    parser.add_argument("--samples", default="16,64,256")
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--samples", type=numbers, default=(16, 64, 256))
+    parser.add_argument("--repeat", type=positive, default=2)
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     root = material_root(options.material)
@@ -92,7 +92,7 @@ def main() -> None:
     console.print(found, highlight=False)
     rows = []
     for case in cases:
-        for samples in (int(part) for part in options.samples.split(",")):
+        for samples in options.samples:
             runs = [cell(case.name, samples, root) for _ in range(options.repeat)]
             rows.append(
                 (
@@ -101,7 +101,7 @@ def main() -> None:
                     f"{statistics.median(run['seconds'] for run in runs):.1f}",
                     f"{max(run['peak'] for run in runs):.0f}",
                     f"{runs[0]['data']:.0f}",
-                    len({run["sha256"] for run in runs}) == 1,
+                    len({run["sha256"] for run in runs}) == 1 if len(runs) > 1 else None,
                 )
             )
     columns = ("network", "samples", "seconds", "peak MiB", "samples MiB", "one file")

@@ -100,7 +100,7 @@ def _violations(context: Context) -> list[Finding]:
                     "SNNC203",
                     f"{layer.op} has a bias",
                     node=layer.name,
-                    hint="train without bias, or compile without --strict",
+                    hint="train without bias, or compile with --no-strict",
                 )
             )
         if layer.batch_norm:
@@ -109,7 +109,7 @@ def _violations(context: Context) -> list[Finding]:
                     "SNNC204",
                     f"{layer.op} is followed by batch-norm",
                     node=layer.name,
-                    hint="train without batch-norm, or compile without --strict",
+                    hint="train without batch-norm, or compile with --no-strict",
                 )
             )
     found += [

@@ -44,7 +44,7 @@ def compile(
     initial: float | None = None,
     encode: Literal["auto", "constant", "poisson"] = "auto",
     paper: bool = False,
-    strict: bool = False,
+    strict: bool | None = None,
     seed: int = 0,
     allow_analog: bool = False,
     maxpool: MaxPooling = "exact",
@@ -82,7 +82,7 @@ def compile(
         event-driven operators in the file already.
     allow_analog: keep nonlinear operators between spiking layers exact, though not spiking.
     maxpool: `average` replaces max pooling by average pooling, which changes the network.
-    strict: refuse bias and batch-norm, as the paper does.
+    strict: refuse bias and batch-norm, as the paper does; None: with `paper` alone.
 
     Returns the spiking network: the same inputs and outputs as the ANN, [N, ...].
     Raises Refused (the model or the data), UsageError (an option), EnvironmentMissing (onnxruntime).

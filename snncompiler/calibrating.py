@@ -19,9 +19,10 @@ from snncompiler import running
 from snncompiler.calibration import Calibration
 from snncompiler.data import Dataset
 from snncompiler.emission import emit, window_of
-from snncompiler.errors import Refused
+from snncompiler.errors import Refused, UsageError
 from snncompiler.growth import STEADY, Growth
 from snncompiler.options import DEFAULT_GROWTH, Options, no_growth
+from snncompiler.passes.unroll_time import ReadOut
 from snncompiler.preparation import Prepared, resolve, synthetic_feeds
 from snncompiler.running import Window
 from snncompiler.runtime.session import create_session
@@ -62,6 +63,10 @@ def calibrated(
         tau=options.tau,
         per_channel=bool(options.per_channel),
         alpha=float(options.alpha),
+        neuron=options.neuron,
+        initial=float(options.initial or 0.0),
+        reset=options.reset,
+        schedule_steps=options.schedule_steps,
         source="data",
         samples=0,
         seed=options.seed,
@@ -116,7 +121,10 @@ def _from_data(
 def _without_data(
     prepared: Prepared, calibration: Calibration, options: Options, progress: Progress | None
 ) -> Calibration:
-    """Thresholds from batch-norm statistics, and from seeded random input where they do not reach."""
+    """Thresholds from batch-norm statistics, and from seeded random input where they do not reach.
+
+    Raises UsageError where these statistics cannot do what the method does.
+    """
     found = calib.gaussian_thresholds(
         prepared.graph,
         prepared.context,
@@ -125,6 +133,12 @@ def _without_data(
         per_channel=bool(options.per_channel),
         alpha=float(options.alpha),
     )
+    if found and options.threshold not in ("percentile", "max"):
+        raise UsageError(
+            f"--threshold {options.threshold} needs calibration data: batch-norm statistics, which "
+            "stand in for it, give percentiles alone",
+            hint="give --calibration DATA",
+        )
     names = [node.name for node in calib.rectifiers_of(prepared.graph)]
     missing = [name for name in names if name not in found]
     source = " and ".join(["batch-norm"] * bool(found) + ["synthetic"] * bool(missing))
@@ -161,16 +175,17 @@ def searched_alpha(
 ) -> tuple[Options, Dataset]:
     """The options with the best α, and the part of the data that thresholds come from.
 
-    One of HELD_OUT samples is held out.  On these every α of ALPHAS is tried at T/4, T/2 and T steps;
-    the one with the best mean agreement with the ANN is taken (of equals the one nearest 1), for
-    regression the one with the least relative error.
+    One of HELD_OUT samples is held out.  On these every α of ALPHAS is tried at T/4, T/2 and T steps,
+    of those beyond the delay of the read-out; the one with the best mean agreement with the ANN is
+    taken (of equals the one nearest 1), for regression the one with the least relative error.
     """
     numbers = np.arange(len(dataset))
     trial = dataset.take(numbers[::HELD_OUT])
     rest = dataset.take(numbers[numbers % HELD_OUT > 0])
     findings = list(prepared.context.findings)
     window = replace(options, emit="window", batch=None, unroll="fold", chunk=None)
-    steps = sorted({max(1, options.steps // part) for part in (4, 2, 1)})
+    skipped = ReadOut.parse(options.readout).skipped
+    steps = sorted({t for part in (4, 2, 1) if (t := max(1, options.steps // part)) > skipped})
     wanted = _outputs(prepared.ann, trial.feeds, prepared.fixed_batch)
 
     def score(model: onnx.ModelProto, count: int) -> float:

@@ -51,8 +51,10 @@ class Calibration:
     thresholds: layer name -> θ, [C] or [1], float32, finite and positive.  method, percentile, tau,
     alpha: how θ was found.  schedules: layer name -> charge b [S, C] for each of the first steps, the
     last row for all later ones; empty without a correction.  growth: how θ grew to be what it is
-    (`Growth`, as text); schedules are those for it.  input_scales: input name -> max |x|, for Poisson
-    input.  source is "data", "batch-norm" or "synthetic"; data_sha256 is of the calibration arrays.
+    (`Growth`, as text); schedules are those for it.  neuron, initial, reset, schedule_steps: of the
+    running network on which charges, and thresholds by `vin-max`, were found.  input_scales: input
+    name -> max |x|, for Poisson input.  source is "data", "batch-norm" or "synthetic"; data_sha256 is
+    of the calibration arrays.
     """
 
     thresholds: Mapping[str, NDArray[np.float32]]
@@ -69,6 +71,10 @@ class Calibration:
     correction: str = "none"
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     growth: str = NONE
+    neuron: str = "binary"
+    initial: float = 0.5
+    reset: str = "soft"
+    schedule_steps: int = 32
     input_scales: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -418,7 +418,13 @@ def compile_command(
             "--initial 0, no correction; each can be set otherwise.",
         ),
     ] = False,
-    strict: Annotated[bool, typer.Option(help="The paper's rule: no bias, no batch-norm.")] = False,
+    strict: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict/--no-strict",
+            help="The paper's rule: no bias, no batch-norm. Default: with --paper alone.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="For drawing samples and synthetic input.")] = 0,
     allow_analog: AllowAnalog = False,
     maxpool: Annotated[
@@ -484,6 +490,8 @@ def compile_command(
     options.check()
     if samples < 0:
         raise UsageError(f"--samples {samples} is out of range", hint="0 for all, or more")
+    if calibration is None and samples != CALIBRATION_SAMPLES:
+        raise UsageError("--samples belongs to --calibration")
     how = _preprocess(layout, scale, mean, std, size, resize, bgr)
     target = output or model.with_name(model.name.removesuffix(".onnx") + ".snn.onnx")
     check_writable(target, (model, *([calibration] if calibration else [])))
@@ -528,6 +536,7 @@ def _described(compiled: CompiledFile) -> dict[str, Any]:
             for spec in compiled.inputs
         ],
         "outputs": compiled.outputs,
+        "task": options.task,
         "emit": options.emit,
         "precision": options.precision,
         "target": options.target,
@@ -539,10 +548,13 @@ def _described(compiled: CompiledFile) -> dict[str, Any]:
         "chunk": options.chunk,
         "chunk_input": meta["snnc.chunk_input"] or None,
         "encode": options.encode,
+        "maxpool": options.maxpool,
+        "neuron": options.neuron,
         "reset": options.reset,
         "initial": options.initial,
         "threshold": calibration.method,
         "percentile": calibration.percentile if calibration.method == "percentile" else None,
+        "tau": calibration.tau if calibration.method == "balance" else None,
         "per_channel": calibration.per_channel,
         "alpha": calibration.alpha,
         "growth": calibration.growth,

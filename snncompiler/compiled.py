@@ -19,6 +19,7 @@ from snncompiler.errors import UsageError, refuse
 from snncompiler.io import load
 from snncompiler.options import Options
 from snncompiler.passes.lower_events import LayerNote, lower_events
+from snncompiler.passes.unroll_time import ReadOut
 
 Array = NDArray[Any]
 
@@ -79,12 +80,18 @@ class CompiledFile:
     def overrides(self, steps: int | None = None, chunk: int | None = None) -> dict[str, Array]:
         """The feeds that ask for other steps or another chunk than the file's own.
 
-        Raises UsageError where they are baked in.
+        Raises UsageError where they are baked in, and where none of the steps would be read out.
         """
         if self.options.emit == "step":
             raise UsageError(
                 "this file is one time-step, with its states as inputs and outputs",
                 hint="step it with snncompiler.runtime.Stream, or compile with --emit window",
+            )
+        skipped = ReadOut.parse(self.options.readout).skipped
+        if steps is not None and steps <= skipped:
+            raise UsageError(
+                f"T = {steps} is within the delay of this file's read-out, {self.options.readout}",
+                hint=f"ask for more than {skipped} time-steps",
             )
         feeds: dict[str, Array] = {}
         for what, wanted, own in (

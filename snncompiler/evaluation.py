@@ -220,7 +220,7 @@ def evaluate(
     if more and not walk.watched.start:
         raise UsageError(
             "the error of a file whose thresholds grow can only be split where it runs step by step",
-            hint="compile it with --unroll fold, or with --growth none",
+            hint="compile it with --unroll fold and --emit window, or with --growth none",
         )
     for number, part in enumerate(parts):
         feeds = filled(dataset.feeds, part, compiled.fixed_batch)

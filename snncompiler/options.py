@@ -52,7 +52,7 @@ class Options:
     initial: float | None = None
     encode: Literal["auto", "constant", "poisson"] = "auto"
     paper: bool = False
-    strict: bool = False
+    strict: bool | None = None
     allow_analog: bool = False
     maxpool: MaxPooling = "exact"
     seed: int = 0
@@ -141,6 +141,18 @@ class Options:
     def spikes(self) -> Spikes:
         return Spikes.parse(self.neuron)
 
+    @property
+    def is_strict(self) -> bool:
+        """Whether bias and batch-norm are refused; by default in paper mode alone."""
+        return self.paper if self.strict is None else self.strict
+
+    @property
+    def encoding(self) -> Literal["constant", "poisson"]:
+        """How the input is coded; by default as spikes in paper mode alone."""
+        if self.encode != "auto":
+            return self.encode
+        return "poisson" if self.paper else "constant"
+
     def resolved(
         self,
         task: Literal["classification", "regression"],
@@ -152,8 +164,9 @@ class Options:
 
         `data`: there is calibration data; without it nothing can be corrected on the running network.
         `depth`: the most spiking layers on a way through the network.  `hindrance`: why thresholds
-        cannot grow in it.  Raises UsageError where they are asked to all the same.  Where they grow by
-        default, `growth` stays auto: the calibration may find that they cannot.
+        cannot grow in it.  Raises UsageError where they are asked to all the same, or a correction
+        without data.  Where they grow by default, `growth` stays auto: the calibration may find that
+        they cannot.
         """
         classifies = task == "classification"
         threshold: Method = "balance" if classifies else "max"
@@ -168,14 +181,13 @@ class Options:
             threshold = self.threshold
         if self.correction != "auto":
             correction = self.correction
-        encode = self.encode
-        if encode == "auto":
-            encode = "poisson" if self.paper else "constant"
+        if not data and correction != "none":
+            raise UsageError(f"--correction {correction} needs calibration data")
         if not data:
             hindrance = "it needs calibration data"
         elif correction != "schedule":
             hindrance = f"it needs --correction schedule, not {correction}"
-        elif encode == "poisson":
+        elif self.encoding == "poisson":
             hindrance = "the input is coded as spikes"
         growth = self.growth
         if growth == "auto":
@@ -198,8 +210,8 @@ class Options:
             readout=read_out if self.readout == "auto" else self.readout,
             per_channel=not self.paper if self.per_channel is None else self.per_channel,
             initial=(0.0 if self.paper else 0.5) if self.initial is None else self.initial,
-            encode=encode,
-            strict=self.strict or self.paper,
+            encode=self.encoding,
+            strict=self.is_strict,
         )
 
 
@@ -208,7 +220,7 @@ def no_growth(growth: str, hindrance: str) -> UsageError:
     return UsageError(f"--growth {growth} is not possible: {hindrance}")
 
 
-_OPTIONAL = ("chunk", "batch", "per_channel", "initial")
+_OPTIONAL = ("chunk", "batch", "per_channel", "initial", "strict")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("auto", "classification", "regression"),
     "threshold": ("auto", "max", "percentile", "mmse", "balance", "vin-max"),

@@ -76,9 +76,11 @@ def compile_model(
         check_range("samples", samples, samples >= 1, "at least 1, or all")
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise UsageError("preprocess is not a snncompiler.Preprocess")
+    if preprocess not in (None, Preprocess()) and isinstance(calibration, Calibration | None):
+        raise UsageError("preprocessing is for calibration data, and none was given")
     prepared = prepare(
         model,
-        strict=options.strict or options.paper,
+        strict=options.is_strict,
         allow_analog=options.allow_analog,
         maxpool=options.maxpool,
     )
@@ -87,7 +89,7 @@ def compile_model(
     check_batch(prepared, options.seed)
     dataset = None
     if isinstance(calibration, Calibration):
-        thresholds = _as_asked(calibration, options)
+        thresholds, options = _as_asked(calibration, options)
         options = resolve(prepared, options)
     else:
         if calibration is not None:
@@ -112,28 +114,49 @@ def compile_model(
     return Compiled(emit(prepared, thresholds, options), prepared, thresholds)
 
 
-def _as_asked(calibration: Calibration, options: Options) -> Calibration:
-    """A calibration that is used again.  Raises UsageError where an option asks for another one."""
-    if options.growth != "auto" and str(Growth.parse(options.growth)) != calibration.growth:
-        raise UsageError(
-            f"--growth {options.growth} needs data, a calibration with {calibration.growth} was given",
-            hint="give the data",
-        )
-    if options.alpha == "auto":
-        raise UsageError("--alpha auto needs data, a calibration was given", hint="give the data")
+def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, Options]:
+    """A calibration that is used again, and the options with its initial potential.
+
+    With `correction` none its charges are left out, and θ is what it was before it grew.  Raises
+    UsageError, which names every option that asks for another calibration.
+    """
     if options.correction == "none":
         last = np.float32(Growth.parse(calibration.growth).last)
         thresholds = {name: theta / last for name, theta in calibration.thresholds.items()}
-        return replace(
+        calibration = replace(
             calibration, thresholds=thresholds, correction="none", schedules={}, growth=NONE
         )
-    if options.correction not in ("auto", calibration.correction):
+    names = ["threshold", "percentile", "tau", "per_channel", "alpha", "correction", "growth"]
+    running = bool(calibration.schedules) or calibration.method == "vin-max"
+    names += ["neuron", "initial", "reset"] * running
+    names += ["schedule_steps"] * (calibration.correction == "schedule")
+    own = {name: getattr(calibration, _KEPT_AS.get(name, name)) for name in names}
+    asked = {name: getattr(options, name) for name in names}
+    # What has its default was left open, but a neuron never is.
+    default = {**vars(Options()), "neuron": None, "reset": None}
+    if options.growth != "auto":
+        asked["growth"] = str(Growth.parse(options.growth))
+    if options.paper and options.threshold == "auto":
+        asked["threshold"] = "vin-max"
+    other = [name for name in names if asked[name] not in (own[name], default[name])]
+    if options.encoding == "poisson" and not calibration.input_scales:
+        other, asked, own = (
+            [*other, "encode"],
+            {**asked, "encode": "poisson"},
+            {**own, "encode": "constant"},
+        )
+    if other:
+        wanted = ", ".join(f"--{name.replace('_', '-')} {asked[name]}" for name in other)
         raise UsageError(
-            f"--correction {options.correction} needs data, a calibration with "
-            f"{calibration.correction} was given",
+            f"{wanted} needs data, a calibration with {', '.join(str(own[name]) for name in other)} "
+            "was given",
             hint="give the data",
         )
-    return calibration
+    return calibration, replace(options, initial=own.get("initial", options.initial))
+
+
+#: What options are called in a Calibration.
+_KEPT_AS = {"threshold": "method"}
 
 
 def _check_steps_budget(prepared: Prepared, steps: int) -> None:

@@ -115,8 +115,9 @@ def test_targets_name_networks_and_settings_that_there_are() -> None:
 def test_networks_by_name_and_by_part() -> None:
     names = [case.name for case in accuracy.chosen("resnet20", networks.CLASSIFIERS)]
     assert names == ["resnet20"]
-    names = [case.name for case in accuracy.chosen("digits,toycar", networks.CLASSIFIERS)]
-    assert names == ["digits-mlp", "digits-cnn", "digits-resnet"]
+    names = [case.name for case in accuracy.chosen("digits,vgg16slim", networks.CLASSIFIERS)]
+    assert names == ["vgg16slim", "digits-mlp", "digits-cnn", "digits-resnet"]
+    assert accuracy.chosen("digits,toycar", networks.CLASSIFIERS) == []
     assert len(accuracy.chosen(None, networks.REGRESSORS)) == len(networks.REGRESSORS)
 
 
@@ -307,6 +308,41 @@ def test_held_out_samples_take_the_place_of_the_test_samples(
     early, late = (float(cell) for cell in rows[-1].split("|")[-3:-1])
     assert 0 <= late < early  # the SNN converges to the ANN
     assert "divergence" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("neuron", ["binary", "burst:2", "signed:2"])
+def test_both_ways_to_measure_find_the_same(tmp_path: Path, neuron: str) -> None:
+    """`evaluate`, and all outputs beside the ANN's, which held-out samples need."""
+    options = argparse.Namespace(
+        draws=1, limit=40, samples=40, steps=(4, 16), threads=1, device="cpu",
+        held_out=False, root=tmp_path,
+    )  # fmt: skip
+    case = networks.CLASSIFIERS["digits-resnet"]
+    data = networks.Data(case, tmp_path)
+    test = data.test(40)
+    ann = accuracy.reference(data.model, test, 1, "cpu")
+    bench = accuracy.Bench(options, {"rows": []}, print)
+    one = bench.draw(case, data, test, ann, {"neuron": neuron}, 0)["results"]
+    options.held_out = True
+    two = bench.draw(case, data, test, ann, {"neuron": neuron}, 0)["results"]
+    for steps in ("4", "16"):
+        assert one[steps]["predictions"] == two[steps]["predictions"]
+        assert one[steps]["firing"] == pytest.approx(two[steps]["firing"], rel=1e-6)
+        assert two[steps]["divergence"] >= 0
+
+
+def test_steps_within_a_delay_are_left_out(tmp_path: Path) -> None:
+    options = argparse.Namespace(
+        draws=1, limit=10, samples=20, steps=(4, 8, 16), threads=1, device="cpu",
+        held_out=False, root=tmp_path,
+    )  # fmt: skip
+    case = networks.CLASSIFIERS["digits-cnn"]
+    data = networks.Data(case, tmp_path)
+    test = data.test(10)
+    ann = accuracy.reference(data.model, test, 1, "cpu")
+    bench = accuracy.Bench(options, {"rows": []}, print)
+    row = bench.draw(case, data, test, ann, {"readout": "delay:8"}, 0)
+    assert list(row["results"]) == ["16"]
 
 
 def test_what_a_compilation_with_data_costs(

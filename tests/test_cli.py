@@ -341,7 +341,9 @@ def test_options_end_up_in_the_file(tmp_path: Path) -> None:
     cases: list[tuple[Sequence[object], dict[str, object]]] = [
         ((), {"steps": 64, "unroll": "fold", "reset": "soft", "initial": 0.5, "alpha": 1.0}),
         ((), {"threshold": "balance", "percentile": None, "per_channel": True}),
-        (("--task", "regression"), {"threshold": "max"}),
+        ((), {"task": "classification", "neuron": "binary", "tau": 500.0, "maxpool": "exact"}),
+        (("--task", "regression"), {"threshold": "max", "task": "regression", "tau": None}),
+        (("--neuron", "burst:4"), {"neuron": "burst:4"}),
         (("-T", 7), {"steps": 7}),
         (("--steps", 9), {"steps": 9}),
         (("--unroll", "fold", "--chunk", 5), {"unroll": "fold", "chunk": 5}),
@@ -368,7 +370,22 @@ def test_options_end_up_in_the_file(tmp_path: Path) -> None:
         found = described(tmp_path, "--correction", "none", *options)
         assert {key: found[key] for key in expected} == expected, options
         assert found["calibrated_on"] == "data"
-    assert len(cases) == 21
+    assert len(cases) == 23
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--samples", 10), "--samples belongs to --calibration"),
+        (("--scale", 16), "preprocessing is for calibration data, and none was given"),
+        (("--correction", "schedule"), "--correction schedule needs calibration data"),
+    ],
+)
+def test_what_needs_data_is_refused_without(
+    tmp_path: Path, options: Sequence[object], said: str
+) -> None:
+    ran = snnc("compile", CNN, "-o", tmp_path / "x.onnx", *options)
+    assert ran.code == 2 and said in ran.err and not listing(tmp_path)
 
 
 def compiled(tmp_path: Path, *options: object, model: Path = CNN) -> CompiledFile:

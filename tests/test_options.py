@@ -16,7 +16,7 @@ import snncompiler
 from snncompiler import calibrating, models, pipeline
 from snncompiler.calibration import depth_of, rectifiers_of
 from snncompiler.compiled import read_compiled
-from snncompiler.errors import UsageError
+from snncompiler.errors import Refused, UsageError
 from snncompiler.options import MAX_SCHEDULE, Options
 from snncompiler.pipeline import prepare
 from snncompiler.preparation import task_of
@@ -183,7 +183,7 @@ def test_what_is_left_open_follows_the_task_and_what_is_given_stays(
         ({"correction": "none"}, "", "it needs --correction schedule, not none"),
         ({"reset": "hard"}, "", "it needs --correction schedule, not none"),
         ({"encode": "poisson"}, "", "the input is coded as spikes"),
-        ({"data": False, "correction": "schedule"}, "", "it needs calibration data"),
+        ({"data": False}, "", "it needs calibration data"),
         ({}, "Clip 'a' has an upper bound", "Clip 'a' has an upper bound"),
     ],
 )
@@ -238,12 +238,113 @@ def test_without_data_nothing_is_corrected() -> None:
 
 
 @pytest.mark.parametrize("threshold", ["max", "mmse", "balance", "vin-max"])
-def test_without_data_any_method_works(threshold: Any) -> None:
-    made = pipeline.compile_model(
-        models.path("digits-resnet"), Options(steps=4, threshold=threshold)
-    )
-    assert made.calibration.method == threshold
+def test_without_data_random_input_serves_any_method_and_batch_norm_does_not(
+    threshold: Any,
+) -> None:
+    options = Options(steps=4, threshold=threshold)
+    made = pipeline.compile_model(models.path("digits-cnn"), options)
+    assert (made.calibration.method, made.calibration.source) == (threshold, "synthetic")
     assert all((theta > 0).all() for theta in made.calibration.thresholds.values())
+    resnet = models.path("digits-resnet")
+    if threshold == "max":
+        assert pipeline.compile_model(resnet, options).calibration.source == "batch-norm"
+        return
+    with pytest.raises(UsageError, match=f"--threshold {threshold} needs calibration data"):
+        pipeline.compile_model(resnet, options)
+
+
+@pytest.mark.parametrize("correction", ["schedule", "bias", "potential"])
+def test_a_correction_needs_data(correction: Any) -> None:
+    with pytest.raises(UsageError, match=f"--correction {correction} needs calibration data"):
+        pipeline.compile_model(models.path("digits-cnn"), Options(correction=correction))
+
+
+def test_preprocessing_needs_data() -> None:
+    with pytest.raises(UsageError, match="preprocessing is for calibration data"):
+        snncompiler.compile(models.path("digits-cnn"), preprocess=snncompiler.Preprocess(scale=16))
+
+
+# --- a calibration that is used again ---
+
+NET = parse("g (float[N,4] x) => (float[N,4] y) { a = MatMul (x, w)  y = Relu (a) }",
+            {"w": random(1, 4, 4)})  # fmt: skip
+
+
+def used_again(options: Options, **made: Any) -> pipeline.Compiled:
+    first = Options(**{"task": "classification", "schedule_steps": 4, **made})
+    calibration = pipeline.compile_model(NET, first, random(2, 64, 4)).calibration
+    return pipeline.compile_model(NET, options, calibration)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"threshold": "max"}, {"tau": 50.0}, {"percentile": 90.0}, {"alpha": 0.5},
+        {"alpha": "auto"}, {"per_channel": False}, {"correction": "bias"}, {"growth": "none"},
+        {"neuron": "burst:4"}, {"neuron": "signed:4"}, {"initial": 0.0}, {"reset": "hard"},
+        {"schedule_steps": 8}, {"encode": "poisson"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_calibration_is_not_used_for_what_it_is_not(asked: dict[str, Any]) -> None:
+    ((name, value),) = asked.items()
+    said = re.escape(f"--{name.replace('_', '-')} {value} needs data, a calibration with ")
+    with pytest.raises(UsageError, match=said):
+        used_again(Options(**asked))
+
+
+def test_every_option_that_a_calibration_is_not_for_is_named() -> None:
+    said = "--alpha 0.5, --neuron burst:2 needs data, a calibration with 1.0, binary was given"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        used_again(Options(alpha=0.5, neuron="burst:2"))
+    with pytest.raises(UsageError, match=r"--threshold vin-max, --encode poisson needs data"):
+        used_again(Options(paper=True))
+
+
+def test_a_calibration_is_used_for_what_it_is() -> None:
+    made = {"threshold": "max", "alpha": 0.5, "neuron": "burst:4", "initial": 0.25}
+    for options in (Options(neuron="burst:4"), Options(**made, schedule_steps=4)):
+        again = read_compiled(used_again(options, **made).model).options
+        assert {name: getattr(again, name) for name in made} == made
+    # Without charges nothing depends on the neuron.
+    free = Options(correction="none", growth="none", neuron="signed:2", initial=0.0)
+    plain = read_compiled(used_again(free).model)
+    assert (plain.options.neuron, plain.options.initial) == ("signed:2", 0.0)
+    assert plain.options.correction == plain.options.growth == "none"
+
+
+# --- the delay of a read-out ---
+
+
+def test_a_window_within_the_delay_is_refused() -> None:
+    snn = snncompiler.compile(NET, calibration=random(2, 64, 4), steps=32, readout="delay:10")
+    found = read_compiled(snn)
+    for steps in (1, 10):
+        with pytest.raises(UsageError, match=rf"T = {steps} is within the delay .*delay:10"):
+            found.overrides(steps=steps)
+    assert found.overrides(steps=11)
+    with pytest.raises(UsageError, match="T = 8 is within the delay"):
+        snncompiler.evaluate(NET, snn, random(3, 8, 4), steps=[8, 16])
+
+
+def test_alpha_is_searched_beyond_the_delay() -> None:
+    options = Options(steps=64, readout="delay:20", alpha="auto", task="classification")
+    made = pipeline.compile_model(NET, options, random(2, 64, 4))
+    (note,) = [f.message for f in made.prepared.findings if f.code == "SNNC308"]
+    assert "the mean over T = 32, 64 on" in note
+
+
+# --- paper mode ---
+
+
+def test_paper_mode_is_strict_unless_told_otherwise() -> None:
+    resnet = models.path("digits-resnet")
+    with pytest.raises(Refused, match="SNNC203"):
+        pipeline.compile_model(resnet, Options(paper=True))
+    data = np.load(models.path("digits-train"))["x"][:16].transpose(0, 3, 1, 2).astype(np.float32)
+    made = pipeline.compile_model(resnet, Options(paper=True, strict=False), data / 16)
+    found = read_compiled(made.model).options
+    assert found.paper and found.strict is False and found.threshold == "vin-max"
 
 
 # --- the task ---
