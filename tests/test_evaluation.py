@@ -73,7 +73,7 @@ FORMS: list[tuple[str, dict[str, Any], list[int]]] = [
     ("side", {"reset": "hard"}, [4, 9]),
     ("side", {"readout": "ramp", "chunk": 4}, [4, 8, 13]),
     ("side", {"readout": "ramp", "unroll": "loop"}, [2, 5]),
-    ("side", {"readout": "delay:3", "chunk": 4}, [2, 6, 13]),
+    ("side", {"readout": "delay:3", "chunk": 4}, [4, 6, 13]),
     ("side", {"neuron": "burst:3", "readout": "mean"}, [2, 4, 9]),
     ("side", {"neuron": "signed:2", "correction": "schedule"}, [2, 4, 40]),
     ("side", {"correction": "schedule", "readout": "ramp"}, [6, 30, 47]),
