@@ -60,8 +60,8 @@ def compile(
 
     model: path, bytes or ModelProto of the ANN; it is not changed.
     calibration: data as for `snncompiler.data.load_data`, of which `samples` are drawn by `seed`
-        (all for None), or a Calibration; without it, thresholds come from batch-norm statistics or
-        synthetic input.
+        (all for None), or a Calibration, which no option may contradict; without it, thresholds come
+        from batch-norm statistics or synthetic input, and nothing is corrected.
     steps: time-steps T.  task: what the outputs are; it chooses whatever is left at "auto" or None
         (docs/accuracy.md).
     threshold, percentile, tau, per_channel, alpha: how θ follows from the ANN's activations, or for
