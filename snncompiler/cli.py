@@ -491,7 +491,9 @@ def compile_command(
     if samples < 0:
         raise UsageError(f"--samples {samples} is out of range", hint="0 for all, or more")
     if calibration is None and samples != CALIBRATION_SAMPLES:
-        raise UsageError("--samples belongs to --calibration")
+        raise UsageError(
+            f"--samples {samples} belongs to --calibration", hint="give --calibration DATA too"
+        )
     how = _preprocess(layout, scale, mean, std, size, resize, bgr)
     target = output or model.with_name(model.name.removesuffix(".onnx") + ".snn.onnx")
     check_writable(target, (model, *([calibration] if calibration else [])))

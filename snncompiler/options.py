@@ -182,7 +182,10 @@ class Options:
         if self.correction != "auto":
             correction = self.correction
         if not data and correction != "none":
-            raise UsageError(f"--correction {correction} needs calibration data")
+            raise UsageError(
+                f"--correction {correction} needs calibration data",
+                hint="give --calibration DATA, or leave the correction away",
+            )
         if not data:
             hindrance = "it needs calibration data"
         elif correction != "schedule":

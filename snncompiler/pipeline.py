@@ -77,7 +77,10 @@ def compile_model(
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise UsageError("preprocess is not a snncompiler.Preprocess")
     if preprocess not in (None, Preprocess()) and isinstance(calibration, Calibration | None):
-        raise UsageError("preprocessing is for calibration data, and none was given")
+        raise UsageError(
+            "preprocessing is for calibration data, and none was given",
+            hint="give --calibration DATA, or leave --scale and the like away",
+        )
     prepared = prepare(
         model,
         strict=options.is_strict,

@@ -197,9 +197,14 @@ def test_what_is_written_is_read_and_gone_on_with(tmp_path: Path) -> None:
     )
     with pytest.raises(SystemExit, match="was measured with"):
         accuracy.begin(asked, "accuracy.py", {})
-    old = {**content(), "asked": {"limit": 5, "samples": 256, "steps": None, "held_out": False}}
-    accuracy.write_json(file, old)
-    assert accuracy.begin(asked, "accuracy.py", {})["rows"] == old["rows"]
+    # Files from before held-out samples do not name them.
+    for more in ({}, {"held_out": False}):
+        old = {**content(), "asked": {"limit": 5, "samples": 256, "steps": None, **more}}
+        accuracy.write_json(file, old)
+        assert accuracy.begin(asked, "accuracy.py", {})["rows"] == old["rows"]
+    asked.held_out = True
+    with pytest.raises(SystemExit, match="was measured with"):
+        accuracy.begin(asked, "accuracy.py", {})
 
 
 def test_the_command_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,21 +315,30 @@ def test_held_out_samples_take_the_place_of_the_test_samples(
     assert "divergence" in capsys.readouterr().out
 
 
+def measured(
+    root: Path, name: str, given: dict[str, Any], steps: tuple[int, ...], held_out: bool = False
+) -> dict[str, Any]:
+    """The results of one draw on 40 test samples."""
+    options = argparse.Namespace(
+        draws=1, limit=40, samples=40, steps=steps, threads=1, device="cpu", held_out=held_out,
+        root=root,
+    )  # fmt: skip
+    case = networks.CLASSIFIERS[name]
+    data = networks.Data(case, root)
+    test = data.test(40)
+    ann = accuracy.reference(data.model, test, 1, "cpu")
+    row = accuracy.Bench(options, {"rows": []}, print).draw(case, data, test, ann, given, 0)
+    found: dict[str, Any] = row["results"]
+    return found
+
+
 @pytest.mark.parametrize("neuron", ["binary", "burst:2", "signed:2"])
 def test_both_ways_to_measure_find_the_same(tmp_path: Path, neuron: str) -> None:
     """`evaluate`, and all outputs beside the ANN's, which held-out samples need."""
-    options = argparse.Namespace(
-        draws=1, limit=40, samples=40, steps=(4, 16), threads=1, device="cpu",
-        held_out=False, root=tmp_path,
-    )  # fmt: skip
-    case = networks.CLASSIFIERS["digits-resnet"]
-    data = networks.Data(case, tmp_path)
-    test = data.test(40)
-    ann = accuracy.reference(data.model, test, 1, "cpu")
-    bench = accuracy.Bench(options, {"rows": []}, print)
-    one = bench.draw(case, data, test, ann, {"neuron": neuron}, 0)["results"]
-    options.held_out = True
-    two = bench.draw(case, data, test, ann, {"neuron": neuron}, 0)["results"]
+    one, two = (
+        measured(tmp_path, "digits-resnet", {"neuron": neuron}, (4, 16), held_out)
+        for held_out in (False, True)
+    )
     for steps in ("4", "16"):
         assert one[steps]["predictions"] == two[steps]["predictions"]
         assert one[steps]["firing"] == pytest.approx(two[steps]["firing"], rel=1e-6)
@@ -332,17 +346,8 @@ def test_both_ways_to_measure_find_the_same(tmp_path: Path, neuron: str) -> None
 
 
 def test_steps_within_a_delay_are_left_out(tmp_path: Path) -> None:
-    options = argparse.Namespace(
-        draws=1, limit=10, samples=20, steps=(4, 8, 16), threads=1, device="cpu",
-        held_out=False, root=tmp_path,
-    )  # fmt: skip
-    case = networks.CLASSIFIERS["digits-cnn"]
-    data = networks.Data(case, tmp_path)
-    test = data.test(10)
-    ann = accuracy.reference(data.model, test, 1, "cpu")
-    bench = accuracy.Bench(options, {"rows": []}, print)
-    row = bench.draw(case, data, test, ann, {"readout": "delay:8"}, 0)
-    assert list(row["results"]) == ["16"]
+    found = measured(tmp_path, "digits-cnn", {"readout": "delay:8"}, (4, 8, 16))
+    assert list(found) == ["16"]
 
 
 def test_what_a_compilation_with_data_costs(

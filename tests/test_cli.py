@@ -376,7 +376,7 @@ def test_options_end_up_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--samples", 10), "--samples belongs to --calibration"),
+        (("--samples", 10), "--samples 10 belongs to --calibration (give"),
         (("--scale", 16), "preprocessing is for calibration data, and none was given"),
         (("--correction", "schedule"), "--correction schedule needs calibration data"),
     ],
