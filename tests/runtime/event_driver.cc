@@ -410,7 +410,8 @@ void large_layers() {
   for (const Extent& extent : {Extent{3, 16, 2, 80, 17}, Extent{3, 16, 2, 300, 17},
                                Extent{3, 130, 2, 80, 17}, Extent{3, 130, 2, 300, 17},
                                Extent{130, 130, 2, 5, 5}, Extent{64, 80, 4, 3, 17},
-                               Extent{130, 40, 2, 20, 17}}) {
+                               Extent{130, 40, 2, 20, 17}, Extent{64, 80, 4, 3, 40},
+                               Extent{130, 40, 2, 20, 40}}) {
     Layer layer;
     layer.channels = extent.out;
     layer.out[0] = extent.height;
@@ -428,6 +429,11 @@ void large_layers() {
     if (!fit(source, layer.out)) std::exit(1);
     layer.sources.push_back(source);
     fill(layer, 0.1);
+    if (extent.steps == 40) {  // charges in every block of steps, as growing thresholds have
+      layer.start = 2;
+      layer.rows_of_schedule = 48;
+      layer.schedule = sixteenths(layer.rows_of_schedule * layer.channels);
+    }
     check(std::move(layer));
   }
 }
