@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import Refused
-from snncompiler.graph import Graph, Node, label
+from snncompiler.graph import Graph, Node, is_live, label, producer
 from snncompiler.operators import carries_spikes, linear_reason, rectifier
 from snncompiler.passes.base import Context, Pass
 from snncompiler.timing import Timing, analyze
@@ -31,7 +31,7 @@ class CheckConstraints(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         timing = analyze(graph, lambda node: rectifier(node) is not None)
-        errors = _unconvertible(graph, timing)
+        errors = _unconvertible(graph, timing, context)
         if self.allow_analog:
             kept = [finding for finding in errors if finding.code == "SNNC202"]
             errors = [finding for finding in errors if finding.code != "SNNC202"]
@@ -48,7 +48,7 @@ class CheckConstraints(Pass):
                 context.note("SNNC206", reason, node=label(node))
 
 
-def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
+def _unconvertible(graph: Graph, timing: Timing, context: Context) -> list[Finding]:
     if not any(rectifier(node) is not None for node in graph.nodes):
         others = Counter(node.op for node in graph.nodes)
         seen = ", ".join(f"{op} x{count}" for op, count in sorted(others.items())) or "no operators"
@@ -65,6 +65,7 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
             continue
         reason = blocking(node, timing)
         if reason:
+            reason = _unevaluated(node, context) or reason
             found.append(
                 Finding(
                     "SNNC202",
@@ -74,6 +75,24 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
                 )
             )
     return found
+
+
+def _unevaluated(node: Node, context: Context) -> str:
+    """Why an input of the node that depends on constants only is none itself; empty if none is so."""
+    for tensor in node.inputs:
+        above, pending = {id(tensor): tensor}, [tensor]
+        while pending:
+            source = producer(pending.pop())
+            for other in source.inputs if source else ():
+                if id(other) not in above:
+                    above[id(other)] = other
+                    pending.append(other)
+        makers = [maker for maker in map(producer, above.values()) if maker is not None]
+        open_ends = any(is_live(one) and producer(one) is None for one in above.values())
+        reasons = [context.unfolded[one.name] for one in makers if one.name in context.unfolded]
+        if reasons and not open_ends:
+            return f"an input of it is constant, but {reasons[0]}"
+    return ""
 
 
 def blocking(node: Node, timing: Timing) -> str:

@@ -48,6 +48,10 @@ _RANDOM = {
     "Multinomial",
 }
 
+#: Operators that onnx's reference has from a newer version on only; that version says the same of
+#: everything that the older ones take (it adds types).
+_EVALUATED_AT = {"DequantizeLinear": 19}
+
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
@@ -94,7 +98,14 @@ class FoldConstants(Pass):
                 continue
             infer_node(node, graph.opset)
             # A rectifier of a constant is none: it folds, even so.
-            folded = None if read and rectifier(node) is None else _fold(node, graph.opset)
+            folded = None
+            if not read or rectifier(node) is not None:
+                try:
+                    folded = _fold(node, graph)
+                except _NotEvaluated as problem:
+                    # It stays in the graph, and is computed once a run.
+                    context.unfolded[node.name] = str(problem)
+                    context.note("SNNC206", f"a constant stays: {problem}", node=label(node))
             if folded is not None:
                 of_live = node.op == "Shape" and is_live(node.inputs[0])
                 if of_live or any(id(tensor) in sizes_of_one for tensor in node.inputs):
@@ -121,15 +132,22 @@ def _constant_value(node: Node) -> NDArray[Any]:
     return np.asarray(content, dtype)
 
 
-def _fold(node: Node, opset: int) -> list[Any] | None:
-    """The values of the node's outputs where they are constant, else None."""
+class _NotEvaluated(Exception):
+    """An operator on constants that onnx's reference cannot evaluate; says why."""
+
+
+def _fold(node: Node, graph: Graph) -> list[Any] | None:
+    """The values of the node's outputs where they are constant, else None.
+
+    Raises _NotEvaluated where they are constant and cannot be found.
+    """
     if node.op == "Shape" and not node.domain:
         shape = node.inputs[0].shape
         if shape is None or not all(known(dim) for dim in shape):
             return None
         chosen = shape[slice(node.attrs.get("start", 0), node.attrs.get("end", len(shape)))]
         return [np.array(chosen, np.int64)]
-    if node.domain or node.op in _RANDOM or not node.inputs:
+    if (not node.domain and node.op in _RANDOM) or not node.inputs:
         return None
     if not all(tensor.is_empty() or value(tensor) is not None for tensor in node.inputs):
         return None
@@ -143,20 +161,23 @@ def _fold(node: Node, opset: int) -> list[Any] | None:
                     node=label(node),
                     hint=f"the limit is {MAX_ELEMENTS:,}",
                 )
-    proto = OnnxExporter.export_node(node)
+    versions = {entry.domain: int(entry.version) for entry in graph.import_domains or ()}
+    versions[""] = graph.opset if node.domain else max(graph.opset, _EVALUATED_AT.get(node.op, 0))
     names = [tensor.name for tensor in node.inputs if not tensor.is_empty()]
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [proto],
-            "fold",
-            [onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names)],
-            [onnx.helper.make_empty_tensor_value_info(t.name) for t in node.outputs if t.name],
-        ),
-        opset_imports=[onnx.helper.make_opsetid("", opset)],
-    )
     feeds = {tensor.name: value(tensor) for tensor in node.inputs if not tensor.is_empty()}
     try:
+        model = onnx.helper.make_model(
+            onnx.helper.make_graph(
+                [OnnxExporter.export_node(node)],
+                "fold",
+                [onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names)],
+                [onnx.helper.make_empty_tensor_value_info(t.name) for t in node.outputs if t.name],
+            ),
+            opset_imports=[onnx.helper.make_opsetid(*entry) for entry in versions.items()],
+        )
         return list(onnx.reference.ReferenceEvaluator(model).run(None, feeds))
-    except Exception:
-        # An operator that the reference does not know stays in the graph, computed once a run.
-        return None
+    except Exception as error:  # whatever an operator of the reference fails with
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise _NotEvaluated(
+            f"onnx's reference cannot evaluate {node.op} here: {lines[0][:200]}"
+        ) from None

@@ -1,0 +1,144 @@
+"""fold-constants on quantized weights, and what it says of constants that cannot be evaluated."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from helpers import after, parse, random, refused, rewritten
+from onnx import helper, numpy_helper
+
+#: x·W, ReLU, ·V with V from DequantizeLinear.
+TEXT = """
+    g (float[N, 4] x) => (float[N, 3] y) {{
+        h = Relu(x)
+        w = {nodes}
+        y = MatMul(h, w)
+    }}
+"""
+
+
+def folded(model: onnx.ModelProto) -> np.ndarray:
+    """The weights of the only MatMul after the pass."""
+    result = rewritten(model, "fold-constants")
+    (product,) = [node for node in result.graph.node if node.op_type == "MatMul"]
+    arrays = {one.name: numpy_helper.to_array(one) for one in result.graph.initializer}
+    assert not [node for node in result.graph.node if "Linear" in node.op_type]
+    return arrays[product.input[1]]
+
+
+@pytest.mark.parametrize(
+    ("opset", "kind", "axis"),
+    [(opset, "int8", None) for opset in (10, 12)]
+    + [
+        (opset, kind, axis)
+        for opset in (13, 17, 18, 19, 20, 21, 23, 25)  # before 13 there is no axis
+        for kind, axis in [("int8", None), ("uint8", 0), ("int8", 1), ("uint8", -1), ("int32", -2)]
+    ],
+)
+def test_dequantized_weights_fold_at_every_opset(opset: int, kind: str, axis: int | None) -> None:
+    """(q - z)·s of the standard, exactly: the difference is an integer below 2^24, s is a float32."""
+    rng = np.random.default_rng(opset)
+    limits = np.iinfo(np.int16 if kind == "int32" else kind)
+    q = rng.integers(limits.min, limits.max, (4, 3)).astype(kind)
+    size, shape = ((), ()) if axis is None else (((4, 3)[axis],), ((4, 1), (1, 3))[axis])
+    s = rng.uniform(0.01, 0.1, size).astype(np.float32)
+    # The standard wants a zero point of 0 for int32.
+    z = (rng.integers(0, 9, size) * (kind != "int32")).astype(kind)
+    where = "" if axis is None else f" <axis = {axis}>"
+    model = parse(
+        TEXT.format(nodes=f"DequantizeLinear{where}(q, s, z)"),
+        {"q": q, "s": s, "z": z},
+        opset=opset,
+    )
+    wanted = (q.astype(np.float32) - z.astype(np.float32).reshape(shape)) * s.reshape(shape)
+    assert np.array_equal(folded(model), wanted)
+
+
+@pytest.mark.parametrize("opset", [10, 13, 17, 19, 21])
+def test_weights_that_are_quantized_and_dequantized_fold(opset: int) -> None:
+    """Training with simulated quantization leaves both nodes; rounding is to even, then saturation."""
+    weights = np.array([[0.5, 1.5, 2.5], [-0.5, -1.5, 900], [-900, 63.4, 63.6], [0, 1, -1]])
+    model = parse(
+        TEXT.format(nodes="DequantizeLinear(q, s, z)").replace(
+            "h = Relu", "q = QuantizeLinear(v, s, z)\n h = Relu"
+        ),
+        {"v": weights.astype(np.float32), "s": np.float32(1), "z": np.int8(0)},
+        opset=opset,
+    )
+    assert np.array_equal(folded(model), np.clip(np.rint(weights), -128, 127).astype(np.float32))
+
+
+def test_blocks_of_rows_have_a_scale_of_their_own() -> None:
+    q = np.arange(12, dtype=np.int8).reshape(4, 3)
+    s = np.array([[1, 2, 4], [0.5, 0.25, 8]], np.float32)
+    text = TEXT.format(nodes="DequantizeLinear <axis = 0, block_size = 2>(q, s)")
+    assert np.array_equal(folded(parse(text, {"q": q, "s": s}, opset=21)), q * np.repeat(s, 2, 0))
+
+
+def test_what_the_reference_cannot_evaluate_is_told() -> None:
+    """GlobalLpPool has no reference: its value is constant all the same, and is said to be."""
+    model = parse(
+        """
+        g (float[N, 2, 4, 4] x) => (float[N, 3, 4, 4] y) {
+            h = Relu(x)
+            w = GlobalLpPool(v)
+            y = Conv(h, w)
+            }
+        """,
+        {"v": random(1, 3, 2, 4, 4)},
+    )
+    notes = [one for one in after(model, "fold-constants")[1].findings if one.code == "SNNC206"]
+    assert [one.node for one in notes] == ["GlobalLpPool 'GlobalLpPool_1'"]
+    assert "a constant stays: onnx's reference cannot evaluate GlobalLpPool" in notes[0].message
+
+
+def test_a_refusal_says_that_the_weights_are_constant() -> None:
+    model = parse(
+        """
+        g (float[N, 2, 4, 4] x) => (float[N, 3, 4, 4] y) {
+            h = Relu(x)
+            p = GlobalLpPool(v)
+            w = Neg(p)
+            c = Conv(h, w)
+            y = Relu(c)
+        }
+        """,
+        {"v": random(1, 3, 2, 4, 4)},
+    )
+    (finding,) = refused(model)
+    assert finding.code == "SNNC202" and finding.node.startswith("Conv")
+    assert "is constant, but onnx's reference cannot evaluate GlobalLpPool" in finding.message
+
+
+def test_weights_from_an_input_are_no_constants() -> None:
+    """They depend on an input as well as on the constant that cannot be evaluated."""
+    model = parse(
+        """
+        g (float[N, 2, 4, 4] x, float[3, 2, 1, 1] e) => (float[N, 3, 4, 4] y) {
+            h = Relu(x)
+            p = GlobalLpPool(v)
+            w = Add(p, e)
+            c = Conv(h, w)
+            y = Relu(c)
+        }
+        """,
+        {"v": random(1, 3, 2, 4, 4)},
+    )
+    for finding in refused(model):
+        assert "is constant" not in finding.message
+
+
+def test_operators_of_other_domains_fold() -> None:
+    """Scaler of ai.onnx.ml on a constant: (x - offset)·scale."""
+    scaler = helper.make_node(
+        "Scaler", ["v"], ["w"], domain="ai.onnx.ml", offset=[1.0], scale=[2.0]
+    )
+    model = parse(
+        TEXT.format(nodes="Identity(v)"),
+        {"v": np.arange(12, dtype=np.float32).reshape(4, 3)},
+        imports=', "ai.onnx.ml" : 3',
+    )
+    model.graph.node[1].CopyFrom(scaler)
+    wanted = (np.arange(12, dtype=np.float32).reshape(4, 3) - 1) * 2
+    assert np.array_equal(folded(model), wanted)
