@@ -31,7 +31,6 @@ from snncompiler.graph import (
     constant_input,
     drop_dead,
     infer_node,
-    input_at,
     known,
     producer,
     readers,
@@ -39,7 +38,7 @@ from snncompiler.graph import (
     unique_name,
     value,
 )
-from snncompiler.operators import rectifier
+from snncompiler.operators import clip_bounds, rectifier
 from snncompiler.passes.base import Context, Pass
 from snncompiler.timing import analyze
 
@@ -170,9 +169,14 @@ def _relu_of_clip(writer: _Writer, node: Node) -> None:
     clip = producer(node.inputs[0])
     if clip is None or clip.op != "Clip" or not _only(writer, clip):
         return
-    low, high = _bounds(clip)
+    low, high = clip_bounds(clip)
     if low is not None and high is not None and low <= 0.0 < high:
         _clip(writer, node, clip.inputs[0], high)
+
+
+def _unbounded_clip(writer: _Writer, node: Node) -> None:
+    if clip_bounds(node) == (-np.inf, np.inf):
+        writer.replace(node, writer.apply(node, "Identity", node.inputs[0]))
 
 
 def _clip(writer: _Writer, node: Node, x: Tensor, high: float) -> None:
@@ -198,6 +202,7 @@ _ALWAYS: dict[str, Callable[[_Writer, Node], None]] = {
     "Where": _where,
     "Min": _bounded_relu,
     "Relu": _relu_of_clip,
+    "Clip": _unbounded_clip,
     "GlobalMaxPool": _global_max_pool,
 }
 
@@ -205,31 +210,11 @@ _ALWAYS: dict[str, Callable[[_Writer, Node], None]] = {
 # --- only where it has to become spiking; each says whether it rewrote ---
 
 
-def _bounds(node: Node) -> tuple[float | None, float | None]:
-    """Lower and upper bound of a Clip: infinite where omitted, None where they are no constants."""
-    found: list[float | None] = []
-    for index, omitted in ((1, -np.inf), (2, np.inf)):
-        array = constant_input(node, index)
-        if input_at(node, index) is None:
-            found.append(omitted)
-        else:
-            found.append(None if array is None or array.size != 1 else float(array.reshape(())))
-    largest = float(np.finfo(np.float32).max)
-    low, high = found
-    if low is not None and low <= -largest:
-        low = -np.inf
-    if high is not None and high >= largest:
-        high = np.inf
-    return low, high
-
-
 def _any_clip(writer: _Writer, node: Node) -> bool:
-    low, high = _bounds(node)
+    low, high = clip_bounds(node)
     x = node.inputs[0]
     if low is None or high is None or not low < high:
         return False
-    if np.isinf(low) and np.isinf(high):
-        return writer.replace(node, writer.apply(node, "Identity", x))
     if np.isinf(low):
         bound = writer.constant(node, high)
         room = writer.apply(node, "Relu", writer.apply(node, "Sub", bound, x))
@@ -258,12 +243,20 @@ def _abs(writer: _Writer, node: Node) -> bool:
     return writer.replace(node, writer.apply(node, "Add", up, down))
 
 
+def _never_wins(op: str, array: NDArray[Any] | None) -> bool:
+    """Whether a constant of Max is -inf, or one of Min is inf, and does not spread the others."""
+    if array is None or array.size != 1 or array.ndim:
+        return False
+    return bool(array == (-np.inf if op == "Max" else np.inf))
+
+
 def _extremum(writer: _Writer, node: Node) -> bool:
     """Max and Min of any number of values, pair by pair."""
-    if len(node.inputs) < 2:
-        return writer.replace(node, writer.apply(node, "Identity", node.inputs[0]))
-    result = node.inputs[0]
-    for other in list(node.inputs)[1:]:
+    operands = [tensor for tensor in node.inputs if not _never_wins(node.op, value(tensor))]
+    result = operands[0]
+    if len(operands) == 1:
+        return writer.replace(node, writer.apply(node, "Identity", result))
+    for other in operands[1:]:
         if node.op == "Max":
             more = writer.apply(node, "Relu", writer.apply(node, "Sub", other, result))
             result = writer.apply(node, "Add", result, more)

@@ -46,7 +46,8 @@ class ToFloat32(Pass):
                 array = value(tensor)
                 if array is not None and array.dtype in _OTHER:
                     changed.add(str(array.dtype))
-                    narrow = _narrow(array, f"weight '{tensor.name}'", node)
+                    wide = _unbounded(array) if _is_bound(node, index) else array
+                    narrow = _narrow(wide, f"weight '{tensor.name}'", node)
                     node.inputs[index] = constant(f"{tensor.name}_fp32", narrow, taken)
             for key, attribute in node.attrs.items():
                 if isinstance(attribute, gs.Constant) and attribute.values.dtype in _OTHER:
@@ -71,11 +72,24 @@ class ToFloat32(Pass):
             context.note("SNNC109", f"the {name} of the source is computed in float32")
 
 
+def _is_bound(node: Node, index: int) -> bool:
+    """Whether an input of a node bounds its other values."""
+    return not node.domain and (
+        (node.op == "Clip" and index > 0) or (node.op in ("Max", "Min") and len(node.inputs) > 1)
+    )
+
+
+def _unbounded(array: NDArray[Any]) -> NDArray[Any]:
+    """A bound at the end of its own type, or beyond float32, is none: it becomes infinite."""
+    end = min(float(np.finfo(array.dtype).max), float(np.finfo(np.float32).max))
+    return np.where(np.abs(array) >= end, np.copysign(np.inf, array), array).astype(array.dtype)
+
+
 def _narrow(array: NDArray[Any], what: str, node: Node) -> NDArray[np.float32]:
     """`array` in float32; Refused where a value does not fit."""
     with np.errstate(over="ignore"):  # told below, with the name
         narrow = array.astype(np.float32)
-    if not np.isfinite(narrow).all():
+    if (np.isfinite(array) & ~np.isfinite(narrow)).any():
         raise refuse(
             "SNNC109",
             f"{what} ({array.dtype}) does not fit float32",

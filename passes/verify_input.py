@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -401,11 +402,12 @@ def _weights(graph: onnx.GraphProto) -> list[Finding]:
             elif attribute.name == "value":
                 named = onnx.TensorProto()
                 named.CopyFrom(attribute.t)
-                named.name = attribute.t.name or "".join(node.output[:1])
+                named.name = "".join(node.output[:1])
                 constants.append(named)
             elif attribute.name in ("value_float", "value_floats"):
                 values = np.array([attribute.f, *attribute.floats], np.float32)
                 constants.append(numpy_helper.from_array(values, "".join(node.output[:1])))
+    bounds = _Bounds(graph)
     for tensor in (*graph.initializer, *constants):
         problem = _data_problem(tensor)
         if problem:
@@ -422,6 +424,8 @@ def _weights(graph: onnx.GraphProto) -> list[Finding]:
         elif tensor.data_type in _FLOATS:
             values = numpy_helper.to_array(tensor)
             bad = ~np.isfinite(values)
+            if bad.any() and not np.isnan(values).any() and bounds.takes(tensor.name):
+                continue
             if bad.any():
                 index = tuple(int(i) for i in np.argwhere(bad)[0])
                 findings.append(
@@ -433,6 +437,68 @@ def _weights(graph: onnx.GraphProto) -> list[Finding]:
                     )
                 )
     return findings
+
+
+#: They pass an infinity on: by position, which inputs are values that move.
+_MOVE = {
+    "Cast": (0,), "CastLike": (0,), "Concat": None, "ConstantOfShape": None, "Expand": (0,),
+    "Flatten": (0,), "Gather": (0,), "Identity": (0,), "Reshape": (0,), "Slice": (0,), "Split": (0,),
+    "Squeeze": (0,), "Tile": (0,), "Transpose": (0,), "Trilu": (0,), "Unsqueeze": (0,),
+}  # fmt: skip
+
+#: An infinity says "no bound", or "never" to what is computed with it.
+_TAKE = {
+    "Clip": (1, 2), "Max": None, "Min": None, "Equal": None, "Greater": None, "GreaterOrEqual": None,
+    "Less": None, "LessOrEqual": None, "IsInf": None, "Where": (1, 2), "Pad": (2,),
+}  # fmt: skip
+
+#: A mask of 0 and -inf may be added to what these read: no weight of theirs is left there.
+_MASKED = ("Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "ReduceMax", "ReduceMin", "TopK")
+
+
+@dataclass
+class _Bounds:
+    """Finds the constants in which an infinity has a meaning: bounds, fillings and masks."""
+
+    graph: onnx.GraphProto
+    readers: dict[str, list[tuple[onnx.NodeProto, int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.graph.node:
+            for index, name in enumerate(node.input):
+                self.readers.setdefault(name, []).append((node, index))
+        self.outputs = {output.name for output in self.graph.output}
+
+    def takes(self, name: str) -> bool:
+        """Whether every reader of the constant takes an infinity for a bound, filling or mask."""
+        waiting, seen = [name], {name}
+        while waiting:
+            tensor = waiting.pop()
+            if tensor in self.outputs or tensor not in self.readers:
+                return False
+            for node, index in self.readers[tensor]:
+                at = _TAKE.get(node.op_type, ())
+                if node.domain == "" and (at is None or index in at):
+                    continue
+                moved = _MOVE.get(node.op_type, ())
+                if node.domain == "" and (moved is None or index in moved):
+                    new = node.output
+                elif node.domain == "" and node.op_type in ("Add", "Sub") and self._masks(node):
+                    new = []
+                else:
+                    return False
+                waiting += [output for output in new if output not in seen]
+                seen.update(new)
+        return True
+
+    def _masks(self, node: onnx.NodeProto) -> bool:
+        """Whether a sum goes into a Softmax or a search for the largest, and nowhere else."""
+        found = [reader for name in node.output for reader, _ in self.readers.get(name, [])]
+        return (
+            bool(found)
+            and all(reader.op_type in _MASKED for reader in found)
+            and not any(name in self.outputs for name in node.output)
+        )
 
 
 def _data_problem(tensor: onnx.TensorProto) -> str:

@@ -38,15 +38,10 @@ def rectifier(node: Node) -> Rectifier | None:
     if node.op == "Relu":
         return Rectifier(node, None)
     if node.op == "Clip":
-        low, high = constant_input(node, 1), constant_input(node, 2)
-        if low is None or low.size != 1 or float(low.reshape(())) != 0.0:
+        low, high = clip_bounds(node)
+        if low != 0.0 or high is None or not high > 0.0:
             return None
-        if input_at(node, 2) is None:
-            return Rectifier(node, None)
-        if high is None or high.size != 1 or not float(high.reshape(())) > 0.0:
-            return None
-        cap = float(high.reshape(()))
-        return Rectifier(node, None if np.isinf(cap) or cap >= np.finfo(np.float32).max else cap)
+        return Rectifier(node, None if np.isinf(high) else high)
     if node.op == "Max" and len(node.inputs) == 2:
         for zero, other in (node.inputs, reversed(node.inputs)):
             array = value(zero)
@@ -54,6 +49,25 @@ def rectifier(node: Node) -> Rectifier | None:
             if array is not None and not array.any() and _spreads_over(array, other):
                 return Rectifier(node, None)
     return None
+
+
+def clip_bounds(node: Node) -> tuple[float | None, float | None]:
+    """Lower and upper bound of a Clip: infinite where there is none, None where it is no constant.
+
+    The largest float32 is no bound either: exporters write it where there was none.
+    """
+    found: list[float | None] = []
+    for index, omitted in ((1, -np.inf), (2, np.inf)):
+        array = constant_input(node, index)
+        if input_at(node, index) is None:
+            found.append(omitted)
+        elif array is None or array.size != 1:
+            found.append(None)
+        else:
+            bound = float(array.reshape(()))
+            none = array.dtype.kind == "f" and abs(bound) >= np.finfo(np.float32).max
+            found.append(float(np.copysign(np.inf, bound)) if none else bound)
+    return found[0], found[1]
 
 
 def _spreads_over(array: NDArray[Any], tensor: Tensor) -> bool:

@@ -352,6 +352,7 @@ SPELLINGS: dict[str, list[tuple[str, int]]] = {
         ("p = Clip (s, low)", 1),
         ("p = Clip (s, , high)", 1),
         ("p = Clip (s)", 0),
+        ("p = Clip (s, zero, endless)", 1),
     ],
     "Max": [
         ("p = Max (s, zero)", 1),
@@ -466,6 +467,7 @@ def test_rectifiers_in_every_spelling(step: str, neurons: int) -> None:
             "high": np.float32(0.75),
             "zero": np.float32(0),
             "huge": np.finfo(np.float32).max,
+            "endless": np.float32(np.inf),
             "slopes": np.array([0.1, 0, 2, -0.5], np.float32).reshape(4, 1, 1),
         },
     )
@@ -523,4 +525,4 @@ def test_every_operator_of_the_tables_was_tested() -> None:
     assert set(SPELLINGS) == spelled
     assert sum(map(len, CASES.values())) == 162
     assert len(BROKEN) == 15
-    assert (len(POOLINGS), sum(map(len, SPELLINGS.values()))) == (12, 36)
+    assert (len(POOLINGS), sum(map(len, SPELLINGS.values()))) == (12, 37)

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import onnx
 import pytest
-from helpers import codes, parse, refused, rewritten, run_model
+from helpers import Array, codes, parse, random, refused, rewritten, run_model
 from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler import pipeline
@@ -547,3 +547,64 @@ def test_a_double_in_a_constant_node_that_float32_cannot_hold_is_refused() -> No
     model.graph.node.insert(0, node)
     (finding,) = refused(model)
     assert finding.code == "SNNC109" and "does not fit float32" in finding.message
+
+
+# --- infinities with a meaning ---
+
+#: Statements that make `p` of `s` [N,2,4]; `inf` is infinite, `mask` is 0 and -inf.
+UNBOUNDED = [
+    "p = Clip (s, zero, inf)",
+    "p = Clip (s, lowest, inf)",
+    "u = Identity (inf)  p = Clip (s, zero, u)",
+    "z = Max (s, lowest)  p = Min (z, inf)",
+    "p = Where (chosen, s, wide)",
+    "v = Slice (wide, begin, end)  p = Where (chosen, s, v)",
+    "q = Add (s, mask)  p = Softmax (q)",
+    "t = Less (s, inf)  p = Cast <to = 1> (t)",
+    "q = Pad (s, pads, lowest)  p = ReduceMax <axes = [2]> (q)",
+]
+MEANT = {
+    "zero": np.float32(0),
+    "inf": np.float32(np.inf),
+    "lowest": np.float32(-np.inf),
+    "wide": np.full((1, 4), -np.inf, np.float32),
+    "mask": np.array([0, -np.inf, 0, 0], np.float32),
+    "chosen": np.array([True, True, False, True]),
+    "begin": np.array([0], np.int64),
+    "end": np.array([1], np.int64),
+    "pads": np.array([0, 0, 0, 0, 0, 1], np.int64),
+}
+
+
+def unbounded(step: str, changes: dict[str, Array] | None = None) -> onnx.ModelProto:
+    text = f"""g (float[N,2,4] x) => (float[N,2,M] y, float[N,2,L] p)
+    {{ s = Relu (x)  {step}  y = Relu (s) }}"""
+    constants = {**MEANT, **(changes or {})}
+    return parse(text, {n: a for n, a in constants.items() if re.search(rf"\b{n}\b", step)})
+
+
+@pytest.mark.parametrize("step", UNBOUNDED)
+def test_an_infinity_may_be_a_bound_a_filling_or_a_mask(step: str) -> None:
+    model, x = unbounded(step), random(1, 3, 2, 4)
+    prepared = pipeline.prepare(model)
+    for found, wanted in zip(run_model(prepared.ann, x=x), run_model(model, x=x), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("step", [step for step in UNBOUNDED if "inf" in step])
+def test_a_bound_that_is_no_number_stays_refused(step: str) -> None:
+    assert "SNNC108" in codes(refused(unbounded(step, {"inf": np.float32(np.nan)})))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "p = Add (s, inf)",
+        "p = Mul (s, inf)",
+        "q = Add (s, mask)  p = Softmax (q)  r = Relu (q)",
+        "p = Clip (s, zero, inf)  q = Sub (s, inf)",
+        "p = Clip (inf, zero, s)",
+    ],
+)
+def test_an_infinity_that_is_computed_with_is_refused(step: str) -> None:
+    assert codes(refused(unbounded(step))) == ["SNNC108"]
