@@ -162,13 +162,31 @@ def material_root(given: str | None = None) -> Path:
     return folder if (folder / "material.json").is_file() else folder / "material"
 
 
+#: Networks for pictures that have no data set of their own: they get the material's pictures of people,
+#: preprocessed as their authors say (pixels of 0 to 255, -1 to 1, and 0 to 1).
+PICTURES: dict[str, Row] = {
+    "face_resnet_dlib_tfjs13": {"layout": "NHWC", "scale": 1, "size": [150, 150]},
+    "blazeface_front128_mediapipe": {
+        "layout": "NHWC",
+        "scale": 127.5,
+        "shift_after": -1,
+        "size": [128, 128],
+    },
+    "denoise_waifu2x_json13": {"layout": "NCHW", "scale": 255, "size": [46, 46]},
+}
+
+
 def entries(root: Path) -> dict[str, Row]:
     """What `material.json` lists, by model name; empty where it is absent."""
     path = root / "material.json"
     if not path.is_file():
         return {}
     listed = json.loads(path.read_text(encoding="utf-8"))
-    return {Path(entry["model"]).stem: entry for entry in listed}
+    found = {Path(entry["model"]).stem: entry for entry in listed}
+    for name in PICTURES.keys() & found.keys():
+        if found[name]["data"] is None:
+            found[name] |= {"data": "sets/ultraface_imgs", "preprocess": PICTURES[name]}
+    return found
 
 
 def preprocess_of(how: Mapping[str, Any]) -> Any:

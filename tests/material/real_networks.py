@@ -21,6 +21,9 @@ class Material:
         self.root = root
         entries = json.loads((root / "material.json").read_text(encoding="utf-8"))
         self.entries: dict[str, dict[str, Any]] = {Path(e["model"]).stem: e for e in entries}
+        for name, how in _PICTURES.items():
+            if name in self.entries and self.entries[name]["data"] is None:
+                self.entries[name] |= {"data": "sets/ultraface_imgs", "preprocess": how}
 
     def model(self, name: str) -> Path:
         return self.root / str(self.entries[name]["model"])
@@ -50,7 +53,19 @@ class Material:
         return _preprocessed(values, entry["preprocess"])
 
 
-#: Inputs of the networks without a data set of their own, as (low, high): the ranges of the iris
+#: Networks for pictures without a data set of their own: they get the pictures of people.
+_PICTURES: dict[str, dict[str, Any]] = {
+    "face_resnet_dlib_tfjs13": {"layout": "NHWC", "size": [150, 150]},
+    "blazeface_front128_mediapipe": {
+        "layout": "NHWC",
+        "size": [128, 128],
+        "shift": -127.5,
+        "divide": 127.5,
+    },
+    "denoise_waifu2x_json13": {"layout": "NCHW", "scale": 255, "size": [46, 46]},
+}
+
+#: Inputs of the other networks without a data set of their own, as (low, high): the ranges of the iris
 #: measurements in cm, of a cart-pole's state, and of the scaled collision-avoidance inputs.
 _RANGES: dict[str, tuple[list[float], list[float], tuple[int, ...]]] = {
     "iris_mlp_pytorch_winml": ([4.3, 2.0, 1.0, 0.1], [7.9, 4.4, 6.9, 2.5], (4,)),
@@ -64,7 +79,7 @@ def _stored(
 ) -> tuple[Array, Array | None]:
     """Samples as they are stored; images as NHWC."""
     if data is None:
-        low, high, shape = _RANGES[name]
+        low, high, shape = _RANGES[name]  # a new network without data needs its row there
         drawn = np.random.default_rng(0).uniform(low, high, (count, len(low)))
         return drawn.reshape(count, *shape), None
     path = root / data

@@ -20,13 +20,18 @@ REFUSED = {
 }
 #: Networks for large pictures, whose calibration runs take from 1 to 12 seconds each.
 HEAVY = {
+    "blazeface_front128_mediapipe",
+    "denoise_waifu2x_json13",
+    "face_resnet_dlib_tfjs13",
     "in1k_mobilenetv1_025_keras_tf13",
     "in1k_resnet18_ktb_small_bn_ts17",
     "in1k_squeezenet10_deepcomp_nobn_ts17",
     "superres_espcn_pytorch",
     "ultraface_slim320_simplified",
 }
-NETWORKS = 28
+#: How many there were when this was written, ReLU networks only: (light, heavy).  The material grows;
+#: it doesn't shrink.
+AT_LEAST = (22, 8)
 
 #: The relative error of the outputs at T = 512 that is allowed.  Thresholds are the maxima of the very
 #: images that are run, so nothing is clipped, and what is left is the quantization: each layer adds
@@ -36,12 +41,14 @@ NETWORKS = 28
 FEW_LAYERS = 0.01
 DEEP = {
     "acasxu_1_1": 0.05,  # 0.014
+    "blazeface_front128_mediapipe": 0.08,  # 0.036
     "c10_resnet20_aka_bn_ts17": 0.05,  # 0.023
     "c10_resnet20_aka_folded_dynamo20": 0.05,  # 0.024
     "c10_resnet32_aka_bn_ts17": 0.10,  # 0.041
     "c10_resnet8_mlperf_keras_tf13": 0.06,  # 0.026
     "c10_vgg16slim_avgpool_bn_ts17": 0.03,  # 0.012
     "c10_vnn21_resnet_2b": 0.015,  # 0.006
+    "face_resnet_dlib_tfjs13": 0.05,  # 0.02
     "kws_dscnn_tflite13": 0.02,  # 0.009
     "vww_mobilenetv1_025_keras_tf13": 0.20,  # 0.095: 27 layers, and a Softmax at the end
     "in1k_mobilenetv1_025_keras_tf13": 0.15,  # 0.063
@@ -52,36 +59,43 @@ DEEP = {
 
 
 def names_of(material: Material, *, heavy: bool) -> list[str]:
-    assert len(material.entries) == NETWORKS
-    assert set(REFUSED) == {n for n, entry in material.entries.items() if "must_refuse" in entry}
+    """The ReLU networks of the material."""
     assert HEAVY | set(DEEP) <= set(material.entries)
-    return [name for name in material.entries if (name in HEAVY) == heavy]
+    refused = refused_of(material)
+    names = [n for n in material.entries if n not in refused and (n in HEAVY) == heavy]
+    assert len(names) >= AT_LEAST[heavy]
+    return names
 
 
-def compile_all(material: Material, *, heavy: bool) -> tuple[int, int]:
-    """Compile each with few samples of its own data; how many were compiled and refused."""
-    compiled = refused = 0
+def refused_of(material: Material) -> list[str]:
+    names = [name for name, entry in material.entries.items() if "must_refuse" in entry]
+    assert set(REFUSED) <= set(names)
+    return names
+
+
+def compile_all(material: Material, *, heavy: bool) -> None:
+    """Compile each with few samples of its own data."""
     for name in names_of(material, heavy=heavy):
-        if name in REFUSED:
-            with pytest.raises(snncompiler.Refused) as caught:
-                snncompiler.compile(material.model(name))
-            assert {finding.code for finding in caught.value.findings} == REFUSED[name], name
-            refused += 1
-            continue
-        data, _ = material.samples(name, 2 if heavy else 16)
+        data, _ = material.samples(name, 2 if heavy else 4)
         snn = snncompiler.compile(material.model(name), calibration=data, steps=16)
         assert len(snn.graph.output) >= 1, name
-        compiled += 1
-    return compiled, refused
 
 
-def test_each_compiles_or_is_refused(material: Material) -> None:
-    assert compile_all(material, heavy=False) == (21, 2)
+def test_each_compiles(material: Material) -> None:
+    compile_all(material, heavy=False)
+
+
+def test_each_that_must_be_refused_is(material: Material) -> None:
+    for name in refused_of(material):
+        with pytest.raises(snncompiler.Refused) as caught:
+            snncompiler.compile(material.model(name))
+        if name in REFUSED:
+            assert {finding.code for finding in caught.value.findings} == REFUSED[name], name
 
 
 @pytest.mark.slow
 def test_each_large_one_compiles(material: Material) -> None:
-    assert compile_all(material, heavy=True) == (5, 0)
+    compile_all(material, heavy=True)
 
 
 def test_refusals_name_what_material_json_names(material: Material) -> None:
@@ -111,14 +125,14 @@ def test_ann_scores_are_those_of_the_material(material: Material) -> None:
             r"(?: \[[^]]*\])?: top-1 ([\d.]+)%",
             material.entries[name]["ann"],
         )
-        if published is None or name in REFUSED:
+        if published is None:
             continue
         data, labels = material.samples(name, 200)
         assert labels is not None
         correct = classes(material, name, data) == labels
         assert 100 * correct.mean() == pytest.approx(float(published[1]), abs=10), name
         wanted += 1
-    assert wanted == 16
+    assert wanted >= 17
 
 
 def classes(material: Material, name: str, data: NDArray[Any]) -> NDArray[Any]:
@@ -146,18 +160,14 @@ def converge(material: Material, name: str, samples: int) -> None:
 
 @pytest.mark.slow
 def test_each_converges_to_its_ann(material: Material) -> None:
-    names = [name for name in names_of(material, heavy=False) if name not in REFUSED]
-    for name in names:
+    for name in names_of(material, heavy=False):
         converge(material, name, 8)
-    assert len(names) == 21
 
 
 @pytest.mark.slow
 def test_each_large_one_converges_to_its_ann(material: Material) -> None:
-    names = names_of(material, heavy=True)
-    for name in names:
+    for name in names_of(material, heavy=True):
         converge(material, name, 1)
-    assert len(names) == 5
 
 
 def test_small_ones_converge_to_their_anns(material: Material) -> None:
@@ -167,6 +177,7 @@ def test_small_ones_converge_to_their_anns(material: Material) -> None:
         "c10_vnn21_resnet_2b",
         "digits_mlp128x64_skl2onnx",
         "iris_mlp_pytorch_winml",
+        "mnist_cnn_digitrecognizer_pth17",
         "mnist_cntk_winml",
         "mnist_lenet5_avgpool_here_fold_ts17",
         "mnist_vnn21_Convnet_maxpool",
@@ -176,4 +187,3 @@ def test_small_ones_converge_to_their_anns(material: Material) -> None:
     ]
     for name in names:
         converge(material, name, 8)
-    assert len(names) == 10

@@ -18,6 +18,7 @@ SMALL = {
     "digits_mlp128x64_skl2onnx": 0.005,
     "iris_mlp_pytorch_winml": 0.005,
     "kws_dscnn_tflite13": 0.1,
+    "mnist_cnn_digitrecognizer_pth17": 0.005,
     "mnist_cntk_winml": 0.005,
     "mnist_vnn21_Convnet_maxpool": 0.005,
     "rl_cartpole": 0.005,
@@ -27,8 +28,8 @@ REFUSED = {
     "mnist_vnn21_ffnnSIGMOID__Point_6x200": ["SNNC201"],
     "style_candy_winml": ["SNNC106"],
 }
-#: All of them, and the share of the ReLU networks among them that is to be converted.
-REAL, GOAL = 28, 0.95
+#: How many there were when this was written: the material grows, and doesn't shrink.
+AT_LEAST = 32
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -51,18 +52,16 @@ def test_networks_without_relu_or_of_unknown_operators_are_refused(root: Path, n
 
 def test_the_rows_are_those_of_the_material(root: Path) -> None:
     listed = bench.entries(root)
-    assert len(listed) == REAL
-    assert {name for name, entry in listed.items() if "must_refuse" in entry} == set(REFUSED)
+    assert len(listed) >= AT_LEAST
+    assert set(REFUSED) <= {name for name, entry in listed.items() if "must_refuse" in entry}
     assert set(SMALL) <= set(listed)
 
 
 @pytest.mark.slow
 def test_all_networks_convert(root: Path) -> None:
     rows = {name: bench.measure(name, root, [32, 512], 2, 60) for name in bench.entries(root)}
-    relu = [row for row in rows.values() if row["relu"]]
     converted = {name: row for name, row in rows.items() if row["result"] == "converted"}
-    assert len(rows) == REAL and len(relu) == REAL - len(REFUSED)
-    assert len(converted) >= GOAL * len(relu)
+    assert list(converted) == [name for name, row in rows.items() if row["relu"]]
     # None converts wrongly: without clipping the error falls with T, in the deepest by a half.
     compared = 0
     for name, row in converted.items():
