@@ -13,7 +13,7 @@ from typing import ClassVar
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import Refused
 from snncompiler.graph import Graph, Node, is_live, label, producer
-from snncompiler.operators import carries_spikes, linear_reason, rectifier
+from snncompiler.operators import carries_spikes, linear_reason, random_reason, rectifier
 from snncompiler.passes.base import Context, Pass
 from snncompiler.timing import Timing, analyze
 
@@ -31,7 +31,7 @@ class CheckConstraints(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         timing = analyze(graph, lambda node: rectifier(node) is not None)
-        errors = _unconvertible(graph, timing, context)
+        errors = [*_random(graph), *_unconvertible(graph, timing, context)]
         if self.allow_analog:
             kept = [finding for finding in errors if finding.code == "SNNC202"]
             errors = [finding for finding in errors if finding.code != "SNNC202"]
@@ -48,6 +48,27 @@ class CheckConstraints(Pass):
                 context.note("SNNC206", reason, node=label(node))
 
 
+def _random(graph: Graph) -> list[Finding]:
+    """The operators whose outputs are no function of the inputs: nothing can be compared then."""
+    return [
+        Finding(
+            "SNNC212",
+            f"{reason}, so that the outputs are no function of the inputs",
+            node=label(node),
+            hint="export the network for inference, without noise and dropout",
+        )
+        for node in graph.nodes
+        if (reason := random_reason(node)) and not _only_its_shape(node, graph)
+    ]
+
+
+def _only_its_shape(node: Node, graph: Graph) -> bool:
+    """Whether nothing but the shape of a node's outputs is read."""
+    return all(
+        reader.op in ("Shape", "Size") for tensor in node.outputs for reader in tensor.outputs
+    ) and not any(output is tensor for output in graph.outputs for tensor in node.outputs)
+
+
 def _unconvertible(graph: Graph, timing: Timing, context: Context) -> list[Finding]:
     if not any(rectifier(node) is not None for node in graph.nodes):
         others = Counter(node.op for node in graph.nodes)
@@ -61,7 +82,7 @@ def _unconvertible(graph: Graph, timing: Timing, context: Context) -> list[Findi
         ]
     found = []
     for node in graph.nodes:
-        if timing.phase(node) != "temporal" or rectifier(node) is not None:
+        if timing.phase(node) != "temporal" or rectifier(node) is not None or random_reason(node):
             continue
         reason = blocking(node, timing)
         if reason:

@@ -32,21 +32,11 @@ from snncompiler.graph import (
     sort_nodes,
     value,
 )
-from snncompiler.operators import rectifier
+from snncompiler.operators import random_reason, rectifier
 from snncompiler.passes.base import Context, Pass
 
 #: A folded constant may not be larger than this; a larger one is no shape arithmetic.
 MAX_ELEMENTS = 1 << 26
-
-#: Their outputs are not determined by their inputs.
-_RANDOM = {
-    "Bernoulli",
-    "RandomNormal",
-    "RandomUniform",
-    "RandomNormalLike",
-    "RandomUniformLike",
-    "Multinomial",
-}
 
 #: Operators that onnx's reference has from a newer version on only; that version says the same of
 #: everything that the older ones take (it adds types).
@@ -147,7 +137,7 @@ def _fold(node: Node, graph: Graph) -> list[Any] | None:
             return None
         chosen = shape[slice(node.attrs.get("start", 0), node.attrs.get("end", len(shape)))]
         return [np.array(chosen, np.int64)]
-    if (not node.domain and node.op in _RANDOM) or not node.inputs:
+    if random_reason(node) or not node.inputs:
         return None
     if not all(tensor.is_empty() or value(tensor) is not None for tensor in node.inputs):
         return None

@@ -10,12 +10,11 @@ import onnx
 from snncompiler.graph import (
     Graph,
     Node,
-    constant_input,
     drop_dead,
-    input_at,
     remove_node,
     replace_uses,
 )
+from snncompiler.operators import random_reason
 from snncompiler.passes.base import Context, Pass
 
 
@@ -51,10 +50,8 @@ def _does_nothing(node: Node) -> bool:
     if node.op == "Identity":
         return True
     if node.op == "Dropout":
-        training = constant_input(node, 2)
         mask_read = len(node.outputs) > 1 and node.outputs[1].outputs
-        live_mode = input_at(node, 2) is not None and training is None
-        return not mask_read and not live_mode and (training is None or not training.any())
+        return not mask_read and not random_reason(node)
     if node.op == "Cast":
         source = node.inputs[0].dtype
         target = onnx.helper.tensor_dtype_to_np_dtype(node.attrs["to"])

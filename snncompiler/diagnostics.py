@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "SNNC209": "predicted size over the limit",
     "SNNC210": "layer that is not computed by events",
     "SNNC211": "no layer is computed by events",
+    "SNNC212": "random operator",
     # 3xx: data and calibration
     "SNNC301": "data file missing, unreadable or of an unknown kind",
     "SNNC302": "data of the wrong shape, type or name",

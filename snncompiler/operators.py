@@ -84,6 +84,31 @@ def rectified_input(node: Node) -> int:
     return 1 if node.op == "Max" and value(node.inputs[0]) is not None else 0
 
 
+#: Their outputs are drawn anew at every run.
+RANDOM = {
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
+}  # fmt: skip
+
+
+def random_reason(node: Node) -> str:
+    """Why what the operator gives is drawn at random; empty where it is not."""
+    if node.domain:
+        return ""
+    if node.op in RANDOM:
+        return f"{node.op} draws other values at every run"
+    if node.op != "Dropout" or input_at(node, 2) is None:
+        return ""
+    ratio, training = constant_input(node, 1), constant_input(node, 2)
+    if input_at(node, 1) is not None and ratio is not None and not np.any(ratio):
+        return ""
+    if training is None:
+        return "whether Dropout drops values is decided at run time"
+    return (
+        "Dropout is in training mode: it drops other values at every run" if training.any() else ""
+    )
+
+
 def linear_reason(node: Node, temporal: Temporal) -> str:
     """Why the operator is not affine in its temporal inputs; empty if it is."""
     rule = None if node.domain else LINEAR.get(node.op)

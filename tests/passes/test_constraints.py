@@ -7,6 +7,7 @@ import pytest
 from helpers import after, codes, ops, parse, random, refused, rewritten, run_model
 
 from snncompiler import pipeline
+from snncompiler.errors import Refused
 
 # --- strict ---
 
@@ -188,3 +189,61 @@ def test_two_poolings_in_a_row_swap_both() -> None:
     assert ops(result) == ["Relu", "Conv", "Relu", "MaxPool", "MaxPool"]
     x = random(1, 2, 2, 8, 8)
     np.testing.assert_array_equal(run_model(result, x=x)[0], run_model(model, x=x)[0])
+
+
+# --- random operators ---
+
+DRAWN = [
+    "e = RandomNormalLike (h)",
+    "e = RandomNormalLike <seed = 3.0> (h)",
+    "e = RandomUniformLike (h)",
+    "e = RandomNormal <shape = [1, 3]> ()",
+    "e = RandomUniform <shape = [1, 3], seed = 1.0> ()",
+    "p = Sigmoid (h)  e = Bernoulli (p)",
+    "p = Sigmoid (constant)  e = Bernoulli (p)",
+    "i = Multinomial <sample_size = 3> (h)  e = Cast <to = 1> (i)",
+    "e = Dropout (h, half, yes)",
+    "e = Dropout (constant, half, yes)",
+    "e = Dropout (h, , yes)",
+    "e = Dropout (h, half, train)",
+]
+DRAWN_FROM = {
+    "half": np.float32(0.5),
+    "yes": np.array(True),
+    "none": np.float32(0),
+    "constant": np.ones((1, 3), np.float32),
+}
+PLACES = {
+    "input": "{ h = Identity (x) STEP  z = Add (x, e)  a = Relu (z)  y = MatMul (a, w) }",
+    "middle": "{ h = Relu (x) STEP  z = Add (h, e)  a = Relu (z)  y = MatMul (a, w) }",
+    "output": "{ a = Relu (x)  h = MatMul (a, w) STEP  y = Add (h, e) }",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("step", DRAWN)
+def test_what_is_drawn_at_random_is_refused_wherever_it_stands(step: str, place: str) -> None:
+    inputs = "float[N,3] x, bool train" if "train" in step else "float[N,3] x"
+    text = f"g ({inputs}) => (float[N,3] y) {PLACES[place].replace('STEP', step)}"
+    used = {n: a for n, a in DRAWN_FROM.items() if n in step}
+    errors = refused(parse(text, {"w": random(0, 3, 3), **used}))
+    (finding,) = [f for f in errors if f.code == "SNNC212"]
+    assert finding.node.split(" ")[0] in step and "no function of the inputs" in finding.message
+
+
+def test_what_is_drawn_and_not_used_is_nothing_to_refuse() -> None:
+    text = """g (float[N,3] x) => (float[N,3] y, int64[2] s)
+    { e = RandomNormalLike (x)  z = Dropout (x, none, yes)  d = Dropout (z, half, no)
+      s = Shape (e)  t = Add (e, e)  a = Relu (d)  y = MatMul (a, w) }"""
+    used = {**{n: DRAWN_FROM[n] for n in ("none", "half", "yes")}, "no": np.array(False)}
+    model = parse(text, {"w": random(0, 3, 3), **used})
+    del model.graph.output[1]
+    prepared = pipeline.prepare(model)
+    assert ops(prepared.graph) == ["Relu", "MatMul"] or ops(prepared.graph) == ["Relu", "Gemm"]
+
+
+def test_analog_does_not_allow_what_is_random() -> None:
+    text = f"g (float[N,3] x) => (float[N,3] y) {PLACES['middle'].replace('STEP', DRAWN[0])}"
+    with pytest.raises(Refused) as caught:
+        pipeline.prepare(parse(text, {"w": random(0, 3, 3)}), allow_analog=True)
+    assert [f.code for f in caught.value.findings if f.severity == "error"] == ["SNNC212"]
