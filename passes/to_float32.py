@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -29,6 +30,8 @@ from snncompiler.passes.base import Context, Pass
 
 _OTHER = (np.dtype(np.float16), np.dtype(np.float64))
 _OTHER_KINDS = (TensorProto.FLOAT16, TensorProto.DOUBLE)
+#: The attributes that name the type of what an operator makes.
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "output_dtype")
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ class ToFloat32(Pass):
                     changed.add(str(attribute.values.dtype))
                     narrow = _narrow(attribute.values, f"attribute '{key}'", node)
                     node.attrs[key] = gs.Constant("", narrow)
-            if node.op == "Cast" and node.attrs["to"] in _OTHER_KINDS:
-                node.attrs["to"] = int(TensorProto.FLOAT)
+            for key in _TYPE_ATTRIBUTES:
+                if node.attrs.get(key) in _OTHER_KINDS:
+                    node.attrs[key] = int(TensorProto.FLOAT)
             for tensor in node.outputs:
                 if is_live(tensor) and tensor.dtype in _OTHER:
                     tensor.dtype = None
@@ -83,6 +87,22 @@ def _unbounded(array: NDArray[Any]) -> NDArray[Any]:
     """A bound at the end of its own type, or beyond float32, is none: it becomes infinite."""
     end = min(float(np.finfo(array.dtype).max), float(np.finfo(np.float32).max))
     return np.where(np.abs(array) >= end, np.copysign(np.inf, array), array).astype(array.dtype)
+
+
+def has_other_floats(model: onnx.ModelProto) -> bool:
+    """Whether a model without subgraphs and functions names one of the types that become float32."""
+    graph = model.graph
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    return any(
+        kind in _OTHER_KINDS
+        for kinds in (
+            (entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)),
+            (tensor.data_type for tensor in graph.initializer),
+            (attribute.t.data_type for attribute in attributes),
+            (attribute.i for attribute in attributes if attribute.name in _TYPE_ATTRIBUTES),
+        )
+        for kind in kinds
+    )
 
 
 def _narrow(array: NDArray[Any], what: str, node: Node) -> NDArray[np.float32]:

@@ -575,8 +575,19 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         findings.append(Finding("SNNC110", _one_line(error)))
         return findings
+    made = (*inferred.graph.value_info, *inferred.graph.output)
+    types = {entry.name: entry.type.tensor_type.elem_type for entry in made}
     shapes = _shapes(inferred.graph)
     for node in model.graph.node:
+        for kind in {types.get(name, 0) for name in node.output} - {0} - _SUPPORTED:
+            findings.append(
+                Finding(
+                    "SNNC109",
+                    f"it computes values of type {_type_name(kind)}",
+                    node=describe(node.op_type, node.name),
+                    hint="export the network in float32",
+                )
+            )
         problem = _group_problem(node, shapes)
         if problem:
             where = describe(node.op_type, node.name)

@@ -31,6 +31,7 @@ from snncompiler.io import load
 from snncompiler.options import MAX_STEPS
 from snncompiler.passes.lower_events import LayerNote
 from snncompiler.pipeline import Prepared, Progress, prepare
+from snncompiler.preparation import runnable
 from snncompiler.runtime.session import create_session, runs_events
 from snncompiler.watch import Macs, Walk, Watched, macs_from
 
@@ -197,7 +198,12 @@ def evaluate(
     most = DIAGNOSIS_BATCH if diagnose else BATCH
     parts = batches(len(dataset), compiled.batch_size(most, dataset.feeds))
 
-    ann = _run_ann(source.model, dataset, threads)
+    runs_as, why = runnable(source.model)
+    findings = dataset.findings
+    if why:
+        text = f"the source was run in float32, because onnxruntime does not run it: {why}"
+        findings += (Finding("SNNC208", text, severity="note"),)
+    ann = _run_ann(runs_as, dataset, threads)
     scores = _scores_at(ann)
     labels = dataset.labels
     if labels is not None and scores is None:
@@ -257,7 +263,7 @@ def evaluate(
         len(dataset),
         judge.accuracy(judge.classes),
         tuple(whole[count] for count in wanted),
-        dataset.findings,
+        findings,
         _plain(judge.classes),
         macs or Macs({}, 0),
         walk.events

@@ -284,15 +284,13 @@ def infer_shapes(graph: Graph) -> None:
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of `model` that also returns the named tensors (all float)."""
+    """A copy of `model` that also returns the named tensors; onnxruntime finds their types."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     present = {output.name for output in copy.graph.output}
     for name in names:
         if name not in present:
-            copy.graph.output.append(
-                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-            )
+            copy.graph.output.add(name=name)
     return copy
 
 

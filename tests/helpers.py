@@ -41,6 +41,28 @@ def parse(
     return model
 
 
+def in_type(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
+    """The same network with its inputs, outputs, weights and constants in another float type."""
+    target = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    graph = twin.graph
+    tensors = [a.t for node in graph.node for a in node.attribute if a.name == "value"]
+    for tensor in (*graph.initializer, *tensors):
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f":
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(kind), tensor.name))
+    for entry in (*graph.input, *graph.output):
+        if entry.type.tensor_type.elem_type in FLOATS:
+            entry.type.tensor_type.elem_type = target
+    del graph.value_info[:]
+    return twin
+
+
+#: The float types in which networks are exported.
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+
 def random(seed: int, *shape: int) -> NDArray[np.float32]:
     """Seeded standard-normal float32 values."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

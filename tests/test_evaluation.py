@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, compile_text, parse, random, run_model
+from helpers import Array, compile_text, in_type, parse, random, run_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -236,6 +236,23 @@ def test_without_labels_or_scores_there_is_no_drop() -> None:
     found = snncompiler.evaluate(images, compile_text(images, x), x)
     assert found.results[0].predictions is found.ann_predictions is None
     assert found.as_dict(predictions=True)["ann_predictions"] is None
+
+
+def test_a_double_network_with_convolutions_is_run_in_float32_and_that_is_told() -> None:
+    """onnxruntime has no float64 convolutions on the CPU."""
+    text = """g (double[N,1,5,5] x) => (double[N,2] y)
+    { c = Conv (x, w)  r = Relu (c)  f = Flatten (r)  y = MatMul (f, z) }"""
+    weights = {"w": random(1, 2, 1, 3, 3), "z": random(2, 18, 2)}
+    x = random(3, 8, 1, 5, 5)
+    single = parse(text.replace("double", "float"), weights)
+    source = in_type(single, "float64")
+    snn = compile_text(source, x.astype(np.float64), steps=512)
+    result = snncompiler.evaluate(source, snn, x.astype(np.float64))
+    ours = snncompiler.evaluate(single, compile_text(single, x, steps=512), x)
+    # The same weights, the same spikes, float32 outputs behind a cast.
+    assert result.results[0].relative_error == ours.results[0].relative_error
+    (note,) = [f for f in result.findings if f.code == "SNNC208"]
+    assert note.severity == "note" and "in float32" in note.message
 
 
 def test_several_outputs() -> None:

@@ -405,6 +405,22 @@ def test_inputs_of_other_types(kind: str) -> None:
     assert finding.code == "SNNC109" and "input 'x'" in finding.message
 
 
+def test_values_of_bfloat16_are_refused_where_they_are_made() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y)
+    { [half] a = Cast <to = 16> (x)  [back] b = Cast <to = 1> (a)  y = Relu (b) }"""
+    (finding,) = refused(parse(text))
+    assert finding.code == "SNNC109" and finding.node == "Cast 'half'"
+    assert "BFLOAT16" in finding.message and "float32" in finding.hint
+
+
+def test_weights_of_bfloat16_are_refused_by_name() -> None:
+    model = linear(float_data=[1.0, 1.0, 0.0, 1.0])
+    half = onnx.TensorProto(name="w", data_type=onnx.TensorProto.BFLOAT16, dims=[2, 2])
+    half.raw_data = bytes(8)
+    model.graph.initializer[0].CopyFrom(half)
+    assert ("SNNC109", "BFLOAT16") in [(f.code, f.message.split()[-1]) for f in refused(model)]
+
+
 def test_operators_and_weights_come_together() -> None:
     model = linear(float_data=[1.0, np.nan, 0.0, 1.0])
     model.graph.node[1].op_type = "Rleu"
