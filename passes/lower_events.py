@@ -3,7 +3,11 @@
 A layer (what flows into a neuron, and the neuron) becomes one `EventConv...` node.  Between such
 layers spikes are bytes with the channels last; where a tensor is wanted as it was, for an output or
 an operator that stays, it is converted back.  The input is the emitted file, so that a session can
-lower whatever it is given; what is not understood stays as it is, with the reason.
+lower whatever it is given; what is not proved to be such a layer stays as it is, with the reason.
+
+What is proved, from the shapes of the file (`snncompiler.symbolic`): the current is `[K·N, C, H, W]` or
+`[K·N, C]`; every tensor in it has this shape, and every constant is one number or one per channel.  No
+size stands for an axis.
 
 Only windows are lowered: a Loop over time whose body holds the layers.  The read-out, on means, and
 the static part are computed once and stay.
@@ -11,7 +15,7 @@ the static part are computed once and stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler import dialect
 from snncompiler.graph import unique_name
+from snncompiler.symbolic import END, Shape, Shapes, attributes_of
 
 Floats = NDArray[np.float32]
 
@@ -33,9 +38,6 @@ MAX_KERNEL, MAX_LEVELS = 16, 64
 #: larger than a core's cache, come from far away every time (docs/performance.md).
 MAX_CHUNK, MAX_CHUNK_FAR = 16, 32
 FAR_BYTES = 2**21
-#: Slices that go to the end of an axis end here or later.
-_END = 2**31 - 1
-
 #: Operators that are lowered where the layer before them is.
 _FOLLOWERS = ("SpikeMaxPool", "TimeSum", "WeightedTimeSum")
 
@@ -95,8 +97,9 @@ class Signal:
 
 @dataclass
 class Currents:
-    """What flows into a neuron, term by term."""
+    """What flows into a neuron, term by term; every term has the same shape."""
 
+    shape: Shape
     convolutions: list[tuple[Signal, Floats, dict[str, list[int]], int]] = field(
         default_factory=list
     )
@@ -104,22 +107,43 @@ class Currents:
     static: list[str] = field(default_factory=list)
     bias: list[Floats] = field(default_factory=list)
 
+    @property
+    def channels(self) -> int:
+        return int(self.shape[1])
+
+    @property
+    def flat(self) -> bool:
+        """Whether there are two axes instead of maps."""
+        return len(self.shape) == 2
+
 
 def lower_events(model: onnx.ModelProto, *, longer_chunks: bool = True) -> Lowered:
     """A lowered copy of a compiled model, and what became of each layer.
 
     `longer_chunks`: where every layer is lowered, let a chunk have as many steps as suits events.
     A model in which nothing can be lowered comes back as it is, and so does one that was lowered.
+    Raises nothing: the file may be anyone's, and whatever cannot be read stays, with the reason.
     """
+    try:
+        return _lowered(model, longer_chunks)
+    except Exception as error:
+        why = f"the file cannot be read as ours ({type(error).__name__}: {error})"
+        names = [node.name for node in _nodes(model.graph) if _is_neuron(node)]
+        return Lowered(model, [LayerNote(name, "", why) for name in names])
+
+
+def _lowered(model: onnx.ModelProto, longer_chunks: bool) -> Lowered:
     lowered = Lowered(onnx.ModelProto())
     lowered.model.CopyFrom(model)
     graph = lowered.model.graph
+    shapes: Shapes | None = None
     for name in [node.output[0] for node in graph.node if node.op_type == "Loop"]:
         loop = next(node for node in graph.node if name in node.output)
         body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
         ours = {node.op_type for node in body.node if node.domain == dialect.DOMAIN}
         if ours and not ours & {*dialect.EVENT_NEURONS}:
-            lowered.layers += _Lowering(graph, loop, body).run()
+            shapes = shapes or Shapes(model)
+            lowered.layers += _Lowering(graph, loop, body, shapes).run()
     if not lowered.changed:
         return Lowered(model, lowered.layers)
     if longer_chunks and all(layer.operator for layer in lowered.layers):
@@ -164,19 +188,18 @@ def _bytes_of_weights(graph: onnx.GraphProto) -> int:
 def _attach(model: onnx.ModelProto) -> None:
     """The bodies of the operators in use, in place of those of ours that the model had."""
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    used: set[str] = set()
-
-    def collect(nodes: Iterable[onnx.NodeProto]) -> None:
-        for node in nodes:
-            if node.domain == dialect.DOMAIN:
-                used.add(node.op_type)
-            for attribute in node.attribute:
-                collect(attribute.g.node)
-
-    collect(model.graph.node)
+    used = {node.op_type for node in _nodes(model.graph) if node.domain == dialect.DOMAIN}
     kept = [function for function in model.functions if function.domain != dialect.DOMAIN]
     del model.functions[:]
     model.functions.extend([*kept, *dialect.functions(used, opset)])
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g)
 
 
 def _drop_unread(graph: onnx.GraphProto, read: set[str]) -> None:
@@ -193,26 +216,41 @@ def _reads(node: onnx.NodeProto) -> list[str]:
     return names
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+def _per_channel(values: NDArray[Any], shape: Shape) -> Floats:
+    """A constant that broadcasts to a tensor of that shape, as `[channels]`.
 
-
-def _without_ones(values: NDArray[Any], channels: int) -> Floats:
-    """A constant that broadcasts per channel, as `[channels]`."""
+    Stays where it differs along any other axis than the channels.
+    """
     if values.dtype != np.float32:
         raise Stays(f"{values.dtype} is not computed by events")
-    if values.size not in (1, channels) or (values.size > 1 and channels not in values.shape):
-        raise Stays(f"a constant of shape {list(values.shape)} is not one value per channel")
-    return np.broadcast_to(values.reshape(-1), channels).astype(np.float32)
+    sizes = [1] * (len(shape) - values.ndim) + list(values.shape)
+    if len(sizes) > len(shape) or sizes[1] not in (1, shape[1]) or values.size != sizes[1]:
+        raise Stays(
+            f"a constant of shape {list(values.shape)} is not one value per channel of {_text(shape)}"
+        )
+    return np.broadcast_to(values.reshape(-1), int(shape[1])).astype(np.float32)
+
+
+def _text(shape: Shape) -> str:
+    """A shape for a reader; what only the run tells is a question mark."""
+    return "[" + ", ".join(str(dim) if isinstance(dim, int) else "?" for dim in shape) + "]"
 
 
 class _Lowering:
     """Lowers the body of one Loop, and changes what surrounds it accordingly."""
 
-    def __init__(self, outer: onnx.GraphProto, loop: onnx.NodeProto, body: onnx.GraphProto) -> None:
-        self.outer, self.loop, self.body = outer, loop, body
-        self.outer_constants = {t.name: t for t in outer.initializer}
-        self.constants = {**self.outer_constants, **{t.name: t for t in body.initializer}}
+    def __init__(
+        self,
+        outer: onnx.GraphProto,
+        loop: onnx.NodeProto,
+        body: onnx.GraphProto,
+        shapes: Shapes,
+    ) -> None:
+        self.outer, self.loop, self.body, self.shapes = outer, loop, body, shapes
+        # An initializer that is an input, too, is a default that a run may override.
+        given = {value.name for value in outer.input}
+        tensors = (*outer.initializer, *body.initializer)
+        self.constants = {t.name: t for t in tensors if t.name not in given}
         #: Types are not written down inside: a network with any float16 weights computes in it.
         self.half = any(t.data_type == TensorProto.FLOAT16 for t in self.constants.values())
         self.maker = {name: node for node in body.node for name in node.output}
@@ -255,6 +293,22 @@ class _Lowering:
         if name not in self.constants:
             raise Stays(f"`{name}` is not constant")
         return numpy_helper.to_array(self.constants[name])
+
+    def shape(self, name: str) -> Shape:
+        """The shape of a tensor of the old model."""
+        found = self.shapes.of(name)
+        if found is None:
+            raise Stays(f"the shape of `{name}` is not known")
+        return found
+
+    def layer_shape(self, name: str) -> Shape:
+        """The shape of a tensor of maps or of rows, with a known number of channels."""
+        found = self.shape(name)
+        if len(found) not in (2, 4):
+            raise Stays(f"`{name}` has {len(found)} axes, not those of maps or of rows")
+        if not isinstance(found[1], int):
+            raise Stays(f"the channels of `{name}` are known only in a run")
+        return found
 
     def is_static(self, name: str) -> bool:
         """Whether a tensor comes from outside the Loop and is no constant."""
@@ -331,12 +385,12 @@ class _Lowering:
         if _is_neuron(node):
             if node.op_type not in (*NEURONS, "HardResetNeuron"):
                 raise Stays(f"the spikes of {node.op_type} are not binary")
-            channels, flat = self.maps(node)
-            if flat:
-                raise Stays(f"`{node.name}` before it stays")
-            found = self.converted(name, channels)
+            found = self.converted(name, node)
         elif node.domain == dialect.DOMAIN and node.op_type == "SpikeMaxPool":
-            found = self.converted(name, self.signal(node.input[0]).channels)
+            pooled = self.signal(node.input[0])
+            if pooled.matrix is not None or pooled.levels != 1 or pooled.stride != (1, 1):
+                raise Stays(f"SpikeMaxPool `{node.name}` pools more than spikes")
+            found = self.converted(name, node)
         elif node.op_type == "Identity":
             found = self.signal(node.input[0])
         elif node.op_type == "Mul":
@@ -347,7 +401,7 @@ class _Lowering:
             found = self.padded(node)
         elif node.op_type == "AveragePool":
             found = self.summed(node)
-        elif node.op_type == "Flatten" and _attributes(node).get("axis", 1) == 1:
+        elif node.op_type == "Flatten":
             found = self.flattened(node)
         elif node.op_type == "Concat":
             found = self.concatenated(node)
@@ -356,41 +410,15 @@ class _Lowering:
         self.signals[name] = found
         return found
 
-    def maps(self, node: onnx.NodeProto) -> tuple[int, bool]:
-        """The channels of a neuron, and whether it has two axes instead of maps."""
-        theta = self.value(node.input[1])
-        if theta.size == 1:
-            # One for the layer: the weights before it know.
-            found = self.width(node.input[0])
-            if found is None:
-                raise Stays(f"the channels of `{node.input[0]}` are not known")
-            return found
-        if theta.ndim not in (1, 3, 4) or theta.size != theta.shape[0 if theta.ndim == 1 else -3]:
-            raise Stays(f"θ of shape {list(theta.shape)} is not one value per channel")
-        return int(theta.size), theta.ndim == 1
-
-    def width(self, name: str) -> tuple[int, bool] | None:
-        """The channels of a tensor, and whether it has two axes, from the weights that make it."""
-        node = self.maker.get(name) or next((n for n in self.outer.node if name in n.output), None)
-        if node is None:
-            return None
-        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in self.constants:
-            dims = self.constants[node.input[1]].dims
-            if node.op_type == "Conv":
-                return (int(dims[0]), False) if len(dims) == 4 else None
-            return (int(dims[0 if _attributes(node).get("transB", 0) else -1]), True)
-        if _is_drive(node):
-            return self.width(node.input[0])
-        if node.op_type in ("Add", "Mul", "Tile", "Identity"):
-            found = [self.width(part) for part in node.input]
-            return next((one for one in found if one is not None), None)
-        return None
-
-    def converted(self, name: str, channels: int) -> Signal:
+    def converted(self, name: str, node: onnx.NodeProto) -> Signal:
         """The float spikes of an operator that stays, as bytes."""
+        shape = self.layer_shape(name)
+        if len(shape) == 2:
+            raise Stays(f"`{node.name}` before it stays")
         last = self.emit(self.nodes, "Transpose", [name], f"{name}/channels_last", perm=_TO_LAST)
         return Signal(
-            self.emit(self.nodes, "Cast", [last], f"{name}/events", to=TensorProto.UINT8), channels
+            self.emit(self.nodes, "Cast", [last], f"{name}/events", to=TensorProto.UINT8),
+            int(shape[1]),
         )
 
     def scaled(self, node: onnx.NodeProto) -> Signal:
@@ -400,16 +428,18 @@ class _Lowering:
         signal = self.signal(inner)
         if signal.flat:
             raise Stays(f"Mul `{node.name}` stands behind a Flatten")
+        shape = self.layer_shape(inner)
+        if self.shape(node.output[0]) != shape:
+            raise Stays(f"Mul `{node.name}` broadcasts the spikes")
         matrix = (
             np.eye(signal.channels, dtype=np.float32) if signal.matrix is None else signal.matrix
         )
-        factors = _without_ones(self.value(factor), matrix.shape[1])
-        return replace(signal, matrix=matrix * factors)
+        return replace(signal, matrix=matrix * _per_channel(self.value(factor), shape))
 
     def summed(self, node: onnx.NodeProto) -> Signal:
         """Average pooling: sums of bytes, the division left to the next weights."""
         signal = self.signal(node.input[0])
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         kernel = [int(extent) for extent in attributes["kernel_shape"]]
         size = int(np.prod(kernel))
         if (
@@ -446,6 +476,9 @@ class _Lowering:
     def flattened(self, node: onnx.NodeProto) -> Signal:
         """Bytes in the order of the flattened tensor, as channels of one place."""
         signal = self.signal(node.input[0])
+        rank = len(self.shape(node.input[0]))
+        if rank != 4 or attributes_of(node).get("axis", 1) not in (1, 1 - rank):
+            raise Stays(f"Flatten `{node.name}` does not put maps into rows")
         if signal.flat or signal.stride != (1, 1):
             raise Stays(f"Flatten `{node.name}` reads every n-th place")
         if signal.matrix is not None:
@@ -461,7 +494,7 @@ class _Lowering:
     def concatenated(self, node: onnx.NodeProto) -> Signal:
         """Maps side by side: bytes in the order of the channels."""
         parts = [self.signal(name) for name in node.input]
-        if _attributes(node)["axis"] not in (1, -3):
+        if attributes_of(node)["axis"] not in (1, 1 - len(self.layer_shape(node.output[0]))):
             raise Stays(f"Concat `{node.name}` does not put channels side by side")
         if any(part.stride != (1, 1) or part.flat for part in parts):
             raise Stays(f"Concat `{node.name}` reads every n-th place, or what is flattened")
@@ -483,11 +516,12 @@ class _Lowering:
     def sliced(self, node: onnx.NodeProto) -> Signal:
         """Every n-th row or column, from the first."""
         signal = self.signal(node.input[0])
+        rank = len(self.layer_shape(node.input[0]))
         starts, ends, axes = (self.value(name) for name in node.input[1:4])
         steps = self.value(node.input[4]) if len(node.input) > 4 else np.ones_like(starts)
         stride = list(signal.stride)
-        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-            if start != 0 or end < _END or axis not in (2, 3) or step < 1:
+        for start, end, axis, step in zip(starts, ends, axes % rank, steps, strict=True):
+            if start != 0 or end < END or axis not in (2, 3) or step < 1 or signal.flat:
                 raise Stays(f"Slice `{node.name}` does more than take every n-th row or column")
             stride[int(axis) - 2] *= int(step)
         return replace(signal, stride=(stride[0], stride[1]))
@@ -497,7 +531,7 @@ class _Lowering:
         signal = self.signal(node.input[0])
         pads = self.value(node.input[1])
         fill = self.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-        mode = _attributes(node).get("mode", b"constant")
+        mode = attributes_of(node).get("mode", b"constant")
         if mode != b"constant" or fill.any() or len(node.input) > 3 or pads.size != 8:
             raise Stays(f"Pad `{node.name}` does more than add silent channels")
         before, behind = int(pads[1]), int(pads[5])
@@ -510,36 +544,46 @@ class _Lowering:
 
     # --- currents ---
 
-    def currents(self, name: str, channels: int, into: Currents) -> None:
+    def currents(self, name: str, steps: str, into: Currents) -> None:
         """Take the tensor `name` apart into convolutions, residuals and what is static."""
         if name in self.constants:
-            into.bias.append(_without_ones(self.value(name), channels))
-            return
-        if self.is_static(name):
-            into.static.append(name)
+            into.bias.append(_per_channel(self.value(name), into.shape))
             return
         node = self.maker.get(name)
-        if node is None:
-            raise Stays(f"`{name}` is a state")
-        if node.op_type == "Add":
+        if node is not None and node.op_type == "Add":
             for part in node.input:
-                self.currents(part, channels, into)
-        elif node.op_type == "Tile" and self.is_static(node.input[0]):
-            into.static.append(node.input[0])  # the neuron spreads it over the steps itself
+                self.currents(part, steps, into)
+            return
+        if self.shape(name) != into.shape:
+            raise Stays(
+                f"`{name}` of shape {_text(self.shape(name))} may be broadcast "
+                f"to the current's {_text(into.shape)}"
+            )
+        # The neuron spreads what is static over the steps itself.
+        spread = node is not None and node.op_type == "Tile" and self.is_static(node.input[0])
+        if spread or self.is_static(name):
+            static = name if node is None else node.input[0]
+            lead, *sample = self.shape(static)
+            held = self.shapes.number(steps)
+            if held is None or (self.shapes.product(held, lead), *sample) != into.shape:
+                raise Stays(f"`{static}` is not spread over the steps alone")
+            into.static.append(static)
+        elif node is None:
+            raise Stays(f"`{name}` is a state")
         elif node.op_type == "Conv":
-            self.convolution(node, channels, into)
+            self.convolution(node, into)
         elif node.op_type in ("Gemm", "MatMul"):
-            self.product(node, channels, into)
+            self.product(node, into)
         else:
             into.residuals.append(self.signal(name))
 
-    def convolution(self, node: onnx.NodeProto, channels: int, into: Currents) -> None:
+    def convolution(self, node: onnx.NodeProto, into: Currents) -> None:
         weights = self.value(node.input[1])
         if weights.dtype != np.float32:
             raise Stays(f"{weights.dtype} is not computed by events")
         if weights.ndim != 4 or max(weights.shape[2:]) > MAX_KERNEL:
             raise Stays(f"Conv `{node.name}` has a kernel of shape {list(weights.shape[2:])}")
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
             raise Stays(f"Conv `{node.name}` has auto_pad")
         group = int(attributes.get("group", 1))
@@ -561,11 +605,12 @@ class _Lowering:
         }
         into.convolutions.append((signal, packed.astype(np.float32), window, group))
         if len(node.input) > 2 and node.input[2]:
-            into.bias.append(_without_ones(self.value(node.input[2]), channels))
+            bias = self.value(node.input[2]).reshape(-1, 1, 1)
+            into.bias.append(_per_channel(bias, into.shape))
 
-    def product(self, node: onnx.NodeProto, channels: int, into: Currents) -> None:
+    def product(self, node: onnx.NodeProto, into: Currents) -> None:
         """Gemm or MatMul: a convolution of one place."""
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         weights = self.value(node.input[1])
         if attributes.get("transB", 0):
             weights = weights.T
@@ -577,19 +622,17 @@ class _Lowering:
             or attributes.get("beta", 1.0) != 1
         ):
             raise Stays(f"{node.op_type} `{node.name}` is more than a product with weights")
+        if len(self.shape(node.input[0])) != 2:
+            raise Stays(f"{node.op_type} `{node.name}` multiplies the last axis of a map")
         signal = self.signal(node.input[0])
-        if signal.stride != (1, 1):
-            raise Stays(f"{node.op_type} `{node.name}` reads every n-th place")
         amplitude = signal.amplitude
         if amplitude is not None:
             weights = weights * np.repeat(amplitude, len(weights) // len(amplitude))[:, None]
-        if not signal.flat and len(weights) != signal.channels:
-            raise Stays(f"{node.op_type} `{node.name}` multiplies the last axis of a map")
         window = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1]}
         whole = replace(signal, matrix=None)
         into.convolutions.append((whole, weights[None, None].astype(np.float32), window, 1))
         if len(node.input) > 2 and node.input[2]:
-            into.bias.append(_without_ones(self.value(node.input[2]), channels))
+            into.bias.append(_per_channel(self.value(node.input[2]), into.shape))
 
     # --- layers ---
 
@@ -600,34 +643,36 @@ class _Lowering:
         if self.half:
             raise Stays("float16 is not computed by events")
         scheduled = node.op_type == "ScheduledRMPNeuron"
-        channels, flat = self.maps(node)
-        threshold = _without_ones(self.value(node.input[1]), channels)
+        parts = Currents(self.layer_shape(node.input[0]))
+        shape, channels, flat = parts.shape, parts.channels, parts.flat
+        threshold = _per_channel(self.value(node.input[1]), shape)
         schedule = np.zeros((1, channels), np.float32)
         if scheduled:
             rows = self.value(node.input[3])
-            schedule = np.stack([_without_ones(row, channels) for row in rows])
+            schedule = np.stack([_per_channel(row, shape) for row in rows])
         start, steps = (node.input[-2] if scheduled else None), node.input[-1]
         index = self.state(node, 2, 1)
-        initial = _without_ones(self.initial(index), channels)
+        initial = _per_channel(self.initial(index), shape)
 
         label = node.name or node.output[0]
         inputs: list[str]
         attributes: dict[str, Any] = {}
         source = self.maker.get(node.input[0])
         driven = source if source is not None and _is_drive(source) else None
-        if driven or _attributes(node).get("static_current", 0):
+        if driven or attributes_of(node).get("static_current", 0):
             current, drive = driven.input[:2] if driven else (node.input[0], "")
             if not self.is_static(current):
                 raise Stays(f"`{current}` is not computed outside the Loop")
+            if driven and (driven.input[3] != steps or start not in (None, driven.input[2])):
+                raise Stays(f"Drive `{driven.name}` counts other steps")
             if not drive:
                 drive = self.constant(f"{label}/drive", np.ones(1, np.float32))
             operator, inputs = "EventNeuron", [self.channels_last(current, flat), drive]
             start = start or (driven.input[2] if driven else None)
         else:
-            parts = Currents()
-            self.currents(node.input[0], channels, parts)
-            operator, inputs, attributes = self.convolutions(label, parts, channels)
-            inputs.append(self.static_part(label, parts, channels, flat))
+            self.currents(node.input[0], steps, parts)
+            operator, inputs, attributes = self.convolutions(label, parts)
+            inputs.append(self.static_part(label, parts))
         if start is None:
             start = self.constant(f"{label}/start", np.array(0, np.int64))
         inputs += [
@@ -657,23 +702,18 @@ class _Lowering:
             self.flat.add(events)
         return operator
 
-    def convolutions(
-        self, label: str, parts: Currents, channels: int
-    ) -> tuple[str, list[str], dict[str, Any]]:
+    def convolutions(self, label: str, parts: Currents) -> tuple[str, list[str], dict[str, Any]]:
         """The operator for what flows in, its inputs before the current, and its attributes."""
+        channels = parts.channels
         plain: list[Signal] = []
         for residual in parts.residuals:
+            if residual.flat:
+                raise Stays("spikes of maps flow into rows without weights")
             mixes = residual.matrix is not None and np.count_nonzero(
                 residual.matrix
             ) != np.count_nonzero(np.diagonal(residual.matrix))
             square = residual.matrix is None or residual.matrix.shape == (channels, channels)
-            if (
-                residual.stride == (1, 1)
-                and square
-                and not mixes
-                and residual.levels == 1
-                and not residual.flat
-            ):
+            if residual.stride == (1, 1) and square and not mixes and residual.levels == 1:
                 plain.append(residual)
                 continue
             # A convolution with one tap.
@@ -708,15 +748,18 @@ class _Lowering:
             return "EventConvAdd", inputs, attributes
         return "EventConv", inputs, attributes
 
-    def static_part(self, label: str, parts: Currents, channels: int, flat: bool) -> str:
+    def static_part(self, label: str, parts: Currents) -> str:
         """The bias, or the static currents with it, channels last."""
-        bias = np.zeros(channels, np.float32)
+        bias = np.zeros(parts.channels, np.float32)
         for part in parts.bias:
             bias = bias + part
         total = self.constant(f"{label}/bias_row", bias, outside=bool(parts.static))
         for name in parts.static:
             total = self.emit(
-                self.before, "Add", [self.channels_last(name, flat), total], f"{label}/static"
+                self.before,
+                "Add",
+                [self.channels_last(name, parts.flat), total],
+                f"{label}/static",
             )
         return total
 
@@ -739,7 +782,7 @@ class _Lowering:
             # Side by side, where all of them are those of lowered layers.
             known = all(name in self.signals for name in maker.input)
             signal = self.signal(node.input[0]) if known else None
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         kernel = list(attributes["kernel_shape"])
         if signal is None or signal.matrix is not None or signal.stride != (1, 1) or signal.flat:
             raise Stays("not the spikes of a lowered layer")

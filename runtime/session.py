@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -57,7 +58,8 @@ def create_session(
     `events` lets the native library compute on the CPU by events, where a compiled network has layers
     for which there is such a form (`snncompiler.passes.lower_events`); sums are then made in another
     order than by onnxruntime's convolutions, and the session, made from a file that is gone afterwards,
-    cannot change its providers (`set_providers`).  False leaves every layer as it stands in the file.
+    cannot change its providers (`set_providers`).  False leaves every layer as it stands in the file,
+    and so does, with a RuntimeWarning, an onnxruntime that does not load what was lowered.
     Raises EnvironmentMissing for what is missing or broken.
     """
     if device not in ("cpu", "cuda", "auto") or native not in (True, False, "auto"):
@@ -78,10 +80,23 @@ def create_session(
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
         registered = _register(options, native, cuda=CUDA in providers)
-        by_events = events and registered and CUDA not in providers
-        lowered = _by_events(source) if by_events else None
+        if events and registered and CUDA not in providers:
+            try:
+                lowered = by_events(options, providers)
+            except Exception as error:
+                # What is lowered is proved to be right, not that this onnxruntime loads it.
+                warnings.warn(f"not computed by events: {error}", RuntimeWarning, stacklevel=3)
+                lowered = None
+            if lowered is not None:
+                return lowered
+            options.enable_mem_pattern = True
+        return ort.InferenceSession(source, options, providers=providers)
+
+    def by_events(options: Any, providers: list[str]) -> Any:
+        """A session of the lowered model; None where nothing can be lowered."""
+        lowered = _by_events(source)
         if lowered is None:
-            return ort.InferenceSession(source, options, providers=providers)
+            return None
         # A plan for all tensors of a run at once takes up to a third more memory, and is no faster
         # (docs/performance.md).
         options.enable_mem_pattern = False

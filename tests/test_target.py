@@ -17,6 +17,7 @@ from snncompiler import dialect, models
 from snncompiler.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
 from snncompiler.options import Options
+from snncompiler.passes import lower_events as lower_pass
 from snncompiler.passes.lower_events import lower_events
 from snncompiler.pipeline import Compiled, compile_model
 from snncompiler.runtime import create_session, library_path
@@ -184,6 +185,45 @@ def test_nothing_to_lower_is_a_warning() -> None:
     wanted = create_session(compiled_beside(reset="hard").model).run(None, x)[0]
     assert np.array_equal(create_session(made.model).run(None, x)[0], wanted)
     assert all(dialect.DOMAIN not in str(note.operator) for note in found.events)
+
+
+def test_where_the_lowering_fails_every_layer_stays_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise ZeroDivisionError("by nought")
+
+    portable = compiled_beside().model
+    monkeypatch.setattr(lower_pass._Lowering, "run", fails)
+    lowered = lower_events(portable)
+    assert lowered.model is portable and len(lowered.layers) == 3
+    assert all(not note.operator and "by nought" in note.reason for note in lowered.layers)
+    made = compiled_beside(target="cpu")
+    notes = [finding for finding in made.prepared.findings if finding.code == "SNNC210"]
+    assert len(notes) == 3 and all("by nought" in note.message for note in notes)
+    x = {"x": random(5, 2, 2, 6, 6)}
+    wanted = create_session(portable, events=False).run(None, x)[0]
+    for model in (portable, made.model):
+        assert np.array_equal(create_session(model).run(None, x)[0], wanted)
+
+
+@needs_library
+def test_a_session_that_does_not_load_what_is_lowered_stays_dense(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    portable, x = compiled_beside().model, {"x": random(5, 2, 2, 6, 6)}
+    attach = lower_pass._attach
+
+    def unheard(model: onnx.ModelProto) -> None:
+        attach(model)
+        model.graph.node.append(onnx.helper.make_node("Unheard", ["x"], ["never"]))
+
+    monkeypatch.setattr(lower_pass, "_attach", unheard)
+    with pytest.warns(RuntimeWarning, match=r"not computed by events.*Unheard"):
+        session = create_session(portable, threads=1)
+    assert session.get_session_options().enable_mem_pattern
+    wanted = create_session(portable, threads=1, events=False).run(None, x)[0]
+    assert np.array_equal(session.run(None, x)[0], wanted)
 
 
 def test_damaged_notes_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -316,3 +317,188 @@ def test_bodies_of_all_operators_are_attached() -> None:
     have = {function.name for function in lowered.functions if function.domain == dialect.DOMAIN}
     assert {"EventNeuron", "EventConv", "EventConvAdd", "EventConvPair"} <= have
     assert "ScheduledRMPNeuron" in have and "RMPNeuron" not in have
+
+
+# --- sizes that coincide: an axis is told by its place, never by its size ---
+
+#: Channels, height, width and features all have the size 4.
+EQUAL_SHAPES = {
+    "a": (4, 4, 3, 3),
+    "b": (4, 4, 3, 3),
+    "k": (4, 4, 1, 1),
+    "one": (1, 4, 1, 1),
+    "m": (4, 4),
+    "g": (4, 1, 3, 3),
+    "t": (4, 4, 2, 2),
+    "tg": (4, 1, 2, 2),
+    "line": (4, 4, 3),
+    "cube": (4, 4, 3, 3, 3),
+    "v": (4,),
+    "w": (64, 4),
+    "wide": (8, 4, 1, 1),
+    "whole": (4, 4, 4, 4),
+    "pair": (2, 2),
+}
+RAMP = np.array([-1.5, -0.5, 0.75, 1.25], np.float32)
+EQUAL_WEIGHTS: dict[str, Array] = {
+    **{
+        name: np.round(random(seed, *shape) * 64 / float(np.prod(shape[1:])) ** 0.5) / 64
+        for seed, (name, shape) in enumerate(EQUAL_SHAPES.items())
+    },
+    "ramp": RAMP,
+    "row": RAMP.reshape(1, 4),
+    "column": RAMP.reshape(4, 1),
+    "channel": RAMP.reshape(4, 1, 1),
+    "slope": np.abs(RAMP) / 4,
+    "half": np.array(0.5, np.float32),
+    "first": np.array([0], np.int64),
+    "end": np.array([2**31 - 1], np.int64),
+    "height": np.array([-2], np.int64),
+    "places": np.array([0, 4, 1, 1], np.int64),
+    "two": np.array([2], np.int64),
+    "beside": np.array([0, 2, 0, 0, 0, 2, 0, 0], np.int64),
+    "below": np.array([0, 0, 2, 0, 0, 0, 2, 0], np.int64),
+}
+
+#: A layer that stays behind one that is lowered, and what is wrong with it.
+STAY = {
+    "matmul along the last axis": "p = MatMul (r, m)  y = Relu (p)",
+    "matmul from the left": "p = MatMul (m, r)  y = Relu (p)",
+    "add [W]": "p = Add (d, ramp)  y = Relu (p)",
+    "add [1, W]": "p = Add (row, d)  y = Relu (p)",
+    "add [H, 1]": "p = Add (d, column)  y = Relu (p)",
+    "subtract [W]": "p = Sub (ramp, d)  y = Relu (p)",
+    "multiply by [W]": "p = Mul (r, ramp)  q = Conv (p, k)  y = Relu (q)",
+    "multiply by [H, 1]": "p = Mul (column, r)  q = Conv (p, k)  y = Relu (q)",
+    "divide by [W]": "p = Div (r, ramp)  q = Conv (p, k)  y = Relu (q)",
+    "multiply a residual by [W]": "p = Mul (r, ramp)  q = Add (d, p)  y = Relu (q)",
+    "a residual of one place": """
+      p = AveragePool <kernel_shape = [4, 4]> (r)  q = Add (d, p)  y = Relu (q)""",
+    "a residual pooled globally": "p = GlobalAveragePool (r)  q = Add (d, p)  y = Relu (q)",
+    "a residual of one row": """
+      p = AveragePool <kernel_shape = [4, 1]> (r)  q = Add (d, p)  y = Relu (q)""",
+    "a residual of one column": """
+      p = AveragePool <kernel_shape = [1, 4]> (r)  q = Add (p, d)  y = Relu (q)""",
+    "a convolution of one channel": "p = Conv (r, one)  q = Add (p, r)  y = Relu (q)",
+    "a convolution of one place": "p = Conv (r, whole)  q = Add (p, r)  y = Relu (q)",
+    "static [N, C, 1, 1]": "p = GlobalAveragePool (x)  q = Add (d, p)  y = Relu (q)",
+    "static [N, 1, H, W]": "p = Conv (x, one)  q = Add (p, d)  y = Relu (q)",
+    "axes that change places": """
+      p = Transpose <perm = [0, 3, 2, 1]> (r)  q = Add (d, p)  y = Relu (q)""",
+    "silent rows": "p = Pad (r, below)  q = Conv (p, k)  y = Relu (q)",
+    "side by side in width": "p = Concat <axis = -1> (r, r)  q = Conv (p, k)  y = Relu (q)",
+    "transposed": "p = ConvTranspose (r, t)  y = Relu (p)",
+    "transposed by groups": "p = ConvTranspose <group = 4> (r, tg)  y = Relu (p)",
+}
+#: A layer that is lowered behind one that is.
+FALL = {
+    "add [C, 1, 1]": ("p = Add (d, channel)  y = Relu (p)", "EventConv"),
+    "add a number": ("p = Add (half, d)  y = Relu (p)", "EventConv"),
+    "a residual times [C, 1, 1]": (
+        "p = Mul (r, channel)  q = Add (d, p)  y = Relu (q)",
+        "EventConvAdd",
+    ),
+    "static [N, C, H, W]": ("p = Conv (x, k)  q = Add (p, d)  y = Relu (q)", "EventConv"),
+    "every second row": (
+        """p = Slice (r, first, end, height, two)  q = Conv <strides = [2, 1]> (r, k)
+        s = Add (q, p)  y = Relu (s)""",
+        "EventConvPair",
+    ),
+    "silent channels": (
+        "p = Pad (r, beside)  q = Conv (r, wide)  s = Add (q, p)  y = Relu (s)",
+        "EventConvPair",
+    ),
+    "groups": (
+        "p = Conv <group = 4, pads = [1, 1, 1, 1]> (r, g)  y = Relu (p)",
+        "EventConv",
+    ),
+    "maps into rows": (
+        "p = Flatten <axis = -3> (r)  q = Gemm (p, w, v)  s = Relu (q)  y = Reshape (s, places)",
+        "EventConv",
+    ),
+}
+#: Inputs of other ranks: declaration, shape, network, and what its layers become.
+RANKS: dict[str, tuple[str, tuple[int, ...], str, list[str]]] = {
+    "rows": (
+        "N,4",
+        (4,),
+        "c = MatMul (x, m)  r = Relu (c)  p = Gemm (r, m, v)  q = Add (row, p)  y = Relu (q)",
+        ["EventNeuron", "EventConv"],
+    ),
+    "sequences": (
+        "N,4,4",
+        (4, 4),
+        "c = MatMul (x, m)  r = Relu (c)  p = MatMul (r, m)  y = Relu (p)",
+        ["", ""],
+    ),
+    "sequences of any length": (
+        "N,L,4",
+        (4, 4),
+        "c = MatMul (x, m)  r = Relu (c)  p = MatMul (r, m)  y = Relu (p)",
+        ["", ""],
+    ),
+    "one axis of space": (
+        "N,4,4",
+        (4, 4),
+        "c = Conv <pads = [1, 1]> (x, line)  r = Relu (c)  p = Conv (r, line)  y = Relu (p)",
+        ["", ""],
+    ),
+    "three axes of space": (
+        "N,4,4,4,4",
+        (4, 4, 4, 4),
+        "c = Conv (x, cube)  r = Relu (c)  p = MatMul (r, pair)  y = Relu (p)",
+        ["", ""],
+    ),
+    "one number": ("N", (), "c = Mul (x, half)  y = Relu (c)", [""]),
+}
+
+
+FIRST = "c = Conv <pads = [1, 1, 1, 1]> (x, a)  r = Relu (c)  "
+
+
+def equal_sizes(text: str, declared: str, *shape: int) -> tuple[onnx.ModelProto, Array]:
+    """A compiled network whose sums are exact, and what goes in."""
+    used = set(re.findall(r"\w+", text))
+    weights = {name: array for name, array in EQUAL_WEIGHTS.items() if name in used}
+    result = "N" + ",?" * len(shape)
+    source = parse(f"g (float[{declared}] x) => (float[{result}] y) {{ {text} }}", weights)
+    x = np.round(random(9, 5, *shape) * 16).astype(np.float32) / 16
+    return dyadic(compile_text(source, x, steps=7)), x
+
+
+def check_equal_sizes(model: onnx.ModelProto, x: Array, layers: list[str]) -> None:
+    """What the layers become; and the default session gives what the function bodies give."""
+    lowered = lower_events(model)
+    assert operators(lowered) == layers, lowered.layers
+    wanted = outputs(model, x, native=False)[0]
+    assert np.unique(wanted).size > 3
+    found = create_session(model, threads=1).run(None, {"x": x})[0]
+    # Sums are exact but for those of the read-out.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    if lowered.changed:
+        found = outputs(lowered.model, x, native=False)[0]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", STAY.values(), ids=STAY)
+def test_a_layer_that_is_not_proved_stays(text: str) -> None:
+    # A convolution of the same spikes where the layer adds something to it.
+    conv = "d = Conv <pads = [1, 1, 1, 1]> (r, b)  " if re.search(r"\bd\b", text) else ""
+    check_equal_sizes(*equal_sizes(FIRST + conv + text, "N,4,4,4", 4, 4, 4), ["EventNeuron", ""])
+
+
+@pytest.mark.parametrize(("text", "operator"), FALL.values(), ids=FALL)
+def test_a_layer_that_is_proved_is_lowered(text: str, operator: str) -> None:
+    conv = "d = Conv <pads = [1, 1, 1, 1]> (r, b)  "
+    for declared in ("N,4,4,4", "N,4,H,W"):
+        if declared == "N,4,H,W" and "Flatten" in text:
+            continue
+        model, x = equal_sizes(FIRST + conv + text, declared, 4, 4, 4)
+        check_equal_sizes(model, x, ["EventNeuron", operator])
+
+
+@pytest.mark.parametrize(("declared", "shape", "text", "layers"), RANKS.values(), ids=RANKS)
+def test_layers_of_every_rank(
+    declared: str, shape: tuple[int, ...], text: str, layers: list[str]
+) -> None:
+    check_equal_sizes(*equal_sizes(text, declared, *shape), layers)
