@@ -15,9 +15,11 @@ from math import prod
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from snncompiler.graph import (
+    BATCH,
     Graph,
     Node,
     Tensor,
@@ -31,12 +33,13 @@ from snncompiler.graph import (
     rank,
     sort_nodes,
     tensor_names,
+    unique_name,
     value,
 )
 from snncompiler.passes.base import Context, Pass
 
-#: The name of the batch dimension in the emitted model.
-BATCH = "N"
+#: What the batch dimension is called in the models that we write, where no other has that name.
+BATCH_NAMES = ("N", "batch")
 
 
 class Lost(Exception):
@@ -83,6 +86,24 @@ def free_batch(graph: Graph, targets: list[tuple[Node, list[int]]]) -> None:
         if tensor.shape:
             tensor.shape = [BATCH, *tensor.shape[1:]]
     infer_shapes(graph)
+
+
+def name_batch(graph: onnx.GraphProto, size: int | None = None) -> None:
+    """Give the batch dimension a name that no other dimension of the graph has, or its `size`."""
+    dims = [
+        dim
+        for entry in (*graph.input, *graph.output, *graph.value_info)
+        for dim in entry.type.tensor_type.shape.dim
+        if dim.dim_param
+    ]
+    taken = {dim.dim_param for dim in dims}
+    name = next((name for name in BATCH_NAMES if name not in taken), None)
+    name = name or unique_name(BATCH_NAMES[-1], taken)
+    for dim in dims:
+        if dim.dim_param == BATCH and size is None:
+            dim.dim_param = name
+        elif dim.dim_param == BATCH:
+            dim.dim_value = size
 
 
 def _follow(

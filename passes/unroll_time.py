@@ -31,6 +31,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from snncompiler import dialect
 from snncompiler.errors import refuse
 from snncompiler.graph import (
+    BATCH,
     Graph,
     Node,
     Tensor,
@@ -42,7 +43,6 @@ from snncompiler.graph import (
 )
 from snncompiler.growth import STEADY, Growth
 from snncompiler.passes.sink_time_mean import TIME_MEAN
-from snncompiler.passes.track_batch import BATCH
 from snncompiler.timing import Timing, analyze
 
 Unroll = Literal["fold", "loop", "steps"]

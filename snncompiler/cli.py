@@ -533,10 +533,7 @@ def _described(compiled: CompiledFile) -> dict[str, Any]:
         "version": meta["snnc.version"],
         "source": meta["snnc.source"],
         "source_sha256": meta["snnc.source_sha256"],
-        "inputs": [
-            {"name": spec.name, "shape": ["N" if d is None else d for d in spec.shape]}
-            for spec in compiled.inputs
-        ],
+        "inputs": [{"name": spec.name, "shape": spec.dims} for spec in compiled.inputs],
         "outputs": compiled.outputs,
         "task": options.task,
         "emit": options.emit,

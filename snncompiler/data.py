@@ -61,6 +61,12 @@ class InputSpec:
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
 
+    @property
+    def dims(self) -> list[int | str]:
+        """The shape to be read: "N" for any batch, "any" for any other size."""
+        open_ = ["N", *["any"] * len(self.shape)]
+        return [name if dim is None else dim for dim, name in zip(self.shape, open_, strict=False)]
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -36,7 +36,7 @@ from snncompiler.passes.lower_events import Lowered, lower_events
 from snncompiler.passes.lower_precision import LowerPrecision
 from snncompiler.passes.sink_time_mean import SinkTimeMean
 from snncompiler.passes.telescope_analog import TelescopeAnalog
-from snncompiler.passes.track_batch import BATCH
+from snncompiler.passes.track_batch import name_batch
 from snncompiler.passes.unroll_time import ReadOut, UnrollTime, unfoldable
 from snncompiler.passes.verify_output import verify_output
 from snncompiler.preparation import Prepared, resolve
@@ -112,8 +112,7 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
         options.seed,
     )
     unrolled, names = unroll.emit(graph)
-    if options.batch is not None:
-        _fix_batch(unrolled, options.batch)
+    name_batch(unrolled, options.batch)
     model = attach_functions(unrolled, prepared.checked_model.opset_import)
     model.producer_version = __version__
     metadata = _metadata(prepared, calibration, options, chunk, names)
@@ -212,14 +211,6 @@ def _check_fit(prepared: Prepared, calibration: Calibration) -> None:
             findings.append(Finding("SNNC306", "a charge is not finite", node=name))
     if findings:
         raise Refused(*findings)
-
-
-def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
-    """Write the batch size into the inputs and outputs."""
-    for entry in (*graph.input, *graph.output):
-        for dim in entry.type.tensor_type.shape.dim:
-            if dim.dim_param == BATCH:
-                dim.dim_value = batch
 
 
 def _unrollable(graph: Graph, prepared: Prepared, options: Options) -> Options:

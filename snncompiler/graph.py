@@ -32,9 +32,18 @@ MAX_VALUES = 1 << 31
 _DATA_ELEMENTS = 4096
 
 
+#: The batch dimension in our graphs.  No dimension of a source is called so (`import_model`), and
+#: what we write has a readable name for it (`track_batch.name_batch`).
+BATCH = "snnc:batch"
+
+
 def import_model(model: onnx.ModelProto) -> Graph:
-    """The gs graph of `model`; every node gets a name, unique in the graph."""
+    """The gs graph of `model`; every node gets a name, unique in the graph, and none of its
+    dimensions is our batch."""
     graph = gs.import_onnx(model)
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Variable) and tensor.shape is not None:
+            tensor.shape = [None if dim in ("", BATCH) else dim for dim in tensor.shape]
     taken: set[str] = set()
     for number, node in enumerate(graph.nodes):
         name = node.name or f"{node.op}_{number}"

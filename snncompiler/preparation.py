@@ -44,7 +44,7 @@ from snncompiler.passes.remove_noops import RemoveNoops
 from snncompiler.passes.spell_rectifiers import SpellRectifiers
 from snncompiler.passes.swap_max_pool import SwapMaxPool
 from snncompiler.passes.to_float32 import ToFloat32, has_other_floats
-from snncompiler.passes.track_batch import TrackBatch
+from snncompiler.passes.track_batch import TrackBatch, name_batch
 from snncompiler.passes.unify_linear import UnifyLinear
 from snncompiler.passes.verify_input import verify_input
 from snncompiler.runtime.session import create_session
@@ -187,6 +187,7 @@ def _imported(checked: onnx.ModelProto, findings: list[Finding]) -> tuple[Graph,
 
 def _as_model(graph: Graph) -> onnx.ModelProto:
     model = export_model(graph)
+    name_batch(model.graph)
     model.ir_version = dialect.MAX_IR_VERSION
     return model
 

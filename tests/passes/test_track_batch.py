@@ -16,7 +16,9 @@ from helpers import (
 )
 
 from snncompiler import pipeline
+from snncompiler.compiled import read_compiled
 from snncompiler.errors import Refused
+from snncompiler.graph import BATCH
 
 #: The same products summed for one sample and for three, perhaps in another order: at most 100
 #: float32 roundings of 2^-24.
@@ -34,7 +36,7 @@ def tracked(text: str, *shape: int, weights: dict[str, Array] | None = None) -> 
     model = parse(text, weights)
     prepared = pipeline.prepare(model)
     assert prepared.any_batch, prepared.context.batch_lost
-    assert prepared.graph.inputs[0].shape[0] == "N"
+    assert prepared.graph.inputs[0].shape[0] == BATCH
     x = random(3, 3, *shape)
     for now, before in zip(run_model(prepared.ann, x=x), three_alone(model, x), strict=True):
         assert_close(now, before, relative=ORDER)
@@ -93,7 +95,7 @@ def test_static_models_take_any_batch(case: str) -> None:
     body, constants, out = STATIC[case]
     text = f"g (float[1,2,4,4] x) => (float[{out}] y) <{constants}> {{ {body}  y = Relu (r) }}"
     prepared = tracked(text, 2, 4, 4)
-    assert prepared.graph.outputs[0].shape[0] in ("N", None)
+    assert prepared.graph.outputs[0].shape[0] in (BATCH, None)
 
 
 def test_every_static_case_ran() -> None:
@@ -122,23 +124,87 @@ def test_two_resizes_may_share_their_sizes() -> None:
     tracked(text, 2, 4, 4)
 
 
-def test_a_dimension_of_the_user_may_be_called_as_ours() -> None:
-    # "N" points a sample, the batch in front: point clouds are often exported so.
-    text = """g (float[B,N,2] x) => (float[B,N,2] y)
-    {
-      h = Relu (x)  t = Transpose <perm = [1, 0, 2]> (h)  m = ReduceMean <axes = [0]> (t)
-      u = Transpose <perm = [1, 0, 2]> (m)  s = Sub (h, u)  y = Relu (s)
-    }"""
-    x = np.abs(random(1, 3, 5, 2))
-    model = parse(text)
-    (before,) = run_model(model, x=x)
-    prepared = pipeline.prepare(model)
-    (now,) = run_model(prepared.ann, x=x)
-    assert_close(now, before, relative=ORDER)
-    snn = compile_text(model, x, steps=2048)
-    (decoded,) = run_model(snn, x=x)
-    # Two layers of neurons, thresholds of at most 3: some θ/T each.
-    assert np.abs(decoded - before).max() < 20 / 2048
+#: Point clouds [batch, points, 2]: points first and back, before and behind a rectifier.
+POINTS = {
+    "in place": "a = MatMul (x, v)  h = Relu (a)  b = MatMul (h, w)  r = Relu (b)",
+    "first in the ANN": """t = Transpose <perm = [1, 0, 2]> (x)  a = MatMul (t, v)  h = Relu (a)
+        b = MatMul (h, w)  s = Relu (b)  r = Transpose <perm = [1, 0, 2]> (s)""",
+    "back between spikes": """t = Transpose <perm = [1, 0, 2]> (x)  a = MatMul (t, v)  h = Relu (a)
+        u = Transpose <perm = [1, 0, 2]> (h)  b = MatMul (u, w)  r = Relu (b)""",
+}
+#: What the source may call its dimensions, and what the emitted file then calls them.
+NAMES = {
+    ("B", "P"): ("N", "P"),
+    ("B", "N"): ("batch", "N"),
+    ("N", "B"): ("N", "B"),
+    ("N", "N"): ("batch", "N"),
+    ("P", "P"): ("N", "P"),
+    ("N", "batch"): ("N", "batch"),
+    ("", "N"): ("batch", "N"),
+    ("B", ""): ("N", ""),
+    ("B", BATCH): ("N", ""),
+    (BATCH, "N"): ("batch", "N"),
+}
+
+
+def cloud(body: str, batch: str, points: str) -> onnx.ModelProto:
+    text = f"""g (float[A,C,2] x) => (float[A,3] y)
+    {{ {body}  m = ReduceMean <axes = [1], keepdims = 0> (r)  y = Gemm (m, o) }}"""
+    weights = {"v": random(1, 2, 4), "w": random(2, 4, 4), "o": random(3, 4, 3)}
+    model = parse(text, weights)
+    for entry in (*model.graph.input, *model.graph.output):
+        for dim, name in zip(entry.type.tensor_type.shape.dim, (batch, points), strict=False):
+            if dim.HasField("dim_param"):
+                dim.dim_param = name
+    return model
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [("back between spikes", names) for names in NAMES]
+    + [(body, names) for body in ("in place", "first in the ANN") for names in list(NAMES)[1:4]],
+)
+def test_what_the_user_calls_a_dimension_means_nothing(body: str, names: tuple[str, str]) -> None:
+    model, plain = cloud(POINTS[body], *names), cloud(POINTS[body], "B", "P")
+    x = random(0, 16, 8, 2)
+    snn, usual = compile_text(model, x, steps=32), compile_text(plain, x, steps=32)
+    dims = [dim.dim_param for dim in snn.graph.input[0].type.tensor_type.shape.dim[:2]]
+    assert tuple(dims) == NAMES[names]
+    (wanted,) = run_model(model, x=x)
+    for count in (16, 5, 1):
+        (decoded,) = run_model(snn, x=x[:count])
+        assert np.array_equal(decoded, run_model(usual, x=x[:count])[0])
+        # Two layers of neurons, a mean, and a read-out: some θ/T of the largest output.
+        assert_close(decoded, wanted[:count], relative=20 / 32)
+
+
+def test_names_of_dimensions_that_are_all_taken() -> None:
+    text = """g (float[B,N,batch,batch_2] x) => (float[B,N,batch,batch_2] y) { y = Relu (x) }"""
+    snn = compile_text(parse(text), x := random(0, 2, 3, 4, 5), steps=32)
+    for entry in (snn.graph.input[0], snn.graph.output[0]):
+        dims = [dim.dim_param for dim in entry.type.tensor_type.shape.dim]
+        assert dims == ["batch_3", "N", "batch", "batch_2"]
+    # One neuron with a constant current: half a step.
+    assert_close(run_model(snn, x=x)[0], np.maximum(x, 0), relative=1.01 / 64)
+
+
+@pytest.mark.parametrize("names", [("B", "P"), ("B", "N"), ("N", "N")])
+def test_a_fixed_batch_fixes_the_batch_alone(names: tuple[str, str]) -> None:
+    model, x = cloud(POINTS["in place"], *names), random(0, 2, 8, 2)
+    snn = compile_text(model, x, steps=64, emit="cuda-graph", batch=2)
+    dims = snn.graph.input[0].type.tensor_type.shape.dim
+    assert (dims[0].dim_value, dims[1].dim_param) == (2, names[1])
+    for points in (8, 3):
+        decoded, wanted = (run_model(m, x=x[:, :points])[0] for m in (snn, model))
+        assert_close(decoded, wanted, relative=20 / 64)
+
+
+def test_a_batch_of_nothing_is_any_batch() -> None:
+    # Old exporters write 0 where they know no size.
+    model = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 0
+    assert pipeline.prepare(model).any_batch
+    assert read_compiled(compile_text(model, random(0, 3, 4))).fixed_batch is None
 
 
 # --- where it is lost ---
@@ -278,5 +344,5 @@ def test_the_batch_of_several_inputs_is_one() -> None:
     text = """g (float[1,2] x, float[1,2] z) => (float[1,2] y)
     { h = Relu (x)  s = Add (h, z)  y = Relu (s) }"""
     graph, _ = after(parse(text))
-    assert [tensor.shape for tensor in graph.inputs] == [["N", 2], ["N", 2]]
-    assert graph.outputs[0].shape == ["N", 2]
+    assert [tensor.shape for tensor in graph.inputs] == [[BATCH, 2], [BATCH, 2]]
+    assert graph.outputs[0].shape == [BATCH, 2]
