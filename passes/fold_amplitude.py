@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -195,9 +196,14 @@ class _Work:
 # --- into weights: the factor that the weights are multiplied by, None where it cannot be ---
 
 
+def _varies(scale: Scale) -> set[int]:
+    """The axes along which the amplitude is not the same."""
+    return {axis for axis, size in enumerate(scale.shape) if size > 1}
+
+
 def _channels_only(scale: Scale) -> bool:
     """Whether the amplitude depends on axis 1 alone."""
-    return scale.size == 1 or scale.size == scale.shape[1]
+    return _varies(scale) <= {1}
 
 
 def _into_conv(node: Node, scale: Scale) -> NDArray[Any] | None:
@@ -220,14 +226,13 @@ def _into_conv_transpose(node: Node, scale: Scale) -> NDArray[Any] | None:
 
 
 def _into_gemm(node: Node, scale: Scale) -> NDArray[Any] | None:
-    if value(node.inputs[1]) is None or node.attrs:
-        return None
-    return scale.reshape(-1, 1) if scale.size > 1 else scale.reshape(())
+    return None if node.attrs else _into_matmul(node, scale)
 
 
 def _into_matmul(node: Node, scale: Scale) -> NDArray[Any] | None:
+    """Weights [K, M] are summed over the last axis of the spikes, and over no other."""
     weights = value(node.inputs[1])
-    if weights is None or weights.ndim != 2 or scale.size not in (1, scale.shape[-1]):
+    if weights is None or weights.ndim != 2 or not _varies(scale) <= {scale.ndim - 1}:
         return None
     return scale.reshape(-1, 1) if scale.size > 1 else scale.reshape(())
 
@@ -243,34 +248,68 @@ _WEIGHTED: dict[str, Callable[[Node, Scale], NDArray[Any] | None]] = {
 # --- behind an operator: the amplitude of its output, None where they do not commute ---
 
 
+def _beside_space(node: Node, scale: Scale) -> Scale | None:
+    """Pooling works along the axes from 2 on."""
+    return scale if max(_varies(scale), default=0) < 2 else None
+
+
 def _if_channels_only(node: Node, scale: Scale) -> Scale | None:
-    size = known_rank(node.outputs[0])
-    if not _channels_only(scale):
-        return None
-    return scale if scale.ndim == size else None
+    return scale if _channels_only(scale) and scale.ndim > 1 else None
 
 
 def _if_uniform(node: Node, scale: Scale) -> Scale | None:
     return scale.reshape((1,) * known_rank(node.outputs[0])) if scale.size == 1 else None
 
 
+def _through_resize(node: Node, scale: Scale) -> Scale | None:
+    """Resize and Upsample sample along the axes whose size they change, and only along these."""
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return None
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    factors = constant_input(node, 2 if node.op == "Resize" else 1)
+    named = axes_of(node, scale.ndim, input_index=len(node.inputs))
+    axes = list(range(scale.ndim)) if named is None else named
+    for axis in _varies(scale) & set(axes):
+        if factors is not None and factors.size:
+            kept = factors[axes.index(axis)] == 1
+        else:
+            kept = known(before[axis]) and before[axis] == after[axis]
+        if not kept:
+            return None
+    return scale
+
+
 def _through_reshape(node: Node, scale: Scale) -> Scale | None:
-    """Flatten, Reshape, Squeeze and Unsqueeze of a tensor whose batch stays on axis 0."""
+    """Flatten and Reshape, row by row where axis 0 keeps its size, else over all axes."""
     before, after = node.inputs[0].shape, node.outputs[0].shape
     if scale.size == 1:
         return scale.reshape((1,) * len(after))
     if not before or not after or not all(known(dim) for dim in (*before[1:], *after[1:])):
         return None
-    full = np.broadcast_to(scale, (1, *before[1:]))
-    if full.size != int(np.prod(after[1:], dtype=np.int64)):
+    if scale.shape[0] == 1 and prod(before[1:]) == prod(after[1:]):
+        full = np.broadcast_to(scale, (1, *before[1:])).reshape(1, *after[1:])
+    elif known(before[0]) and known(after[0]):
+        full = np.broadcast_to(scale, before).reshape(after)
+    else:
         return None
-    moved = full.reshape(1, *after[1:])
     # Axes on which it does not vary shrink to 1 again.
-    for axis in range(moved.ndim):
-        first = np.take(moved, [0], axis=axis)
-        if np.array_equal(np.broadcast_to(first, moved.shape), moved):
-            moved = first
-    return moved
+    for axis in range(full.ndim):
+        first = np.take(full, [0], axis=axis)
+        if np.array_equal(np.broadcast_to(first, full.shape), full):
+            full = first
+    return full
+
+
+def _through_squeeze(node: Node, scale: Scale) -> Scale | None:
+    axes = axes_of(node, scale.ndim)
+    if axes is None:
+        return _through_reshape(node, scale)
+    return np.squeeze(scale, tuple(axes))
+
+
+def _through_unsqueeze(node: Node, scale: Scale) -> Scale | None:
+    axes = axes_of(node, known_rank(node.outputs[0]))
+    return np.expand_dims(scale, tuple(axes or ()))
 
 
 def _through_transpose(node: Node, scale: Scale) -> Scale | None:
@@ -295,41 +334,45 @@ def _through_slice(node: Node, scale: Scale) -> Scale | None:
 
 
 def _through_pad(node: Node, scale: Scale) -> Scale | None:
-    fill = constant_input(node, 2)
-    pads = constant_input(node, 1)
-    if node.attrs.get("mode", "constant") != "constant" or pads is None:
-        return _if_uniform(node, scale) if node.attrs.get("mode") in ("edge", "reflect") else None
-    if input_at(node, 2) is not None and (fill is None or np.any(fill)):
+    pads, fill = constant_input(node, 1), constant_input(node, 2)
+    if pads is None:
         return None
-    axes = axes_of(node, scale.ndim, input_index=3) or list(range(scale.ndim))
+    named = axes_of(node, scale.ndim, input_index=3)
+    axes = list(range(scale.ndim)) if named is None else named
     widths = [(0, 0)] * scale.ndim
     for place, axis in enumerate(axes):
-        if scale.shape[axis] > 1:
-            widths[axis] = (int(pads[place]), int(pads[place + len(axes)]))
-            if min(widths[axis]) < 0:
-                return None
-    return np.pad(scale, widths, constant_values=1.0)
+        widths[axis] = (int(pads[place]), int(pads[place + len(axes)]))
+    moved = [axis for axis in _varies(scale) if any(widths[axis])]
+    if node.attrs.get("mode", "constant") != "constant":
+        return None if moved else scale
+    if input_at(node, 2) is not None and (fill is None or np.any(fill)):
+        return None
+    if any(min(widths[axis]) < 0 for axis in moved):
+        return None
+    spread = [widths[axis] if axis in moved else (0, 0) for axis in range(scale.ndim)]
+    return np.pad(scale, spread, constant_values=1.0)
 
 
 def _through_reduce(node: Node, scale: Scale) -> Scale | None:
-    axes = axes_of(node, scale.ndim)
-    if axes is None or any(scale.shape[axis] != 1 for axis in axes):
-        return _if_uniform(node, scale)
-    if node.attrs.get("keepdims", 1):
+    axes = axes_of(node, scale.ndim) or []
+    if not axes and node.attrs.get("noop_with_empty_axes", 0):
         return scale
-    return scale.reshape([dim for axis, dim in enumerate(scale.shape) if axis not in axes])
+    axes = axes or list(range(scale.ndim))
+    if _varies(scale) & set(axes):
+        return None
+    return scale if node.attrs.get("keepdims", 1) else np.squeeze(scale, tuple(axes))
 
 
 _COMMUTING: dict[str, Callable[[Node, Scale], Scale | None]] = {
-    "AveragePool": _if_channels_only,
-    "GlobalAveragePool": _if_channels_only,
+    "AveragePool": _beside_space,
+    "GlobalAveragePool": _beside_space,
     "MaxPool": _if_channels_only,
-    "Resize": _if_channels_only,
-    "Upsample": _if_channels_only,
+    "Resize": _through_resize,
+    "Upsample": _through_resize,
     "Flatten": _through_reshape,
     "Reshape": _through_reshape,
-    "Squeeze": _through_reshape,
-    "Unsqueeze": _through_reshape,
+    "Squeeze": _through_squeeze,
+    "Unsqueeze": _through_unsqueeze,
     "Transpose": _through_transpose,
     "Slice": _through_slice,
     "Pad": _through_pad,

@@ -42,6 +42,10 @@ from snncompiler.passes.base import Context, Pass
 BATCH_NAMES = ("N", "batch")
 
 
+#: Where a Slice ends that takes all there is.
+_ALL = np.iinfo(np.int32).max
+
+
 class Lost(Exception):
     """The batch axis cannot be followed through an operator; the text says why."""
 
@@ -158,6 +162,14 @@ def _along(node: Node, axes: dict[str, int], default: int) -> list[int | None]:
     return [axis] * len(node.outputs)
 
 
+def _layer_norm(node: Node, axes: dict[str, int]) -> list[int | None]:
+    """It works along all axes from its own to the last."""
+    axis = _first(node, axes)
+    if axis >= int(node.attrs.get("axis", -1)) % _rank(node.inputs[0]):
+        raise Lost("it works along the batch axis")
+    return [axis] * len(node.outputs)
+
+
 def _elementwise(node: Node, axes: dict[str, int]) -> list[int | None]:
     out_rank = max(_rank(tensor) for tensor in node.inputs if not tensor.is_empty())
     places = {
@@ -205,7 +217,8 @@ def _reshape(
 def _flatten(node: Node, axes: dict[str, int]) -> list[int | None]:
     axis = _first(node, axes)
     shape = node.inputs[0].shape
-    at = int(node.attrs.get("axis", 1)) % (_rank(node.inputs[0]) + 1)
+    at = int(node.attrs.get("axis", 1))
+    at += _rank(node.inputs[0]) if at < 0 else 0
     if axis != 0 or at == 0 or any(dim != 1 for dim in shape[1:at]):
         raise Lost("the batch is mixed with another axis")
     return [0]
@@ -249,12 +262,21 @@ def _slice(node: Node, axes: dict[str, int]) -> list[int | None]:
         sliced: list[int] | None = None if starts is None else list(range(starts.size))
     else:
         sliced = axes_of(node, _rank(node.inputs[0]), input_index=3)
-    if sliced is None or axis in sliced:
+    if sliced is None:
         raise Lost("it cuts the batch axis")
+    if axis in sliced:
+        at, ends, steps = sliced.index(axis), constant_input(node, 2), constant_input(node, 4)
+        whole = starts is not None and starts[at] == 0 and ends is not None and ends[at] >= _ALL
+        if not whole or (input_at(node, 4) is not None and (steps is None or steps[at] != 1)):
+            raise Lost("it cuts the batch axis")
     return [axis]
 
 
 def _gather(node: Node, axes: dict[str, int]) -> list[int | None]:
+    if node.inputs[0].name not in axes:
+        # A table from which every sample picks its own rows: the indices' axes stand in its place.
+        along = int(node.attrs.get("axis", 0)) % _rank(node.inputs[0])
+        return [along + axes[node.inputs[1].name]]
     axis = _first(node, axes)
     along = int(node.attrs.get("axis", 0)) % _rank(node.inputs[0])
     if along == axis:
@@ -282,6 +304,8 @@ def _reduce(node: Node, axes: dict[str, int]) -> list[int | None]:
         reduced: list[int] | None = [int(node.attrs.get("axis", 0)) % _rank(node.inputs[0])]
     else:
         reduced = axes_of(node, _rank(node.inputs[0]))
+    if not reduced and node.attrs.get("noop_with_empty_axes", 0):
+        return [axis]
     if not reduced or axis in reduced:
         raise Lost("it reduces the batch axis")
     if node.attrs.get("keepdims", 1):
@@ -340,6 +364,9 @@ def _tile(node: Node, axes: dict[str, int]) -> list[int | None]:
 def _resize(node: Node, axes: dict[str, int]) -> list[int | None]:
     """Also turns `sizes`, which would fix the batch, into the scales that they stand for."""
     axis = _first(node, axes)
+    named = axes_of(node, _rank(node.inputs[0]), input_index=len(node.inputs))
+    if named is not None and axis not in named:
+        return [axis]
     sizes = constant_input(node, 3)
     if sizes is not None:
         before, after = node.inputs[0].shape, node.outputs[0].shape
@@ -355,7 +382,8 @@ def _resize(node: Node, axes: dict[str, int]) -> list[int | None]:
         node.inputs[2] = gs.Constant(f"{node.name}/sizes_as_scales", scales)
         node.inputs.pop(3)
     scales_given = constant_input(node, 2 if node.op == "Resize" else 1)
-    if scales_given is None or scales_given.size <= axis or scales_given[axis] != 1:
+    at = axis if named is None else named.index(axis)
+    if scales_given is None or scales_given.size <= at or scales_given[at] != 1:
         raise Lost("its scales are not known to leave the batch alone")
     return [axis]
 
@@ -392,8 +420,9 @@ _RULES: dict[str, _Rule] = {
         ),
         _reduce,
     ),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "TopK", "LayerNormalization"),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "TopK"),
                     lambda node, axes: _along(node, axes, -1)),
+    "LayerNormalization": _layer_norm,
     "Split": lambda node, axes: _along(node, axes, 0),
     "QuantizeLinear": _same,
     "DequantizeLinear": _same,

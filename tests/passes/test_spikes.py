@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, compile_text, op_counts, parse, random, run_model
+from helpers import Array, after, compile_text, op_counts, ops, parse, random, run_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snncompiler import pipeline
 from snncompiler.errors import Refused
-from snncompiler.graph import with_outputs
+from snncompiler.graph import Graph, export_model, with_outputs
 from snncompiler.options import Options
+from snncompiler.passes.base import run_passes
+from snncompiler.passes.fold_amplitude import FoldAmplitude
+from snncompiler.passes.insert_neurons import InsertNeurons
 
 #: A neuron's decoded value is off by |v(T) - v(0)|/T, exactly; v stays within some θ of its start,
 #: as the ANN's activation, which the current converges to, is at most θ (thresholds are the maxima).
@@ -279,6 +283,197 @@ def test_a_layer_keeps_its_calibrated_threshold_per_channel() -> None:
     assert np.array_equal(compiled.calibration.thresholds["act"], x.max(axis=(0, 2)))
     emitted = {t.name: t for t in compiled.model.graph.initializer}["act/threshold"]
     assert list(emitted.dims) == [2, 1]
+
+
+# --- where an amplitude may go, axis by axis ---
+
+
+@dataclass(frozen=True)
+class Move:
+    """Statements that make `y` of the spiking value `s`, which has `shape`; the Muls left of it."""
+
+    text: str
+    muls: int
+    shape: str = "N,4,6,8"
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    opset: int = 17
+
+
+ONE = {"w": (3, 4, 1, 1)}
+MOVES: dict[str, Move] = {
+    # The axis of the channels is gone, or another one, when the weights are met.
+    "sum of axis 0": Move("g = ReduceSum <keepdims = 0> (s, i0)  y = MatMul (g, w)", 1, "6,4,16",
+        {"w": (16, 3)}),
+    "mean of axis 0, kept": Move("g = ReduceMean <axes = [0]> (s)  y = MatMul (g, w)", 1, "8,4,16",
+        {"w": (16, 3)}),
+    "sum of axis -3, rows as many": Move("g = ReduceSum <keepdims = 0> (s, m3)  y = MatMul (g, w)",
+        1, "6,4,4", {"w": (4, 3)}),
+    "sum of axis 2": Move("g = ReduceSum <keepdims = 0> (s, i2)  y = MatMul (g, w)", 0, "N,4,16",
+        {"w": (4, 3)}),
+    "sum of the channels": Move("g = ReduceSum <keepdims = 0> (s, i1)  y = MatMul (g, w)", 1,
+        "N,4,16", {"w": (16, 3)}),
+    "sum of axes 0 and 2": Move("g = ReduceSum <keepdims = 0> (s, i02)  y = Unsqueeze (g, i0)", 1,
+        "4,4,4"),
+    "sum of all": Move("y = ReduceSum (s)", 1, "2,4,4"),
+    "sum of all, no axes given": Move("y = ReduceSum (s, none)", 1, "2,4,4"),
+    "sum of nothing": Move("g = ReduceSum <noop_with_empty_axes = 1> (s, none)  y = Conv (g, w)", 0,
+        weights=ONE),
+    "rows of another axis": Move("y = MatMul (s, w)", 1, "N,4,4", {"w": (4, 3)}),
+    "columns": Move("y = MatMul (s, w)", 0, "N,4", {"w": (4, 3)}),
+    "on the left": Move("y = MatMul (w, s)", 1, "N,4,4", {"w": (3, 4)}),
+    "a product of axis 1 by Gemm": Move("t = Transpose <perm = [1, 0]> (s)  y = Gemm (t, w)", 1, "4,4",
+        {"w": (4, 3)}),
+    # Sampling along the channels mixes them, along space it does not.
+    "resize channels": Move('y = Resize <mode = "nearest"> (s, , double1)', 1),
+    "resize channels, linear": Move('y = Resize <mode = "linear"> (s, , double1)', 1, "2,4,4"),
+    "resize space": Move('g = Resize <mode = "nearest"> (s, , double2)  y = Conv (g, w)', 0,
+        weights=ONE),
+    "resize to sizes": Move("g = Resize (s, , , sizes)  y = Conv (g, w)", 0, weights=ONE),
+    "resize to sizes, axes": Move("g = Resize <axes = [-1, 2]> (s, , , six)  y = Conv (g, w)", 0,
+        weights=ONE, opset=18),
+    "resize to sizes, channels": Move("y = Resize <axes = [1]> (s, , , two)", 1, opset=18),
+    "resize channels by name": Move("y = Resize <axes = [-3]> (s, , double)", 1, opset=18),
+    "resize beyond the edge": Move("""y = Resize <coordinate_transformation_mode = "tf_crop_and_resize",
+        extrapolation_value = 2.0> (s, roi, double2)""", 1),
+    "upsample space": Move("g = Upsample (s, double2)  y = Conv (g, w)", 0, weights=ONE, opset=9),
+    "upsample channels": Move("y = Upsample (s, double1)", 1, opset=9),
+    # Axes that move.
+    "transposed, then a line": Move("t = Transpose <perm = [0, 2, 1]> (s)  y = Conv (t, w)", 1,
+        "N,4,4", {"w": (3, 4, 1)}),
+    "transposed twice": Move("t = Transpose <perm = [0, 2, 1]> (s)"
+        "  u = Transpose <perm = [0, 2, 1]> (t)  y = Conv (u, w)", 0, "N,4,4", {"w": (3, 4, 1)}),
+    "transposed without an order": Move("t = Transpose (s)  y = MatMul (t, w)", 1, "4,4,4",
+        {"w": (4, 3)}),
+    "the batch behind": Move("t = Transpose <perm = [1, 0, 2]> (s)  u = ReduceSum (t, i2)"
+        "  y = Transpose <perm = [1, 0, 2]> (u)", 1, "N,4,6"),
+    "pooled where rows are channels": Move(
+        "t = Transpose <perm = [0, 2, 1]> (s)  p = AveragePool <kernel_shape = [2]> (t)"
+        "  y = Conv (p, w)", 1, "N,4,4", {"w": (3, 4, 1)}),
+    "pooled along a line": Move(
+        "p = AveragePool <kernel_shape = [2], strides = [2]> (s)  y = Conv (p, w)", 0,
+        "N,4,8", {"w": (3, 4, 1)}),
+    "pooled, padded": Move("""p = AveragePool <kernel_shape = [2, 2], pads = [0, 1, 1, 0],
+        count_include_pad = 1> (s)  y = Conv (p, w)""", 0, weights=ONE),
+    "averaged where rows are channels": Move(
+        "t = Transpose <perm = [0, 2, 1, 3]> (s)  p = GlobalAveragePool (t)  y = Conv (p, w)", 1,
+        "N,4,4,4", {"w": (3, 4, 1, 1)}),
+    # Axes that are joined, split, added, removed.
+    "unsqueezed in front": Move("u = Unsqueeze (s, i0)  q = Squeeze (u, i0)  y = Conv (q, w)", 0,
+        weights=ONE),
+    "unsqueezed behind the batch": Move("u = Unsqueeze (s, m2)  y = MatMul (u, w)", 0, "N,4",
+        {"w": (4, 3)}),
+    "unsqueezed between": Move("u = Unsqueeze (s, i1)  q = Squeeze (u, m4)  y = Conv (q, w)", 0,
+        weights=ONE),
+    "squeezed batch": Move("q = Squeeze (s, i0)  y = MatMul (q, w)", 1, "1,4,4", {"w": (4, 3)}),
+    "squeezed batch of a row": Move("q = Squeeze (s, i0)  y = MatMul (q, w)", 0, "1,4", {"w": (4, 3)}),
+    "squeezed, all of one": Move("q = Squeeze (s)  y = MatMul (q, w)", 0, "2,4,1,1", {"w": (4, 3)}),
+    "flattened": Move("f = Flatten (s)  y = Gemm (f, w)", 0, "N,4,2,2", {"w": (16, 3)}),
+    "flattened from the end": Move("f = Flatten <axis = -2> (s)  y = Gemm (f, w)", 0, "N,4,2",
+        {"w": (8, 3)}),
+    "flattened to one row": Move("f = Flatten <axis = 0> (s)  y = Gemm (f, w)", 0, "2,4,2",
+        {"w": (16, 3)}),
+    "flattened at -rank": Move("f = Flatten <axis = -3> (s)  y = Gemm (f, w)", 0, "2,4,2",
+        {"w": (16, 3)}),
+    "reshaped over rows": Move("f = Reshape (s, t_rows)  y = MatMul (f, w)", 1, "2,4,2",
+        {"w": (2, 3)}),
+    "reshaped into groups": Move("f = Reshape (s, t_groups)  y = ReduceSum (f, i2)", 1, "N,4,6"),
+    "groups and back": Move("f = Reshape (s, t_groups)  r = Reshape (f, t_back)  y = Conv (r, w)", 0,
+        "N,4,6", {"w": (3, 4, 1)}),
+    # Parts.
+    "every second channel from the end": Move("c = Slice (s, m1, m9, i1, m2)  y = Conv (c, w)", 1,
+        weights={"w": (3, 2, 1, 1)}),
+    "channels up to the last": Move("c = Slice (s, i1, m1, m3)  y = Conv (c, w)", 0,
+        weights={"w": (3, 2, 1, 1)}),
+    "space from the end": Move("c = Slice (s, m2, i9, m1)  y = Conv (c, w)", 0, weights=ONE),
+    "picked": Move("c = Gather <axis = 1> (s, pick)  y = Conv (c, w)", 1, weights=ONE),
+    "one picked": Move("c = Gather <axis = -2> (s, zero)  y = Conv (c, w)", 1,
+        weights={"w": (3, 4, 1)}),
+    "split": Move("a, b = Split <axis = 1> (s)  c = Concat <axis = -3> (b, a)  y = Conv (c, w)", 1,
+        weights=ONE),
+    "tiled": Move("c = Tile (s, double1i)  y = Conv (c, w)", 1, weights={"w": (3, 8, 1, 1)}),
+    "expanded": Move("c = Expand (s, wide)  y = Conv (c, w)", 1, "N,4,1,1", ONE),
+    "expanded by an axis": Move("c = Expand (s, deep)  y = MatMul (c, w)", 1, "1,4,4", {"w": (4, 3)}),
+    "depth to space": Move("c = DepthToSpace <blocksize = 2> (s)  y = Conv (c, w)", 1,
+        weights={"w": (3, 1, 1, 1)}),
+    "space to depth": Move("c = SpaceToDepth <blocksize = 2> (s)  y = Conv (c, w)", 1,
+        weights={"w": (3, 16, 1, 1)}),
+    "joined along rows": Move("c = Concat <axis = 2> (s, x)  y = Conv (c, w)", 1, weights=ONE),
+    # Borders.
+    "zeros around the channels": Move("p = Pad (s, pad1)  y = Conv (p, w)", 0,
+        weights={"w": (3, 7, 1, 1)}),
+    "zeros, one axis": Move("p = Pad (s, pad2, , m3)  y = Conv (p, w)", 0,
+        weights={"w": (3, 7, 1, 1)}, opset=18),
+    "cropped channels": Move("p = Pad (s, crop)  y = Conv (p, w)", 0, weights={"w": (3, 3, 1, 1)}),
+    "mirrored space": Move('p = Pad <mode = "reflect"> (s, pad3)  y = Conv (p, w)', 0, weights=ONE),
+    "mirrored channels": Move('p = Pad <mode = "reflect"> (s, pad1)  y = Conv (p, w)', 1,
+        weights={"w": (3, 7, 1, 1)}),
+    "repeated edge": Move('p = Pad <mode = "edge"> (s, pad3)  y = Conv (p, w)', 0, weights=ONE),
+    "around": Move('p = Pad <mode = "wrap"> (s, pad3)  y = Conv (p, w)', 0, weights=ONE, opset=19),
+    "ones around": Move("p = Pad (s, pad3, half)  y = Conv (p, w)", 1, weights=ONE),
+    # Weights in groups.
+    "grouped": Move("y = Conv <group = 2> (s, w)", 0, weights={"w": (6, 2, 1, 1)}),
+    "grouped line": Move("y = Conv <group = 4> (s, w)", 0, "N,4,6", {"w": (8, 1, 2)}),
+    "transposed and grouped": Move("y = ConvTranspose <group = 2> (s, w)", 0,
+        weights={"w": (4, 3, 1, 1)}),
+    "in three dimensions": Move("y = Conv (s, w)", 0, "N,4,2,2,2", {"w": (3, 4, 1, 1, 1)}),
+}  # fmt: skip
+
+MOVED_BY = """int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] i2 = {2}, int64[1] i9 = {9},
+int64 zero = {0},
+int64[1] m1 = {-1}, int64[1] m2 = {-2}, int64[1] m3 = {-3}, int64[1] m4 = {-4}, int64[1] m9 = {-9},
+int64[2] i02 = {0, 2}, int64[0] none = {}, int64[4] sizes = {1, 4, 3, 4}, int64[2] six = {4, 3},
+int64[1] two = {2}, float[1] double = {2}, float[4] double2 = {1, 1, 2, 2},
+float[8] roi = {0, 0, 0, 0, 1, 1, 2, 2},
+int64[2] t_rows = {8, 2}, int64[4] t_groups = {0, 2, -1, 6}, int64[3] t_back = {0, 4, 6},
+int64[4] pick = {3, 0, -2, 0}, int64[4] double1i = {1, 2, 1, 1}, int64[4] wide = {1, 1, 3, 2},
+int64[4] deep = {3, 1, 4, 4}, int64[8] pad1 = {0, 1, 0, 0, 0, 2, 0, 0}, int64[2] pad2 = {1, 2},
+int64[8] pad3 = {0, 0, 1, 2, 0, 0, 1, 0},
+int64[8] crop = {0, -1, 0, 0, 0, 0, 0, 0}, float half = {0.5}"""
+
+
+@pytest.mark.parametrize("case", MOVES)
+def test_amplitudes_follow_their_own_axis(case: str) -> None:
+    """The graph computes the same of the same spikes before and after its amplitudes move.
+
+    Weights are small integers and thresholds powers of two: every product and sum is exact.
+    """
+    move = MOVES[case]
+    size = move.shape.count(",") + 1
+    constants = MOVED_BY + f", float[{size}] double1 = {{1, 2{', 1' * (size - 2)}}}"
+    weights = {n: np.round(3 * random(1, *shape)) for n, shape in move.weights.items()}
+    text = f"""g (float[{move.shape}] x) => (float y) <{constants}>
+    {{ [act] s = Relu (x)  {move.text} }}"""
+    model = parse(text, weights, opset=move.opset)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    graph, context = after(model)
+    channels = int(graph.inputs[0].shape[1])
+    theta = np.float32([1 / 8, 1, 16, 1024, 2, 64, 1 / 2, 256])[:channels]
+    run_passes([InsertNeurons({"act": theta})], graph, context)
+    moved = graph.copy()
+    run_passes([FoldAmplitude()], moved, replace(context))
+    shape = [2 if dim == "N" else int(dim) for dim in move.shape.split(",")]
+    spikes = (np.random.default_rng(2).random(shape) < 0.8).astype(np.float32)
+    feeds = {"act/spikes": spikes, "x": np.round(random(3, *shape))}
+    wanted, found = (run_model(cut(g), **feeds)[0] for g in (graph, moved))
+    assert np.any(wanted) and np.array_equal(found, wanted)
+    assert ops(moved).count("Mul") == move.muls
+
+
+def cut(graph: Graph) -> onnx.ModelProto:
+    """The model that takes the spikes of the only neuron as an input."""
+    copy = graph.copy()
+    (neuron,) = (node for node in copy.nodes if node.op == "RMPNeuron")
+    spikes = neuron.outputs[0]
+    neuron.outputs.clear()
+    copy.nodes.remove(neuron)
+    copy.inputs.append(spikes)
+    model = export_model(copy)
+    model.ir_version = 8
+    return model
+
+
+def test_every_move_ran() -> None:
+    assert len(MOVES) == 68
 
 
 # --- at random ---
