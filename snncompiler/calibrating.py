@@ -357,12 +357,14 @@ def _largest_currents(
             prepared, replace(calibration, thresholds=thresholds), options, VIN_MAX_STEPS
         )
 
+    nodes = {node.name: node for node in calib.rectifiers_of(prepared.graph)}
     return running.settle_largest_currents(
         make_window,
         _running_layers(prepared),
         _some(prepared, feeds, VIN_MAX_SAMPLES),
         per_channel=bool(options.per_channel),
         alpha=float(options.alpha),
+        bounded=lambda name, theta: calib.bounded(nodes[name], theta),
         batch=prepared.fixed_batch,
         progress=_telling(progress, "largest currents"),
     )

@@ -226,6 +226,8 @@ def _never_fires(node: Node) -> Finding:
 
 
 def bounded(node: Node, theta: NDArray[np.float32]) -> NDArray[np.float32]:
+    """θ within the upper bound of its rectifier, which only a neuron that saturates there keeps, and
+    positive; every way of finding thresholds ends here."""
     found = rectifier(node)
     cap = None if found is None else found.cap
     bounded = theta if cap is None else np.minimum(theta, np.float32(cap))

@@ -198,6 +198,9 @@ def _check_fit(prepared: Prepared, calibration: Calibration) -> None:
             findings.append(Finding("SNNC306", text, node=name))
         elif not (np.isfinite(theta).all() and (theta > 0).all()):
             findings.append(Finding("SNNC306", "a threshold is not finite and positive", node=name))
+        elif (theta > calib.bounded(nodes[name], theta)).any():
+            text = f"a threshold of {theta.max():g} is above the upper bound of its rectifier"
+            findings.append(Finding("SNNC306", text, node=name, hint="calibrate again"))
     if calibration.schedules:
         for name in sorted(set(nodes) ^ set(calibration.schedules)):
             text = "no schedule" if name in nodes else "a schedule, but no such rectifier"

@@ -524,6 +524,7 @@ def settle_largest_currents(
     *,
     per_channel: bool,
     alpha: float,
+    bounded: Callable[[str, Floats], Floats],
     batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Floats]:
@@ -531,8 +532,8 @@ def settle_largest_currents(
 
     Layer by layer, with the thresholds of earlier layers already set, θ = α·max(current) over all steps
     and images (Han, Srinivasan, Roy, RMP-SNN, CVPR 2020, V_in^max).  `make_window` makes the network
-    with the given thresholds over the steps of the observation.  A layer that receives nothing positive
-    gets no threshold.
+    with the given thresholds over the steps of the observation.  `bounded` keeps a layer's θ within the
+    upper bound of its rectifier.  A layer that receives nothing positive gets no threshold.
     """
     by_name = {layer.name: layer for layer in layers}
     thresholds: dict[str, Floats] = {layer.name: np.ones(1, np.float32) for layer in layers}
@@ -550,8 +551,8 @@ def settle_largest_currents(
             split = current.reshape(len(current) // images, images, len(largest), -1)
             largest = np.maximum(largest, split.max(axis=(0, 1, 3)))
         if (largest > 0).any():
-            found[name] = np.where(largest > 0, largest, largest.max()) * np.float32(alpha)
-            thresholds[name] = found[name]
+            theta = np.where(largest > 0, largest, largest.max()) * np.float32(alpha)
+            thresholds[name] = found[name] = bounded(name, theta)
         window = make_window(thresholds)
         node = next(node for node in window.neurons() if node.name == name)
         network.fire(window, node, None, network.currents(window, node))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -411,3 +412,75 @@ def test_constant_data_is_warned_of() -> None:
 def test_options_out_of_range_are_wrong_usage(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="SNNC501"):
         pipeline.compile_model(network(), Options(**options))
+
+
+# --- upper bounds ---
+
+#: Two rectifiers with an upper bound, behind a weight by which their currents go far above it.
+BOUNDED = """g (float[N,8] x) => (float[N,3] y) <float zero = {0}, float six = {6}, float two = {2}>
+{ a = MatMul (x, w)  [six] r = Clip (a, zero, six)
+  b = MatMul (r, u)  [two] s = Clip (b, zero, two)  y = MatMul (s, v) }"""
+
+
+def capped() -> onnx.ModelProto:
+    weights = {"w": 4 * random(1, 8, 6), "u": 2 * random(2, 6, 5), "v": random(3, 5, 3)}
+    return parse(BOUNDED, weights)
+
+
+WAYS_TO_THRESHOLDS: list[dict[str, Any]] = [
+    *({"threshold": t} for t in ("max", "percentile", "mmse", "balance", "vin-max")),
+    *({"threshold": t, "alpha": 2.0} for t in ("max", "vin-max")),
+    *({"threshold": "vin-max", "neuron": n} for n in ("burst:3", "signed:3")),
+    {"threshold": "vin-max", "per_channel": False},
+    {"threshold": "vin-max", "per_channel": False, "correction": "schedule"},
+    {"threshold": "vin-max", "correction": "bias"},
+    {"threshold": "max", "alpha": "auto", "steps": 16},
+    {"threshold": "vin-max", "reset": "hard"},
+    {"threshold": "vin-max", "encode": "poisson"},
+    {"paper": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WAYS_TO_THRESHOLDS, ids=str)
+def test_no_threshold_is_above_the_upper_bound_of_its_rectifier(options: dict[str, Any]) -> None:
+    """The neuron saturates at θ a step, which is what keeps the bound."""
+    model, x = capped(), random(4, 32, 8)
+    made = pipeline.compile_model(model, Options(**{"steps": 512, **options}), x)
+    largest = {name: theta.max() for name, theta in made.calibration.thresholds.items()}
+    assert set(largest) == {"six", "two"} and largest["six"] <= 6 and largest["two"] <= 2
+    if options.get("reset") == "hard":
+        return  # what a hard reset forgets does not vanish with T
+    (decoded,) = run_model(made.model, x=x, snnc_steps=np.array(512))
+    (wanted,) = run_model(model, x=x)
+    error = np.linalg.norm(decoded - wanted) / np.linalg.norm(wanted)
+    # C/T, with C of 10; thresholds below the maximum clip; random spikes are off by 1/sqrt(T).
+    clips = options.get("threshold") in ("percentile", "mmse", "balance") or "alpha" in options
+    drawn = options.get("encode") == "poisson" or "paper" in options
+    assert error < (0.3 if clips or drawn else 10 / 512)
+
+
+@pytest.mark.parametrize("threshold", ["max", "percentile"])
+def test_statistics_of_batch_norm_know_the_upper_bound(threshold: Any) -> None:
+    text = """g (float[N,4] x) => (float[N,3] y) <float zero = {0}, float six = {6}>
+    { a = MatMul (x, w)  n = BatchNormalization (a, g, b, m, v)  [six] r = Clip (n, zero, six)
+      y = MatMul (r, u) }"""
+    norm = {"g": 9 * np.ones(5, "f4"), "b": random(5, 5), "m": random(6, 5), "v": np.ones(5, "f4")}
+    model = parse(text, {"w": random(1, 4, 5), "u": random(2, 5, 3), **norm})
+    made = pipeline.compile_model(model, Options(threshold=threshold))
+    assert made.calibration.source == "batch-norm"
+    assert made.calibration.thresholds["six"].tolist() == [6.0] * 5
+
+
+def test_thresholds_with_an_upper_bound_do_not_grow() -> None:
+    growing = Options(growth="1.5@9", threshold="balance")
+    with pytest.raises(UsageError, match="upper bound"):
+        pipeline.compile_model(capped(), growing, random(4, 32, 8))
+
+
+def test_a_calibration_with_a_threshold_above_the_bound_is_refused() -> None:
+    """Such calibrations by vin-max were written before; their networks are wrong."""
+    made = pipeline.compile_model(capped(), Options(threshold="max"), random(4, 32, 8))
+    given = {**made.calibration.thresholds, "two": np.float32([2, 2, 97, 2, 2])}
+    with pytest.raises(Refused, match="97 is above the upper bound") as caught:
+        pipeline.compile_model(capped(), Options(), replace(made.calibration, thresholds=given))
+    assert [(f.code, f.node) for f in caught.value.findings] == [("SNNC306", "two")]
