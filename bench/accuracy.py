@@ -57,7 +57,7 @@ from bench.networks import CLASSIFIERS, REGRESSORS, WINDOWS, Case, Data
 from bench.zoo import entries, material_root
 from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Dataset
-from snncompiler.errors import Refused
+from snncompiler.errors import Refused, UsageError
 from snncompiler.io import load
 from snncompiler.passes.unroll_time import ReadOut
 from snncompiler.runtime import library
@@ -319,6 +319,8 @@ def run_snn(
     parts: dict[str, list[Array]] = {}
     spikes, neurons = 0.0, 0
     extra = compiled.overrides(steps=steps)
+    if any(axis != 0 for axis in compiled.output_axes.values()):
+        raise UsageError("the outputs that are measured here have the samples on their first axis")
     size = compiled.batch_size(batch_size(data))
     for _, values in passes(session, data, size, compiled.fixed_batch, extra):
         for name in compiled.outputs:

@@ -345,7 +345,7 @@ def describe(model: onnx.ModelProto, entry: Row | None) -> Row:
 
 def run(model: onnx.ModelProto, compiled: Any, data: Any, steps: list[int], seconds: float) -> Row:
     """Agreement and relative error at every T that the time allows, on as many samples."""
-    from snncompiler.compiled import batches, filled
+    from snncompiler.compiled import filled
     from snncompiler.runtime.session import create_session
 
     snn = create_session(compiled.model, threads=2)
@@ -362,52 +362,59 @@ def run(model: onnx.ModelProto, compiled: Any, data: Any, steps: list[int], seco
     while len(chosen) > 1 and per_step * sum(chosen) > seconds:
         chosen.pop()
     data = data.head(count)
-    ann = run_ann(model, data)
+    ann = run_ann(model, data, compiled)
     row: Row = {"samples": count, "results": {}}
     inputs = int(np.prod(next(iter(data.feeds.values())).shape[1:]))
     for total in chosen:
-        parts = []
-        for part in batches(count, compiled.batch_size(4)):
-            feeds = filled(data.feeds, part, compiled.fixed_batch)
-            values = snn.run(None, {**feeds, **compiled.overrides(steps=total)})
-            parts.append([np.atleast_1d(v)[: part.stop - part.start] for v in values])
-        outputs = [np.concatenate(found) for found in zip(*parts, strict=True)]
+        outputs = gathered(snn, data, compiled, 4, compiled.overrides(steps=total))
         error, agreement = compare(ann, outputs, inputs)
         row["results"][str(total)] = {"error": error, "agreement": agreement}
     return row
 
 
-def run_ann(model: onnx.ModelProto, data: Any) -> list[Array]:
-    """The source's outputs, one sample at a time: any network takes that."""
+def gathered(
+    session: Any, data: Any, compiled: Any, size: int, more: Mapping[str, Array] | None = None
+) -> list[Any]:
+    """The outputs of a source or a compiled network on all samples, `size` of them at once if it takes
+    any number; the compiled file says along which axes they lie."""
+    from snncompiler.batching import Gathered
+    from snncompiler.compiled import batches, filled
+
+    given = {tensor.name for tensor in compiled.inputs}
+    dims = [one.shape[0] for one in session.get_inputs() if one.name in given and one.shape]
+    fixed = next((dim for dim in dims if isinstance(dim, int)), compiled.fixed_batch)
+    outputs = [Gathered(axis) for axis in compiled.output_axes.values()]
+    for part in batches(len(data), fixed or compiled.batch_size(size)):
+        values = session.run(None, {**filled(data.feeds, part, fixed), **(more or {})})
+        count = part.stop - part.start
+        for output, value in zip(outputs, values, strict=True):
+            output.add(value, count, fixed or count)
+    return outputs
+
+
+def run_ann(model: onnx.ModelProto, data: Any, compiled: Any) -> list[Any]:
+    """The source's outputs, one sample at a time where it takes that."""
     from snncompiler.runtime.session import create_session
 
-    session = create_session(model, threads=2)
-    runs = [
-        session.run(None, {name: array[i : i + 1] for name, array in data.feeds.items()})
-        for i in range(len(data))
-    ]
-    return [
-        np.concatenate([np.atleast_1d(v) for v in values]) for values in zip(*runs, strict=True)
-    ]
+    return gathered(create_session(model, threads=2), data, compiled, 1)
 
 
-def compare(
-    ann: list[Array], snn: list[Array], input_size: int
-) -> tuple[float | None, float | None]:
+def compare(ann: list[Any], snn: list[Any], input_size: int) -> tuple[float | None, float | None]:
     """Relative error of all float outputs; agreement of the arg-max where they are class scores."""
+    from snncompiler.batching import differing, squares
+
     error = norm = 0.0
     agreement = None
     for wanted, found in zip(ann, snn, strict=True):
-        if wanted.dtype.kind != "f":
+        if wanted.parts[0].dtype.kind != "f" or differing(found.parts, wanted.parts):
             continue
-        found = found.reshape(wanted.shape)
-        error += float(np.square(found - wanted.astype(np.float64)).sum())
-        norm += float(np.square(wanted.astype(np.float64)).sum())
-        scores = wanted.reshape(len(wanted), -1)
-        vector = scores.shape[1] == max(wanted.shape[1:], default=1)
-        if agreement is None and vector and scores.shape[1] not in (1, input_size):
-            same = scores.argmax(axis=1) == found.reshape(scores.shape).argmax(axis=1)
-            agreement = float(same.mean())
+        more = squares(found, wanted.parts)
+        error, norm = error + more[0], norm + more[1]
+        size = wanted.parts[0].size
+        vector = isinstance(wanted.axis, int) and size == max(wanted.parts[0].shape, default=1)
+        if agreement is None and vector and wanted.even and size not in (1, input_size):
+            pairs = zip(found.parts, wanted.parts, strict=True)
+            agreement = float(np.mean([a.argmax() == b.argmax() for a, b in pairs]))
     return (float(np.sqrt(error / norm)) if norm else None), agreement
 
 

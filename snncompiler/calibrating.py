@@ -6,7 +6,7 @@ data from batch-norm statistics and seeded random input; corrections always from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from snncompiler import calibration as calib
 from snncompiler import running
+from snncompiler.batching import Gathered, one_by_one, squares
 from snncompiler.calibration import Calibration
+from snncompiler.compiled import batches, filled
 from snncompiler.data import Dataset
 from snncompiler.emission import emit, window_of
 from snncompiler.errors import Refused, UsageError
@@ -186,17 +188,16 @@ def searched_alpha(
     window = replace(options, emit="window", batch=None, unroll="fold", chunk=None)
     skipped = ReadOut.parse(options.readout).skipped
     steps = sorted({t for part in (4, 2, 1) if (t := max(1, options.steps // part)) > skipped})
-    wanted = _outputs(prepared.ann, trial.feeds, prepared.fixed_batch)
+    wanted = _outputs(prepared.ann, trial.feeds, prepared)
 
     def score(model: onnx.ModelProto, count: int) -> float:
         properties = {entry.key: entry.value for entry in model.metadata_props}
         given = {properties["snnc.steps_input"]: np.array(count)}
-        found = _outputs(model, trial.feeds, prepared.fixed_batch, given)
+        found = _outputs(model, trial.feeds, prepared, given)
         pairs = list(zip(wanted, found, strict=True))
         if options.task == "classification":
-            return float(np.mean([(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs]))
-        error = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs)
-        norm = sum(float(np.square(a.astype(np.float64)).sum()) for a, _ in pairs)
+            return float(np.mean([_agreement(a.parts, b.parts) for a, b in pairs]))
+        error, norm = np.sum([squares(b, a.parts) for a, b in pairs], axis=0)
         return -float(np.sqrt(error / norm)) if norm else 0.0
 
     tried: list[tuple[float, float]] = []
@@ -217,23 +218,34 @@ def searched_alpha(
     return replace(options, alpha=alpha), rest
 
 
+def _agreement(found: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """The share of equal arg-maxima; where the shapes of a sample differ, it has none."""
+    return float(
+        np.mean(
+            [
+                (a.argmax(-1) == b.argmax(-1)).mean() if a.shape == b.shape else 0.0
+                for a, b in zip(map(np.atleast_1d, found), map(np.atleast_1d, wanted), strict=True)
+            ]
+        )
+    )
+
+
 def _outputs(
     model: onnx.ModelProto,
     feeds: Mapping[str, Array],
-    fixed_batch: int | None,
+    prepared: Prepared,
     given: Mapping[str, Array] | None = None,
-) -> list[Array]:
-    """The float outputs of a model on all samples, in batches; a rest that fills none is left out."""
-    session = create_session(model)
-    size, count = fixed_batch or ALPHA_BATCH, len(next(iter(feeds.values())))
-    runs = [
-        session.run(None, {**{k: v[at : at + size] for k, v in feeds.items()}, **(given or {})})
-        for at in range(0, count - (count % fixed_batch if fixed_batch else 0), size)
-    ]
-    outputs = [
-        np.concatenate([np.atleast_1d(part) for part in parts]) for parts in zip(*runs, strict=True)
-    ]
-    return [output for output in outputs if output.dtype.kind == "f"]
+) -> list[Gathered]:
+    """The float outputs of a model on all samples, in batches."""
+    session, axes = create_session(model), prepared.output_axes
+    count, fixed = len(next(iter(feeds.values()))), prepared.fixed_batch
+    outputs = [Gathered(axis) for axis in axes.values()]
+    for part in batches(count, fixed or (1 if one_by_one(axes) else ALPHA_BATCH)):
+        values = session.run(None, {**filled(feeds, part, fixed), **(given or {})})
+        taken = part.stop - part.start
+        for output, value in zip(outputs, values, strict=True):
+            output.add(value, taken, fixed or taken)
+    return [output for output in outputs if output.parts[0].dtype.kind == "f"]
 
 
 # --- calibration on the running network ---

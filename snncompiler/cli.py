@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from snncompiler import report
+from snncompiler.batching import Gathered
 from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Preprocess, load_data
 from snncompiler.diagnosis import Diagnosis
@@ -596,23 +597,23 @@ def run(
     dataset = load_data(data, compiled.inputs, how)
     _tell_findings(list(dataset.findings), quiet)
     session = create_session(compiled.model, threads=threads)
-    names = [entry.name for entry in compiled.model.graph.output]
+    axes = compiled.output_axes
+    gathered = {name: Gathered(axis) for name, axis in axes.items()}
     parts = batches(len(dataset), compiled.batch_size(BATCH, dataset.feeds))
-    collected: list[list[Any]] = []
     with _progress(quiet) as tell:
         for number, part in enumerate(parts):
             feeds = filled(dataset.feeds, part, compiled.fixed_batch)
-            count = part.stop - part.start
-            values = session.run(names, {**feeds, **asked})
-            collected.append([np.atleast_1d(value)[:count] for value in values])
+            count, batch = part.stop - part.start, len(next(iter(feeds.values())))
+            values = session.run(list(axes), {**feeds, **asked})
+            for one, value in zip(gathered.values(), values, strict=True):
+                one.add(value, count, batch)
             if tell:
                 tell("running", number + 1, len(parts))
-    results = {
-        name: np.concatenate([values[index] for values in collected])
-        for index, name in enumerate(names)
-    }
+    results: dict[str, Any] = {}
+    for name, one in gathered.items():
+        results |= one.named(name)
     if output is not None:
-        write_atomically(output, lambda file: np.savez(file, **results))  # type: ignore[arg-type]
+        write_atomically(output, lambda file: np.savez(file, **results))
         print(output)
     elif as_json:
         _print_json({name: array.tolist() for name, array in results.items()})
@@ -687,6 +688,9 @@ def _print_evaluation(console: Console, result: Evaluation) -> None:
     def share(value: float | None) -> str:
         return "-" if value is None else report.percent(value)
 
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
     diagnosed = result.results[-1].diagnosis is not None
     rows: list[tuple[object, ...]] = []
     if result.ann_accuracy is not None:
@@ -699,14 +703,14 @@ def _print_evaluation(console: Console, result: Evaluation) -> None:
             interval = "{:.2f} to {:.2f}".format(*(100 * end for end in step.drop_interval))
         row = (f"T = {step.steps}", share(step.accuracy), drop, interval, share(step.agreement))
         total = step.all_synops
-        seen = (f"{step.relative_error:.4f}", f"{step.firing_rate:.4f}")
+        seen = (number(step.relative_error), f"{step.firing_rate:.4f}")
         rows.append((*row, *seen, _count(total.done), share(total.share)))
         if step.diagnosis is not None:
             levels = step.diagnosis.quantised
             better = levels.agreement if levels.accuracy is None else levels.accuracy
             rows[-1] = (
                 *rows[-1],
-                f"{levels.relative_error:.4f}" if better is None else share(better),
+                number(levels.relative_error) if better is None else share(better),
             )
     titles = ["steps", "top-1", "drop", "95 %", "agreement", "relative error", "firing rate"]
     titles += ["SynOps a sample", "of dense"]

@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snncompiler.batching import RUN, Axis, one_by_one
 from snncompiler.calibration import Calibration
 from snncompiler.data import InputSpec
 from snncompiler.errors import UsageError, refuse
@@ -39,6 +40,10 @@ class CompiledFile:
     states: Mapping[str, str]
     #: What became of every layer of a file that was lowered for the CPU.
     lowered: tuple[LayerNote, ...] = ()
+    #: The batch axis of every output, in their order, or why it has none.
+    output_axes: Mapping[str, Axis] = field(default_factory=dict)
+    #: That of every layer's spikes where it is not the first; None in files of earlier versions.
+    layer_axes: Mapping[str, Axis] | None = None
 
     @property
     def outputs(self) -> list[str]:
@@ -73,7 +78,10 @@ class CompiledFile:
 
     def batch_size(self, wanted: int, feeds: Mapping[str, Array] | None = None) -> int:
         """How many samples one run takes: the fixed batch where there is one, else `wanted`, but fewer
-        where samples as large as those of `feeds` would take much memory."""
+        where samples as large as those of `feeds` would take much memory, and 1 where an output is
+        not to be taken apart into samples."""
+        if one_by_one(self.output_axes):
+            wanted = 1
         size = sum(array[0].size for array in feeds.values()) if feeds else 1
         return self.fixed_batch or max(1, min(wanted, BATCH_VALUES // max(size, 1)))
 
@@ -160,6 +168,8 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
         names = [metadata[f"snnc.{key}_input"] for key in ("steps", "chunk", "step")]
         states = json.loads(metadata["snnc.states"])
         names += states
+        axes = _output_axes(source.model, metadata.get("snnc.output_axes"), set(states.values()))
+        layer_axes = json.loads(metadata.get("snnc.layer_axes", "null"))
         events = json.loads(metadata.get("snnc.events") or "[]")
         lowered = tuple(LayerNote(**{key: str(layer[key]) for key in layer}) for layer in events)
     except (KeyError, ValueError, TypeError, UsageError) as error:
@@ -167,7 +177,31 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
     given = {tensor.name for tensor in source.model.graph.initializer}
     if any(name and name not in given for name in names):
         raise refuse("SNNC401", f"{source.name} lacks the inputs that its metadata names")
-    return CompiledFile(source.model, metadata, calibration, options, states, lowered)
+    return CompiledFile(
+        source.model, metadata, calibration, options, states, lowered, axes, layer_axes
+    )
+
+
+def _output_axes(model: onnx.ModelProto, text: str | None, carried: set[str]) -> dict[str, Axis]:
+    """The batch axes of the outputs that carry no state.
+
+    Files of earlier versions do not tell them.  There the batch is the axis that has the name of the
+    inputs' batch, and an output in which it is not to be seen has none.
+    """
+    outputs = [entry for entry in model.graph.output if entry.name not in carried]
+    if text is not None:
+        other: dict[str, Axis] = json.loads(text)
+        return {entry.name: other.get(entry.name, 0) for entry in outputs}
+    batch = {
+        entry.type.tensor_type.shape.dim[0].dim_param
+        for entry in model.graph.input
+        if entry.type.tensor_type.shape.dim
+    } - {""}
+    found: dict[str, Axis] = {}
+    for entry in outputs:
+        names = [dim.dim_param for dim in entry.type.tensor_type.shape.dim]
+        found[entry.name] = next((at for at, name in enumerate(names) if name in batch), RUN)
+    return found
 
 
 def _spec(entry: onnx.ValueInfoProto) -> InputSpec:

@@ -37,6 +37,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from snncompiler.batching import Axis, cut
 from snncompiler.calibration import rectifiers_of
 from snncompiler.errors import refuse
 from snncompiler.graph import with_outputs
@@ -97,7 +98,7 @@ class Quantised:
 
     accuracy: float | None
     agreement: float | None
-    relative_error: float
+    relative_error: float | None
 
 
 @dataclass(frozen=True)
@@ -216,15 +217,21 @@ class Split:
     operators: dict[str, str] = field(default_factory=dict)
 
     def add(
-        self, layer: Layer, values: Mapping[str, Array], current: Array, count: int | None
+        self,
+        layer: Layer,
+        values: Mapping[str, Array],
+        current: Array,
+        axis: Axis,
+        count: int | None,
     ) -> None:
         """One batch of a layer, its sums by `Weighed`; `count`: how many samples of a filled batch are
-        meant."""
+        meant, which lie along `axis`."""
         spikes, total = (
-            values[Watched.output(layer, what)][:count] for what in ("count", "current_sum")
+            cut(values[Watched.output(layer, what)], axis, count)
+            for what in ("count", "current_sum")
         )
         cap = self.caps[layer.name]
-        parts = split(layer, spikes, total, current[:count], self.steps, cap, self.growth)
+        parts = split(layer, spikes, total, cut(current, axis, count), self.steps, cap, self.growth)
         parts["own"] = parts["unevenness"] + parts["rounding"] + parts["clipping"]
         parts["total"] = parts["own"] + parts["inherited"]
         sums = self.squares.setdefault(layer.name, dict.fromkeys(parts, 0.0))

@@ -57,6 +57,7 @@ CODES: dict[str, str] = {
     "SNNC401": "not a compiled network",
     "SNNC402": "the compiled file does not match its model",
     "SNNC403": "verification failed",
+    "SNNC404": "an output cannot be compared with the network's",
     # 5xx: usage, environment, ourselves
     "SNNC501": "wrong usage",
     "SNNC502": "output cannot be written",

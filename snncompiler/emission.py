@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import prod
 from typing import Any
@@ -13,6 +14,7 @@ import onnx
 
 from snncompiler import calibration as calib
 from snncompiler import dialect
+from snncompiler.batching import Axis
 from snncompiler.calibration import Calibration
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import Refused, UsageError, refuse
@@ -264,6 +266,11 @@ def _bytes(tensor: Tensor) -> int:
     return 4 * prod(int(dim) if known(dim) else 64 for dim in tensor.shape[1:])
 
 
+def _not_leading(axes: Mapping[str, Axis]) -> str:
+    """Where the batch is not the first axis."""
+    return json.dumps({name: axis for name, axis in axes.items() if axis != 0})
+
+
 def _metadata(
     prepared: Prepared,
     calibration: Calibration,
@@ -291,6 +298,8 @@ def _metadata(
         "snnc.states": json.dumps(
             {k.removeprefix("state:"): v for k, v in names.items() if k.startswith("state:")}
         ),
+        "snnc.output_axes": _not_leading(prepared.output_axes),
+        "snnc.layer_axes": _not_leading(prepared.layer_axes),
         "snnc.task": options.task,
         "snnc.paper": str(options.paper).lower(),
         "snnc.encode": options.encode,

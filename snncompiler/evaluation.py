@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snncompiler.batching import Axis, Gathered, cut, differing, one_by_one, squares
 from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.diagnosis import (
@@ -81,10 +82,23 @@ class SynOps:
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """One number of time-steps.  Accuracy needs labels, agreement needs class scores.
+class OutputError:
+    """|SNN - ANN| / |ANN| of one float output over all samples (Euclidean norms), None where their
+    shapes are not always the same; `differ` is the number of samples, or of runs where an output is one
+    value for a run, in which they are not."""
 
-    `relative_error` is |SNN - ANN| / |ANN| over all float outputs and samples (Euclidean norms).
+    output: str
+    relative_error: float | None
+    differ: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One number of time-steps.  Accuracy and agreement need class scores: a float output [N, classes]
+    of a network that is not for regression, unless the data has labels.
+
+    `relative_error` is |SNN - ANN| / |ANN| over all float outputs and samples (Euclidean norms), those
+    of `outputs`; None where none of them can be compared.
     `drop` is the accuracy that the ANN has more, as a share, `drop_interval` its 95 % interval from the
     pairs of answers to the same samples (`paired_interval`).  `predictions` is the class of every
     sample, None without class scores.  `diagnosis` is there where it was asked for.  `synops` has the
@@ -94,7 +108,7 @@ class StepResult:
     steps: int
     accuracy: float | None
     agreement: float | None
-    relative_error: float
+    relative_error: float | None
     firing_rate: float
     layers: tuple[LayerActivity, ...]
     drop: float | None = None
@@ -102,6 +116,7 @@ class StepResult:
     predictions: tuple[int, ...] | None = None
     diagnosis: Diagnosis | None = None
     synops: tuple[SynOps, ...] = ()
+    outputs: tuple[OutputError, ...] = ()
 
     @property
     def all_synops(self) -> SynOps:
@@ -194,6 +209,9 @@ def evaluate(
         if not 1 <= count <= MAX_STEPS:
             raise UsageError(f"--steps {count} is out of range", hint=f"1 to {MAX_STEPS:,}")
         compiled.overrides(steps=count)
+    if "snnc.output_axes" not in compiled.metadata:  # a file of an earlier version
+        again = _prepared_again(model, compiled)
+        compiled = replace(compiled, output_axes=again.output_axes, layer_axes=again.layer_axes)
     dataset = load_data(data, compiled.inputs, preprocess).head(limit)
     most = DIAGNOSIS_BATCH if diagnose else BATCH
     parts = batches(len(dataset), compiled.batch_size(most, dataset.feeds))
@@ -203,19 +221,19 @@ def evaluate(
     if why:
         text = f"the source was run in float32, because onnxruntime does not run it: {why}"
         findings += (Finding("SNNC208", text, severity="note"),)
-    ann = _run_ann(runs_as, dataset, threads)
-    scores = _scores_at(ann)
+    ann = _run_ann(runs_as, dataset, compiled, threads)
     labels = dataset.labels
+    scores = _scores_at(ann, compiled.options.task, labels)
     if labels is not None and scores is None:
         raise refuse("SNNC302", "the data has labels, but no output of the network is class scores")
     if labels is not None and scores is not None:
-        classes = ann[scores].shape[1]
+        classes = len(ann[scores].parts[0])
         if labels.min() < 0 or labels.max() >= classes:
             raise refuse(
                 "SNNC302",
                 f"labels go from {labels.min()} to {labels.max()}, the network has {classes} classes",
             )
-    judge = _Judge(ann, labels)
+    judge = _Judge(ann, scores, labels)
     prepared = _prepared_again(model, compiled) if diagnose else None
     currents = Currents(prepared, threads) if prepared else None
     walk = Walk(compiled, currents=diagnose, arrivals=True, events=not diagnose, threads=threads)
@@ -230,18 +248,19 @@ def evaluate(
         )
     for number, part in enumerate(parts):
         feeds = filled(dataset.feeds, part, compiled.fixed_batch)
-        count = part.stop - part.start
+        count, batch = part.stop - part.start, len(next(iter(feeds.values())))
         # Only what fills a fixed batch up is cut off: some networks have their batch on another axis.
-        meant = count if count < len(next(iter(feeds.values()))) else None
+        meant = count if count < batch else None
         received = currents.run(feeds) if currents else {}
         weighed = Weighed(walk.layers, growth)
         for steps_done, values in walk.run(feeds, [*runs, *more], part.start):
             if macs is None:
-                macs = macs_from(walk.watched.arrivals, values, len(next(iter(feeds.values()))))
+                macs = macs_from(walk.watched.arrivals, values, batch)
             sums = weighed.add(values, steps_done) if currents else {}
             if steps_done not in runs:
                 continue
-            runs[steps_done].add(values, [output[part] for output in ann], meant, count)
+            theirs = [output.of(part, number) for output in ann]
+            runs[steps_done].add(values, theirs, meant, count, batch)
             if currents:
                 runs[steps_done].split(sums, received, currents.caps, meant)
         if progress:
@@ -254,7 +273,8 @@ def evaluate(
                 layers = tuple(layer.at(count, growth) for layer in walk.layers)
                 session = create_session(quantised_ann(prepared, layers), threads=threads)
             levels = {LEVELS_INPUT: np.array(count, np.float32)}
-            outputs = _run_batches(session, dataset, prepared.fixed_batch, levels)
+            fixed = _as_many(prepared.fixed_batch, compiled)
+            outputs = _run_batches(session, dataset, fixed, compiled.output_axes, levels)
             measured[count] = judge.quantised(outputs)
             if progress:
                 progress("quantised ANN", number + 1, len(runs))
@@ -263,12 +283,32 @@ def evaluate(
         len(dataset),
         judge.accuracy(judge.classes),
         tuple(whole[count] for count in wanted),
-        findings,
+        (*findings, *_differing(list(whole.values()))),
         _plain(judge.classes),
         macs or Macs({}, 0),
         walk.events
         or tuple(LayerNote(layer.name, "", _why_dense(diagnose)) for layer in walk.layers),
     )
+
+
+def _differing(results: Sequence[StepResult]) -> list[Finding]:
+    """A warning for every output that cannot be compared at some number of time-steps."""
+    seen: dict[str, list[str]] = {}
+    for result in results:
+        for output in result.outputs:
+            if output.differ:
+                text = f"in {output.differ:,} at T = {result.steps}"
+                seen.setdefault(output.output, []).append(text)
+    return [
+        Finding(
+            "SNNC404",
+            f"the shape of '{name}' depends on the data and is not that of the ANN for every sample "
+            f"({', '.join(texts)}), so it is left out of the relative error there",
+            severity="warning",
+            hint="compare what the network computes before it selects rows",
+        )
+        for name, texts in seen.items()
+    ]
 
 
 def _why_dense(diagnose: bool) -> str:
@@ -285,49 +325,76 @@ def _prepared_again(
     return prepare(model, allow_analog=options.allow_analog, maxpool=options.maxpool)
 
 
-def _run_ann(model: onnx.ModelProto, dataset: Dataset, threads: int | None) -> list[Array]:
+def _run_ann(
+    model: onnx.ModelProto, dataset: Dataset, compiled: CompiledFile, threads: int | None
+) -> list[Gathered]:
     """The source network's outputs; in batches where its own input allows that."""
     session = create_session(model, threads=threads)
     dims = [entry.shape[0] for entry in session.get_inputs() if entry.shape]
     fixed = next((dim for dim in dims if isinstance(dim, int) and dim > 0), None)
-    return _run_batches(session, dataset, fixed, {})
+    fixed = _as_many(fixed, compiled)
+    return _run_batches(session, dataset, fixed, compiled.output_axes, {})
+
+
+def _as_many(fixed: int | None, compiled: CompiledFile) -> int | None:
+    """The batch of a network that takes `fixed`; where an output is one value for a run, that of the
+    compiled file, whose runs it is compared with."""
+    return fixed or (compiled.fixed_batch if one_by_one(compiled.output_axes) else None)
 
 
 def _run_batches(
-    session: Any, dataset: Dataset, fixed: int | None, more: Mapping[str, Array]
-) -> list[Array]:
+    session: Any,
+    dataset: Dataset,
+    fixed: int | None,
+    axes: Mapping[str, Axis],
+    more: Mapping[str, Array],
+) -> list[Gathered]:
     """All outputs of a session on all the data; `more` is fed beside it."""
-    collected: list[list[Array]] = []
-    for part in batches(len(dataset), fixed or BATCH):
+    outputs = [Gathered(axis) for axis in axes.values()]
+    for part in batches(len(dataset), fixed or (1 if one_by_one(axes) else BATCH)):
         values = session.run(None, {**filled(dataset.feeds, part, fixed), **more})
         count = part.stop - part.start
-        collected.append([np.atleast_1d(np.asarray(value))[:count] for value in values])
-    return [np.concatenate(parts) for parts in zip(*collected, strict=True)]
+        for output, value in zip(outputs, values, strict=True):
+            output.add(value, count, fixed or count)
+    return outputs
 
 
-def _scores_at(outputs: Sequence[Array]) -> int | None:
-    """Which output holds class scores: the first float one of shape [N, classes]."""
-    for index, output in enumerate(outputs):
-        if output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1:
-            return index
-    return None
+def _scores_at(outputs: Sequence[Gathered], task: str, labels: Array | None) -> int | None:
+    """Which output holds class scores: the first float one with one row of them for every sample.
+
+    Coordinates look the same, so there is none in a network for regression whose data has no labels;
+    and of outputs with rows of several sizes, as a detector has, only labels tell which.
+    """
+    rows = {
+        index: output.parts[0].size
+        for index, output in enumerate(outputs)
+        if isinstance(output.axis, int)
+        and output.even
+        and output.parts[0].dtype.kind == "f"
+        and output.parts[0].ndim == 1
+        and output.parts[0].size > 1
+    }
+    if labels is None and (task == "regression" or len(set(rows.values())) > 1):
+        return None
+    enough = (index for index, size in rows.items() if labels is None or labels.max() < size)
+    return next(enough, next(iter(rows), None))
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Compares outputs with the ANN's and with the labels."""
+    """Compares outputs with the ANN's and with the labels; `scores`: which output is class scores."""
 
-    ann: Sequence[Array]
+    ann: Sequence[Gathered]
+    scores: int | None
     labels: Array | None
-
-    @property
-    def scores(self) -> int | None:
-        return _scores_at(self.ann)
 
     @property
     def classes(self) -> Array | None:
         """The classes that the ANN predicts."""
-        return None if self.scores is None else self.ann[self.scores].argmax(axis=1)
+        return self.predicted(self.ann)
+
+    def predicted(self, outputs: Sequence[Gathered]) -> Array | None:
+        return None if self.scores is None else outputs[self.scores].rows.argmax(axis=1)
 
     def accuracy(self, classes: Array | None) -> float | None:
         if classes is None or self.labels is None:
@@ -346,24 +413,54 @@ class _Judge:
         mine, other = self.classes == self.labels, classes == self.labels
         return float(mine.mean() - other.mean()), paired_interval(mine, other)
 
-    def quantised(self, outputs: Sequence[Array]) -> Quantised:
-        classes = None if self.scores is None else outputs[self.scores].argmax(axis=1)
-        error = norm = 0.0
-        for value, reference in zip(outputs, self.ann, strict=True):
-            error, norm = _add_error(value, reference, error, norm)
+    def quantised(self, outputs: Sequence[Gathered]) -> Quantised:
+        classes = self.predicted(outputs)
+        errors = _Errors([""] * len(outputs))
+        errors.add(outputs, [output.parts for output in self.ann])
         return Quantised(
             accuracy=self.accuracy(classes),
             agreement=self.agreement(classes),
-            relative_error=float(np.sqrt(error / norm)) if norm else 0.0,
+            relative_error=errors.relative_error,
         )
 
 
-def _add_error(value: Array, reference: Array, error: float, norm: float) -> tuple[float, float]:
-    """Add one output's squared error and squared norm, where it is a float."""
-    if reference.dtype.kind != "f":
-        return error, norm
-    wide = reference.astype(np.float64)
-    return error + float(np.square(value - wide).sum()), norm + float(np.square(wide).sum())
+class _Errors:
+    """Sums up the error of every float output; those whose shapes differ anywhere have none."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        #: Of every output: squared error, squared norm, how often the shapes differ; None: no floats.
+        self.sums: list[list[float] | None] = [[0.0, 0.0, 0] for _ in names]
+
+    def add(self, found: Sequence[Gathered], wanted: Sequence[Sequence[Array]]) -> None:
+        for index, (output, reference) in enumerate(zip(found, wanted, strict=True)):
+            sums = self.sums[index]
+            if sums is None or any(part.dtype.kind != "f" for part in reference):
+                self.sums[index] = None
+                continue
+            more = (*squares(output, reference), differing(output.parts, reference))
+            self.sums[index] = [a + b for a, b in zip(sums, more, strict=True)]
+
+    @property
+    def outputs(self) -> tuple[OutputError, ...]:
+        return tuple(
+            OutputError(name, None if sums[2] else _relative(sums[0], sums[1]), int(sums[2]))
+            for name, sums in zip(self.names, self.sums, strict=True)
+            if sums is not None
+        )
+
+    @property
+    def relative_error(self) -> float | None:
+        """Over all outputs that can be compared; None where there are some, but none of these."""
+        floats = [sums for sums in self.sums if sums is not None]
+        same = [sums for sums in floats if not sums[2]]
+        if floats and not same:
+            return None
+        return _relative(sum(sums[0] for sums in same), sum(sums[1] for sums in same))
+
+
+def _relative(error: float, norm: float) -> float:
+    return float(np.sqrt(error / norm)) if norm else 0.0
 
 
 def _plain(classes: Array | None) -> tuple[int, ...] | None:
@@ -378,53 +475,55 @@ class _Run:
         self.layers = walk.layers
         self.arrivals = [arrival for arrival in walk.watched.arrivals if arrival.layer]
         #: Synaptic operations done, and dense, by layer.
-        self.synops = {arrival.layer: [0, 0] for arrival in self.arrivals}
+        self.synops = {arrival.layer: [0.0, 0.0] for arrival in self.arrivals}
         self.samples = 0
-        self.outputs = compiled.outputs
+        self.axes = compiled.output_axes
         self.growth = Growth.parse(compiled.options.growth)
         self.scores = scores
         self.classes: list[Array] = []
-        self.error = self.norm = 0.0
+        self.compared = _Errors(list(self.axes))
         self.spikes = dict.fromkeys((layer.name for layer in self.layers), 0.0)
         self.pairs = dict.fromkeys((layer.name for layer in self.layers), 0)
         self.full = dict.fromkeys((layer.name for layer in self.layers), 0)
         self.fired: dict[str, Array] = {}
-        self.batch_axis: dict[str, int] = {}
+        self.layer_axes = compiled.layer_axes or {}
         self.errors: Split | None = None
 
     def add(
-        self, values: Mapping[str, Array], ann: Sequence[Array], meant: int | None, samples: int
+        self,
+        values: Mapping[str, Array],
+        ann: Sequence[Sequence[Array]],
+        meant: int | None,
+        samples: int,
+        batch: int,
     ) -> None:
-        """One batch of `samples`; `meant`: of a filled batch, how many are no repetitions."""
-        outputs = [np.atleast_1d(values[name])[:samples] for name in self.outputs]
-        for value, reference in zip(outputs, ann, strict=True):
-            self.error, self.norm = _add_error(value, reference, self.error, self.norm)
+        """A run of a `batch` with `samples`; `meant`: how many of a filled batch are no repetitions."""
+        outputs = [Gathered(axis) for axis in self.axes.values()]
+        for output, name in zip(outputs, self.axes, strict=True):
+            output.add(values[name], samples, batch)
+        self.compared.add(outputs, ann)
         if self.scores is not None:
-            self.classes.append(outputs[self.scores].argmax(axis=1))
+            self.classes.append(outputs[self.scores].rows.argmax(axis=1))
         for layer in self.layers:
+            axis = self.layer_axes.get(layer.name, 0)
             count, events = (
-                np.atleast_1d(values[Watched.output(layer, what)])[:meant]
+                cut(np.atleast_1d(values[Watched.output(layer, what)]), axis, meant)
                 for what in ("count", "events" if layer.signed else "count")
             )
             self.spikes[layer.name] += float(events.sum(dtype=np.float64))
             self.pairs[layer.name] += count.size
             self.full[layer.name] += int((count >= self.steps * layer.levels).sum())
-            self._add_fired(layer.name, events > 0, samples)
+            fired = np.asarray(events.any(axis=axis) if isinstance(axis, int) else events > 0)
+            self.fired[layer.name] = fired | self.fired.get(layer.name, False)
         self.samples += samples
         for arrival in self.arrivals:
-            arrived = values[arrival.output][:meant]
+            arrived = values[arrival.output]
+            # What fills a batch up on another axis is counted, and taken off as its share.
+            whole = len(arrived) != batch
+            arrived, share = (arrived, samples / batch) if whole else (arrived[:meant], 1)
             counted = self.synops[arrival.layer]
-            counted[0] += arrival.synapses.done(arrived)
-            counted[1] += arrival.synapses.dense(arrived.shape) * self.steps
-
-    def _add_fired(self, name: str, fired: Array, samples: int) -> None:
-        if name not in self.batch_axis:
-            axes = [axis for axis, size in enumerate(fired.shape) if size == samples]
-            self.batch_axis[name] = axes[0] if axes else 0
-        some = np.asarray(fired.any(axis=self.batch_axis[name]))
-        before = self.fired.get(name, some)
-        # Where the batch is on another axis and that was mistaken, the first batch tells.
-        self.fired[name] = some | before if some.shape == before.shape else before
+            counted[0] += arrival.synapses.done(arrived) * share
+            counted[1] += arrival.synapses.dense(arrived.shape) * self.steps * share
 
     def split(
         self,
@@ -436,7 +535,8 @@ class _Run:
         """Split one batch's error; `sums`: of `Weighed`; `received`: the ANN's currents by layer."""
         self.errors = self.errors or Split(self.steps, caps, self.growth)
         for layer in self.layers:
-            self.errors.add(layer, sums, received[layer.name], meant)
+            axis = self.layer_axes.get(layer.name, 0)
+            self.errors.add(layer, sums, received[layer.name], axis, meant)
 
     def result(self, judge: _Judge, quantised: Quantised | None) -> StepResult:
         layers = tuple(
@@ -458,7 +558,7 @@ class _Run:
             steps=self.steps,
             accuracy=judge.accuracy(classes),
             agreement=judge.agreement(classes),
-            relative_error=float(np.sqrt(self.error / self.norm)) if self.norm else 0.0,
+            relative_error=self.compared.relative_error,
             firing_rate=sum(self.spikes.values()) / (sum(self.pairs.values()) * self.steps),
             layers=layers,
             drop=drop[0] if drop else None,
@@ -469,4 +569,5 @@ class _Run:
                 SynOps(name, done / self.samples, dense / self.samples)
                 for name, (done, dense) in self.synops.items()
             ),
+            outputs=self.compared.outputs,
         )

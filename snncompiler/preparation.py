@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from snncompiler import calibration as calib
 from snncompiler import dialect
+from snncompiler.batching import CONSTANT, RUN, Axis, axes_of_outputs
 from snncompiler.data import InputSpec
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import EnvironmentMissing, Refused, refuse
 from snncompiler.graph import (
+    BATCH,
     Graph,
     Tensor,
     export_model,
@@ -78,6 +80,22 @@ class Prepared:
         if self.any_batch:
             return None
         return next((spec.shape[0] for spec in self.inputs if spec.shape and spec.shape[0]), 1)
+
+    @property
+    def output_axes(self) -> dict[str, Axis]:
+        """The batch axis of every output, or why it has none (`batching`)."""
+        return axes_of_outputs(self.graph, self.context.batch_axis)
+
+    @property
+    def layer_axes(self) -> dict[str, Axis]:
+        """The same of the output of every rectifier, by its name."""
+        found: dict[str, Axis] = {}
+        for node in calib.rectifiers_of(self.graph):
+            tensor = node.outputs[0]
+            seen = [at for at, dim in enumerate(tensor.shape or ()) if dim == BATCH]
+            followed = self.context.batch_axis.get(tensor.name, RUN)
+            found[node.name] = seen[0] if self.any_batch and seen else followed
+        return found
 
     @property
     def findings(self) -> list[Finding]:
@@ -268,20 +286,38 @@ def check_batch(prepared: Prepared, seed: int) -> None:
             f"the network does not run with three samples: {str(error).splitlines()[0][:300]}",
             hint="export the model with a dynamic batch axis",
         ) from None
-    for index, output in enumerate(prepared.graph.outputs):
-        axis = prepared.context.batch_axis.get(output.name, 0)
-        joined = np.concatenate([np.atleast_1d(run[index]) for run in alone], axis=axis)
-        if joined.dtype.kind != "f":
+    for index, (name, place) in enumerate(prepared.output_axes.items()):
+        whole, single = np.atleast_1d(together[index]), [np.atleast_1d(run[index]) for run in alone]
+        if whole.dtype.kind != "f":
             continue
-        scale = float(np.abs(joined).max(initial=0.0))
-        same_shape = joined.shape == together[index].shape
-        bound = BATCH_TOLERANCE * scale
-        if not same_shape or np.abs(joined - together[index]).max(initial=0) > bound:
+        axis = place if isinstance(place, int) else _seen_axis(whole, single)
+        joined = single[0] if place == CONSTANT else _joined(single, axis)
+        bound = BATCH_TOLERANCE * float(np.abs(whole).max(initial=0.0))
+        if joined.shape != whole.shape or np.abs(joined - whole).max(initial=0) > bound:
             raise refuse(
                 "SNNC205",
-                f"three samples at once give another '{output.name}' than one by one",
+                f"three samples at once give another '{name}' than one by one",
                 hint="export the model with a dynamic batch axis",
             )
+        if place != CONSTANT and all(one.shape[axis] == 1 for one in single):
+            prepared.context.batch_axis[name] = axis
+
+
+def _seen_axis(together: Array, alone: list[Array]) -> int:
+    """The axis along which the samples lie in an output whose batch was not followed; 0 where no other
+    can be it."""
+    for axis, size in enumerate(together.shape):
+        if all(one.ndim == together.ndim for one in alone) and size == sum(
+            one.shape[axis] for one in alone
+        ):
+            return axis
+    return 0
+
+
+def _joined(alone: list[Array], axis: int) -> Array:
+    """The outputs of single samples along an axis; empty where their other sizes differ."""
+    others = {tuple(np.delete(one.shape, axis)) for one in alone}
+    return np.concatenate(alone, axis=axis) if len(others) == 1 else np.zeros(0)
 
 
 def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:

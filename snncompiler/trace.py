@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snncompiler.batching import RUN, Axis
 from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.diagnosis import Currents
@@ -145,13 +146,21 @@ def trace(
     dataset = load_data(data, compiled.inputs, preprocess).head(samples)
     worth = Growth.parse(compiled.options.growth).worth(count)
     writers: list[_Writer] = []
-    parts = batches(len(dataset), compiled.batch_size(_BATCH))
+    axes = compiled.layer_axes
+    if axes is not None and any(axes.get(layer.name) == RUN for layer in chosen):
+        _check_single(compiled, [layer for layer in chosen if axes.get(layer.name) == RUN])
+        parts = batches(len(dataset), 1)
+    else:
+        parts = batches(len(dataset), compiled.batch_size(_BATCH))
     for number, part in enumerate(parts):
         feeds = filled(dataset.feeds, part, compiled.fixed_batch)
         batch = len(next(iter(feeds.values())))
         for at, values in walk.run(feeds, range(1, count + 1), part.start):
             if not writers:
-                writers = [_Writer(layer, values, batch, neurons, seed) for layer in chosen]
+                writers = [
+                    _Writer(layer, values, neurons, seed, _axis(layer, values, batch, axes))
+                    for layer in chosen
+                ]
                 _check_memory(sum(w.bytes_a_step for w in writers) * count * len(dataset))
                 for writer in writers:
                     writer.allocate(count, len(dataset))
@@ -186,6 +195,28 @@ def _chosen(layers: Sequence[Layer], names: Sequence[str] | None) -> list[Layer]
     return [there[name] for name in dict.fromkeys(names)]
 
 
+def _check_single(compiled: CompiledFile, layers: Sequence[Layer]) -> None:
+    """Raises Refused where samples run together in layers that have no batch axis."""
+    if compiled.fixed_batch not in (None, 1):
+        raise refuse(
+            "SNNC404",
+            f"the {compiled.fixed_batch} samples of a run are mixed here: no neuron is of one sample",
+            node=layers[0].name,
+            hint="name other --layers",
+        )
+
+
+def _axis(
+    layer: Layer, values: Mapping[str, Array], batch: int, axes: Mapping[str, Axis] | None
+) -> Axis:
+    """The axis of a layer along which the samples lie; a file of an earlier version does not tell, and
+    the first one of their number is taken for it."""
+    if axes is not None:
+        return axes.get(layer.name, 0)
+    shape = values[Watched.output(layer, "count")].shape
+    return next((axis for axis, size in enumerate(shape) if size == batch), 0)
+
+
 def _currents(
     ann: ModelLike | None, compiled: CompiledFile, threads: int | None
 ) -> Currents | None:
@@ -214,20 +245,23 @@ class _Writer:
     """Collects one layer's trace."""
 
     def __init__(
-        self, layer: Layer, values: Mapping[str, Array], batch: int, neurons: int | None, seed: int
+        self,
+        layer: Layer,
+        values: Mapping[str, Array],
+        neurons: int | None,
+        seed: int,
+        axis: Axis,
     ) -> None:
+        self.axis, self.layer = axis, layer
         first = values[Watched.output(layer, "count")]
-        axes = [axis for axis, size in enumerate(first.shape) if size == batch]
-        self.axis = axes[0] if axes else 0
-        self.layer = layer
-        self.shape = tuple(np.delete(first.shape, self.axis).tolist())
+        self.shape = self._samples_first(first).shape[1:]
         total = int(np.prod(self.shape, dtype=np.int64))
         rng = np.random.default_rng([seed, *layer.name.encode()])
         if neurons is not None and neurons < total:
             self.neuron = np.sort(rng.choice(total, neurons, replace=False))
         else:
             self.neuron = np.arange(total)
-        full = np.moveaxis(np.broadcast_to(layer.threshold, first.shape), self.axis, 0)
+        full = self._samples_first(np.broadcast_to(layer.threshold, first.shape))
         self.threshold = full[:1].reshape(-1)[self.neuron].astype(np.float32)
         self.activation: Array | None = None
 
@@ -242,9 +276,15 @@ class _Writer:
         self.membrane = np.zeros(size, np.float32)
         self.before = np.zeros(size[1:], np.float32)
 
+    def _samples_first(self, values: Array) -> Array:
+        """[samples, ...]; without a batch axis the whole is one sample."""
+        if isinstance(self.axis, int):
+            return np.moveaxis(values, self.axis, 0)
+        return values[None]
+
     def _rows(self, values: Array, part: slice) -> Array:
         """The recorded neurons of the samples of a batch, [samples, m]."""
-        rows = np.moveaxis(values, self.axis, 0)[: part.stop - part.start]
+        rows = self._samples_first(values)[: part.stop - part.start]
         return np.asarray(rows.reshape(len(rows), -1)[:, self.neuron])
 
     def add(self, values: Mapping[str, Array], at: int, part: slice) -> None:

@@ -321,7 +321,7 @@ def test_a_rectifier_that_is_an_output_is_quantised_too() -> None:
     text = """g (float[N,3] x) => (float[N,3] h, float[N,3] y)
     { h = Relu (x)  n = Neg (h)  y = Relu (n) }"""
     model, x = parse(text), random(0, 20, 3)
-    snn = compile_text(model, x)
+    snn = compile_text(model, x, task="classification")
     found = diagnosed(model, snn, x, 1)
     layers = Walk(read_compiled(snn)).layers
     (h, _) = run_model(

@@ -227,7 +227,7 @@ def test_one_sample() -> None:
 def test_without_labels_or_scores_there_is_no_drop() -> None:
     model = parse(TWO_LAYERS)
     x = random(0, 7, 3)
-    found = snncompiler.evaluate(model, compile_text(model, x), x)
+    found = snncompiler.evaluate(model, compile_text(model, x, task="classification"), x)
     (result,) = found.results
     assert (result.drop, result.drop_interval, result.accuracy) == (None, None, None)
     assert result.agreement is not None and len(result.predictions or ()) == 7
@@ -260,7 +260,7 @@ def test_several_outputs() -> None:
     <int64[1] one = {1}>
     { h = Relu (x)  u = Unsqueeze (x, one)  s = Add (h, x)  y = Relu (s) }"""
     model, x = parse(text), random(0, 9, 2)
-    snn = compile_text(model, x)
+    snn = compile_text(model, x, task="classification")
     found = snncompiler.evaluate(model, snn, x, steps=[4, 64], diagnose=True)
     outputs = run_model(snn, x=x, snnc_steps=np.array(64))
     wanted = run_model(model, x=x)

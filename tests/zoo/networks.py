@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -49,17 +48,12 @@ def errors(
     used = data or Dataset(pipeline.synthetic_feeds(prepared, 2, 0))
     snn = pipeline.emit(prepared, pipeline.calibrated(prepared, options, used), options)
     run = used if data else used.head(1)
-    ann = bench.run_ann(model, run)
     compiled, session = read_compiled(snn), create_session(snn, threads=2)
+    ann = bench.run_ann(model, run, compiled)
     found = []
     for total in steps:
-        parts = []
-        for index in range(len(run)):
-            feeds = {name: array[index : index + 1] for name, array in run.feeds.items()}
-            outputs = session.run(None, {**feeds, **compiled.overrides(steps=total)})
-            parts.append([np.atleast_1d(output) for output in outputs])
-        joined = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
-        error, _ = bench.compare(ann, joined, 0)
+        outputs = bench.gathered(session, run, compiled, 1, compiled.overrides(steps=total))
+        error, _ = bench.compare(ann, outputs, 0)
         assert error is not None
         found.append(error)
     return found
