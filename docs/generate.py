@@ -116,7 +116,7 @@ _SPELLED = {
     "Where": "Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron; else refused",
     "HardSigmoid": "a spiking neuron with θ <= 1: Clip(α·x + β, 0, 1)",
     "Abs": "two spiking neurons: relu(x) + relu(-x)",
-    "GlobalMaxPool": "the MaxPool that it is",
+    "GlobalMaxPool": "the MaxPool that it is; refused over a map of unknown size",
 }
 
 
@@ -127,8 +127,13 @@ def supported() -> str:
     for op, rule in sorted(operators_module.LINEAR.items()):
         table.append((f"`{op}`", "linear", _CONDITIONS[rule.__name__]))
     table += [
-        ("`MaxPool`", "max pooling", "exact, on spikes: its input is rectifiers' outputs, chosen and "
-         "moved only, with one θ in a window; its indices may not be used"),
+        ("`MaxPool`", "max pooling", "exact, on spikes of one θ in a window. What else it pools is "
+         "brought there: affine steps per channel move behind it, padding into it, the halves of "
+         "LeakyRelu and PRelu are pooled one by one, and any other value x is sent first as spikes of "
+         "relu(x) and -relu(-x), by a spiking layer of its own, which is reported (`SNNC220`). With a "
+         "kernel of 1 it is a Slice, which is linear. Its indices may not be used"),
+        ("`ReduceMax`, `ReduceMin`", "max pooling", "over axes of known size without the batch: the "
+         "MaxPool that it is, ReduceMin as -MaxPool(-x)"),
         ("`BatchNormalization`", "linear", "at inference, with constant statistics: folded into the "
          "layer before it, or kept as a Mul and an Add"),
         ("`Dropout`", "removed", "at inference it does nothing"),

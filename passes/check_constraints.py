@@ -13,8 +13,9 @@ from typing import ClassVar
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import Refused
 from snncompiler.graph import Graph, Node, is_live, label, producer
-from snncompiler.operators import carries_spikes, linear_reason, random_reason, rectifier
+from snncompiler.operators import linear_reason, random_reason, rectifier
 from snncompiler.passes.base import Context, Pass
+from snncompiler.passes.spell_max_pool import obstacle
 from snncompiler.timing import Timing, analyze
 
 
@@ -26,7 +27,7 @@ class CheckConstraints(Pass):
     allow_analog: bool = False
 
     name: ClassVar[str] = "check-constraints"
-    requires: ClassVar[frozenset[str]] = frozenset({"affine-folded", "rectifiers-before-max-pool"})
+    requires: ClassVar[frozenset[str]] = frozenset({"affine-folded", "max-pool-of-spikes"})
     ensures: ClassVar[frozenset[str]] = frozenset({"constraints-checked"})
 
     def run(self, graph: Graph, context: Context) -> None:
@@ -123,11 +124,10 @@ def blocking(node: Node, timing: Timing) -> str:
     if node.op in ("Shape", "Size") and not node.domain:
         return ""
     if node.op == "MaxPool" and not node.domain:
-        if len(node.outputs) > 1 and not node.outputs[1].is_empty():
-            return "its indices are used"
-        if not carries_spikes(node.inputs[0], lambda other: rectifier(other) is not None):
-            return "max pooling is exact on spikes only, and its input is not a rectifier's output"
-        return ""
+        # `pool_spikes` has rewritten all others.
+        return "its indices are used" if len(node.outputs) > 1 else ""
+    if node.op in ("GlobalMaxPool", "ReduceMax", "ReduceMin") and not node.domain:
+        return obstacle(node)
     return linear_reason(node, timing.inputs(node))
 
 

@@ -8,7 +8,7 @@ stays where it is, as an explicit Mul.  Max pooling then sees spikes, and become
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
@@ -18,7 +18,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from snncompiler import dialect
-from snncompiler.errors import refuse
+from snncompiler.calibration import channels_of
+from snncompiler.errors import InternalError
 from snncompiler.graph import (
     Graph,
     Node,
@@ -32,6 +33,7 @@ from snncompiler.graph import (
     known,
     known_rank,
     label,
+    producer,
     readers,
     remove_node,
     sort_nodes,
@@ -39,7 +41,7 @@ from snncompiler.graph import (
     unique_name,
     value,
 )
-from snncompiler.operators import carries_spikes
+from snncompiler.operators import carries_spikes, moves_spikes, rectifier, turns_signs
 from snncompiler.passes.base import Context, Pass
 from snncompiler.timing import analyze
 
@@ -50,8 +52,6 @@ Scale = NDArray[np.float32]
 @dataclass(frozen=True)
 class FoldAmplitude(Pass):
     """Amplitudes go into the next weights; what is left between spikes and layers is binary."""
-
-    allow_analog: bool = False
 
     name: ClassVar[str] = "fold-amplitude"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
@@ -66,7 +66,7 @@ class FoldAmplitude(Pass):
         while work.pending:
             work.push(work.pending.pop(0))
         drop_dead(graph)
-        _pool_spikes(graph, self.allow_analog)
+        _pool_spikes(graph)
 
 
 def _is_neuron(node: Node) -> bool:
@@ -77,22 +77,16 @@ def _pools(node: Node) -> bool:
     return node.op == "SpikeMaxPool" and _is_neuron(node)
 
 
-def _pool_spikes(graph: Graph, allow_analog: bool) -> None:
+def _pool_spikes(graph: Graph) -> None:
     """MaxPool of spikes between neurons becomes SpikeMaxPool."""
     timing = analyze(graph, _is_neuron)
     taken = tensor_names(graph)
     for node in graph.nodes:
-        if node.op != "MaxPool" or timing.phase(node) != "temporal":
+        # With its indices in use it is kept analog.
+        if node.op != "MaxPool" or timing.phase(node) != "temporal" or len(node.outputs) > 1:
             continue
         if not carries_spikes(node.inputs[0], lambda n: n.op in dialect.NEURONS or _pools(n)):
-            if allow_analog:
-                continue
-            raise refuse(
-                "SNNC202",
-                "max pooling over neurons with different thresholds in one window is not exact",
-                node=label(node),
-                hint="compile with --per-layer thresholds or replace the pooling",
-            )
+            raise InternalError(f"{label(node)} pools no spikes of one amplitude")
         size = len(node.attrs["kernel_shape"])
         given = node.attrs
         node.op, node.domain = "SpikeMaxPool", dialect.DOMAIN
@@ -165,32 +159,38 @@ class _Work:
 
     def _join(self, node: Node) -> None:
         """Concat of amplitudes along an axis that every one of them is known for."""
-        size = known_rank(node.outputs[0])
-        axis = int(node.attrs["axis"]) % size
-        parts: list[Scale] = []
-        sources: list[Tensor] = []
-        for tensor in node.inputs:
-            before = tensor.inputs[0] if tensor.inputs else None
-            if before is None or id(before) not in self.scales or not known(tensor.shape[axis]):
-                return
-            shape = list(self.scales[id(before)].shape)
-            shape[axis] = tensor.shape[axis]
-            parts.append(np.broadcast_to(self.scales[id(before)], shape))
-            sources.append(before.inputs[0])
-        spread = np.broadcast_shapes(
-            *((*part.shape[:axis], 1, *part.shape[axis + 1 :]) for part in parts)
-        )
-        parts = [
-            np.broadcast_to(part, (*spread[:axis], part.shape[axis], *spread[axis + 1 :]))
-            for part in parts
-        ]
+        before = [tensor.inputs[0] if tensor.inputs else None for tensor in node.inputs]
+        scale = _joined(node, [None if mul is None else self.scales.get(id(mul)) for mul in before])
+        if scale is None:
+            return
+        sources = [mul.inputs[0] for mul in before if mul is not None]
         readers_before = [tensor.inputs[0] for tensor in node.inputs]
         for index, source in enumerate(sources):
             node.inputs[index] = source
-        self._behind(node, np.concatenate(parts, axis=axis))
+        self._behind(node, scale)
         for mul in readers_before:
             if mul.outputs and readers(mul.outputs[0], self.graph) == 0:
                 remove_node(mul)
+
+
+def _joined(node: Node, scales: Sequence[Scale | None]) -> Scale | None:
+    """The amplitude behind a Concat; None where one before it, or its size, is not known."""
+    axis = int(node.attrs["axis"]) % known_rank(node.outputs[0])
+    parts: list[Scale] = []
+    for tensor, scale in zip(node.inputs, scales, strict=True):
+        if scale is None or not known(tensor.shape[axis]):
+            return None
+        shape = list(scale.shape)
+        shape[axis] = tensor.shape[axis]
+        parts.append(np.broadcast_to(scale, shape))
+    spread = np.broadcast_shapes(
+        *((*part.shape[:axis], 1, *part.shape[axis + 1 :]) for part in parts)
+    )
+    wide = [
+        np.broadcast_to(part, (*spread[:axis], part.shape[axis], *spread[axis + 1 :]))
+        for part in parts
+    ]
+    return np.concatenate(wide, axis=axis)
 
 
 # --- into weights: the factor that the weights are multiplied by, None where it cannot be ---
@@ -363,7 +363,15 @@ def _through_reduce(node: Node, scale: Scale) -> Scale | None:
     return scale if node.attrs.get("keepdims", 1) else np.squeeze(scale, tuple(axes))
 
 
+def _through_signs(node: Node, scale: Scale) -> Scale | None:
+    """Mul by constants of 1 and -1, which max pooling puts around itself."""
+    return scale if turns_signs(node) else None
+
+
 _COMMUTING: dict[str, Callable[[Node, Scale], Scale | None]] = {
+    "Identity": lambda node, scale: scale,
+    "Neg": lambda node, scale: scale,
+    "Mul": _through_signs,
     "AveragePool": _beside_space,
     "GlobalAveragePool": _beside_space,
     "MaxPool": _if_channels_only,
@@ -382,3 +390,51 @@ _COMMUTING: dict[str, Callable[[Node, Scale], Scale | None]] = {
     "SpaceToDepth": _if_uniform,
     "Gather": _if_uniform,
 }
+
+
+# --- before thresholds are known ---
+
+
+def poolable(tensor: Tensor) -> bool:
+    """Whether a value of the normalized network will be spikes of one amplitude in each channel."""
+    scale = _Amplitudes().of(tensor)
+    return scale is not None and scale.ndim > 2 and _channels_only(scale)
+
+
+class _Amplitudes:
+    """The amplitudes of spike trains, before there are any: every rectifier's channel has another one.
+
+    They move as those of the neurons will.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[int, Scale | None] = {}
+        self.numbers = 0
+
+    def of(self, tensor: Tensor) -> Scale | None:
+        """As an array of the tensor's rank; None where it is no spike train, or amplitudes mix."""
+        if id(tensor) not in self.found:
+            node = producer(tensor)
+            self.found[id(tensor)] = None if node is None else self._behind(node)
+        return self.found[id(tensor)]
+
+    def _behind(self, node: Node) -> Scale | None:
+        result = node.outputs[0]
+        if node.domain or result.shape is None:
+            return None
+        if rectifier(node) is not None:
+            channels = channels_of(node)
+            self.numbers += channels
+            own = np.arange(self.numbers - channels, self.numbers, dtype=np.float32) + 1
+            spread = (1, channels, *[1] * (len(result.shape) - 2)) if channels > 1 else 1
+            return own.reshape(spread if channels > 1 else (1,) * len(result.shape))
+        if not moves_spikes(node):
+            return None
+        if node.op == "Concat":
+            parts = [self.of(part) for part in node.inputs]
+            twice = len({id(part) for part in node.inputs}) < len(parts)
+            return None if twice else _joined(node, parts)
+        if node.op not in _COMMUTING or any(tensor is node.inputs[0] for tensor in node.inputs[1:]):
+            return None
+        scale = self.of(node.inputs[0])
+        return None if scale is None else _COMMUTING[node.op](node, scale)

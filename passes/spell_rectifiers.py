@@ -253,10 +253,11 @@ def _never_wins(op: str, array: NDArray[Any] | None) -> bool:
 def _extremum(writer: _Writer, node: Node) -> bool:
     """Max and Min of any number of values, pair by pair."""
     operands = [tensor for tensor in node.inputs if not _never_wins(node.op, value(tensor))]
-    result = operands[0]
     if len(operands) == 1:
-        return writer.replace(node, writer.apply(node, "Identity", result))
-    for other in operands[1:]:
+        return writer.replace(node, writer.apply(node, "Identity", operands[0]))
+    # Constants first: c + relu(x - c) needs x at its rectifier alone.
+    result, *others = sorted(operands, key=lambda tensor: value(tensor) is None)
+    for other in others:
         if node.op == "Max":
             more = writer.apply(node, "Relu", writer.apply(node, "Sub", other, result))
             result = writer.apply(node, "Add", result, more)

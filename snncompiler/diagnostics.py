@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "SNNC210": "layer that is not computed by events",
     "SNNC211": "no layer is computed by events",
     "SNNC212": "random operator",
+    "SNNC220": "max pooling that takes a spiking layer of its own",
     # 3xx: data and calibration
     "SNNC301": "data file missing, unreadable or of an unknown kind",
     "SNNC302": "data of the wrong shape, type or name",

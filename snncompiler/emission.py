@@ -65,7 +65,7 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
                 options.spikes,
                 calibration.schedules,
             ),
-            FoldAmplitude(options.allow_analog),
+            FoldAmplitude(),
             *([TelescopeAnalog()] if options.allow_analog else []),
         ],
         graph,

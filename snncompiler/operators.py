@@ -154,8 +154,25 @@ SELECTION = {
 }  # fmt: skip
 
 
+def turns_signs(node: Node) -> bool:
+    """Whether the node multiplies its first input by constants of 1 and -1."""
+    factors = value(node.inputs[1]) if node.op == "Mul" and not node.domain else None
+    return factors is not None and bool(np.all(np.abs(factors) == 1))
+
+
+def moves_spikes(node: Node) -> bool:
+    """Whether the node chooses, moves, or turns the sign of what its data inputs are, or adds zeros."""
+    if node.domain:
+        return False
+    if node.op == "Pad":
+        fill = constant_input(node, 2)
+        zeros = input_at(node, 2) is None or (fill is not None and not np.any(fill))
+        return zeros or node.attrs.get("mode", "constant") != "constant"
+    return node.op in SELECTION or node.op == "Neg" or turns_signs(node)
+
+
 def carries_spikes(tensor: Tensor, fires: Callable[[Node], bool]) -> bool:
-    """Whether every element is the output of a node that `fires`, chosen and moved only."""
+    """Whether every element is the output of a node that `fires`, chosen, moved and turned only."""
     pending = [tensor]
     seen: set[int] = set()
     while pending:
@@ -164,7 +181,7 @@ def carries_spikes(tensor: Tensor, fires: Callable[[Node], bool]) -> bool:
             return False
         if id(source) in seen or fires(source):
             continue
-        if source.domain or source.op not in SELECTION:
+        if not moves_spikes(source):
             return False
         seen.add(id(source))
         pending += source.inputs if source.op == "Concat" else source.inputs[:1]

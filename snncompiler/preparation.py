@@ -42,7 +42,9 @@ from snncompiler.passes.drop_fake_quant import DropFakeQuant
 from snncompiler.passes.fold_affine import FoldAffine
 from snncompiler.passes.fold_batch_norm import FoldBatchNorm
 from snncompiler.passes.fold_constants import FoldConstants
+from snncompiler.passes.pool_spikes import PoolSpikes
 from snncompiler.passes.remove_noops import RemoveNoops
+from snncompiler.passes.spell_max_pool import SpellMaxPool
 from snncompiler.passes.spell_rectifiers import SpellRectifiers
 from snncompiler.passes.swap_max_pool import SwapMaxPool
 from snncompiler.passes.to_float32 import ToFloat32, has_other_floats
@@ -119,9 +121,11 @@ def normalization_passes(
         RemoveNoops(),
         TrackBatch(),
         UnifyLinear(),
+        SpellMaxPool(),
+        SwapMaxPool(),
         FoldBatchNorm(),
         FoldAffine(),
-        SwapMaxPool(),
+        PoolSpikes(),
         CheckConstraints(strict, allow_analog),
     ]
 

@@ -390,10 +390,9 @@ def test_the_default_of_a_classifier_grows() -> None:
 
 
 def test_a_calibration_for_another_form_of_the_network_is_refused() -> None:
-    """Max pooling of currents is kept analog, average pooling lets thresholds grow."""
-    text = """g (float[N,2,4,4] x) => (float[N,2,2,2] y)
-    { a = Relu (x)  b = Conv (a, w)  c = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (b)
-      d = Neg (c)  y = Relu (d) }"""
+    """A maximum over maps of any size is kept analog, the average lets thresholds grow."""
+    text = """g (float[N,2,H,W] x) => (float[N,2,1,1] y)
+    { a = Relu (x)  b = Conv (a, w)  c = GlobalMaxPool (b)  d = Neg (c)  y = Relu (d) }"""
     model, x = parse(text, {"w": random(1, 2, 2, 1, 1)}), random(2, 50, 2, 4, 4)
     options = Options(task="classification", maxpool="average")
     calibration = pipeline.compile_model(model, options, x).calibration

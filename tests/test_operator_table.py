@@ -324,7 +324,7 @@ CASES: dict[str, list[Case]] = {
     "SpaceToDepth": [Case("p = SpaceToDepth <blocksize = 2> (s)")],
 }  # fmt: skip
 
-#: Max pooling: on spikes only.
+#: Max pooling of spikes; of all else in passes/test_max_pool.py.
 POOLINGS = [
     Case("p = MaxPool <kernel_shape = [2, 2]> (s)"),
     Case("p = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 0, 1]> (s)"),
@@ -488,13 +488,13 @@ BROKEN = {
     "i = Cast <to = 7> (s)  p = Cast <to = 1> (i)": "rounds or cuts",
     'p = Resize <coordinate_transformation_mode = "tf_crop_and_resize"> (s, region, scales)': "region",
     "p = Tanh (s)": "not linear",
-    "p = ReduceMax <axes = [2]> (s)": "not linear",
+    "p = ReduceMax (s)": "batch axis",
     "p = LRN <size = 3> (s)": "not linear",
     "p = Softmax (s)": "not linear",
     "p = InstanceNormalization (s, o, o)": "not linear",
     "p = ThresholdedRelu (s)": "not linear",
     "p = Elu (s)": "not linear",
-    "t = MaxPool <kernel_shape = [2, 2]> (s)  p = Neg (t)": "spikes only",
+    "i, j = MaxPool <kernel_shape = [2, 2]> (s)  q = Cast <to = 1> (j)  p = Add (i, q)": "indices",
 }
 
 

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snncompiler import pipeline
-from snncompiler.errors import Refused
 from snncompiler.graph import Graph, export_model, with_outputs
 from snncompiler.options import Options
 from snncompiler.passes.base import run_passes
@@ -190,23 +189,6 @@ def test_max_pooling_becomes_its_spiking_form() -> None:
     { r = Relu (x)  y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r) }"""
     counts = op_counts(compile_text(parse(text), random(0, 2, 2, 6, 6)))
     assert counts["SpikeMaxPool"] == 0 and counts["MaxPool"] == 1
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "d = DepthToSpace <blocksize = 2> (s)  p = MaxPool <kernel_shape = [2, 2]> (d)",
-        "d = Concat <axis = 2> (s, s2)  p = MaxPool <kernel_shape = [2, 2]> (d)",
-    ],
-)
-def test_max_pooling_over_different_thresholds_is_refused(body: str) -> None:
-    text = f"""g (float[N,4,6,6] x) => (float[N,?,?,?] y)
-    {{ s = Relu (x)  n = Neg (x)  s2 = Relu (n)  {body}  m = Neg (p)  y = Relu (m) }}"""
-    x = random(0, 2, 4, 6, 6) * np.array([1, 5, 0.2, 2], np.float32)[:, None, None]
-    with pytest.raises(Refused) as caught:
-        compile_text(parse(text), x)
-    (finding,) = caught.value.findings
-    assert finding.code == "SNNC202" and "MaxPool" in finding.node
 
 
 # --- thresholds and initial potentials ---

@@ -1,0 +1,245 @@
+"""spell-max-pool, swap-max-pool and pool-spikes: every max pooling, in all three ways of running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import pytest
+from helpers import Array, assert_close, op_counts, parse, random, run_model
+
+from snncompiler import pipeline
+from snncompiler.options import Options
+from snncompiler.runtime.session import create_session
+
+#: Folding reorders sums of at most a hundred float32 products: a hundred roundings of 2^-24.
+ROUNDING = 100 * 2.0**-24
+#: |SNN - ANN| <= UNITS/T of the largest output: a neuron is off by about θ/T, and the two to four
+#: layers here sum a few dozen of these with weights whose absolute sum is a few units.
+UNITS = 30.0
+
+CONSTANTS = """float zero = {0}, float low = {-0.4}, float high = {0.6}, float third = {0.3},
+float lowest = {-3.4028234e38}, float minus = {-0.2}, float plus = {0.2}, float unit = {1},
+int64[8] one = {0, 0, 1, 1, 0, 0, 1, 1}, int64[8] two = {0, 0, 2, 2, 0, 0, 2, 2},
+int64[4] narrow = {1, 1, 1, 0}, int64[2] maps = {2, 3}, int64[1] last = {-1}, int64[1] first = {1},
+int64[8] uneven = {0, 0, 1, 0, 0, 0, 2, 1}, int64[8] more = {0, 0, 3, 3, 0, 0, 3, 3}"""
+#: Constants per channel of four channels.
+CHANNELS = {
+    "slopes": np.array([0.25, 0.0, 2.0, 0.5], np.float32).reshape(4, 1, 1),
+    "mixed": np.array([0.25, -0.5, 2.0, -0.1], np.float32).reshape(4, 1, 1),
+    "falling": np.array([-0.25, -0.5, -2.0, -0.1], np.float32).reshape(4, 1, 1),
+    "offset": np.array([0.1, -0.2, 0.3, -0.4], np.float32).reshape(4, 1, 1),
+    "zeros": np.zeros((1, 4, 3, 3), np.float32),
+    "g": np.array([0.5, 1.0, 1.5, 2.0], np.float32),
+    "gm": np.array([0.5, -1.0, 1.5, -2.0], np.float32),
+    "gn": np.array([-0.5, -1.0, -1.5, -2.0], np.float32),
+    "b": np.array([0.1, 0.3, -0.2, 0.0], np.float32),
+    "m": np.array([0.2, -0.1, 0.0, 0.1], np.float32),
+    "v": np.array([1.0, 0.5, 2.0, 1.5], np.float32),
+}
+WINDOW = "MaxPool <kernel_shape = [2, 2], strides = [2, 2]>"
+
+
+@dataclass(frozen=True)
+class Case:
+    """From currents `c` and their rectified `s`, both [N,4,6,6], to `p`; how many neurons `p` takes."""
+
+    text: str
+    neurons: int
+    #: How many poolings of spikes are left.
+    pools: int = 1
+    #: Whether a spiking layer of its own is reported.
+    noted: bool = False
+    shape: tuple[int, ...] = (3, 6, 6)
+    opset: int = 17
+    weights: dict[str, Array] = field(default_factory=dict)
+
+
+def norm(gamma: str) -> str:
+    return f"BatchNormalization <epsilon = 0.01> (%s, {gamma}, b, m, v)"
+
+
+CASES = {
+    # --- padding before the pooling, behind a rectifier ---
+    "pad with zeros": Case("d = Pad (s, one)  p = MaxPool <kernel_shape = [3, 3]> (d)", 1),
+    "pad with the lowest": Case(
+        "d = Pad (s, one, lowest)  p = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (d)", 1),
+    "pad below zero": Case("d = Pad (s, one, minus)  p = MaxPool <kernel_shape = [2, 2]> (d)", 1),
+    "pad of uneven sides": Case(
+        "d = Pad (s, uneven)  p = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (d)", 1),
+    "pad and pads": Case(
+        "d = Pad (s, one)  p = MaxPool <kernel_shape = [3, 3], pads = [1, 0, 1, 1]> (d)", 1),
+    "pad and ceil_mode": Case(
+        "d = Pad (s, uneven)  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1> (d)",
+        1),
+    "windows in the padding alone": Case(
+        "d = Pad (s, more)  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (d)", 1),
+    "windows in padding below zero": Case(
+        "d = Pad (s, more, minus)  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (d)",
+        3, 2, noted=True),
+    "pad with more than zero": Case(
+        "d = Pad (s, one, plus)  p = MaxPool <kernel_shape = [3, 3]> (d)", 2, noted=True),
+    "pad and dilations": Case(
+        "d = Pad (s, two)  p = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (d)", 1),
+    "pad and SAME": Case(
+        'd = Pad (s, one)  p = MaxPool <kernel_shape = [3, 3], auto_pad = "SAME_UPPER"> (d)', 1),
+    "reflected": Case(
+        'd = Pad <mode = "reflect"> (s, one)  p = MaxPool <kernel_shape = [3, 3]> (d)', 2, noted=True),
+    "pad of some axes": Case(
+        "d = Pad (s, narrow, , maps)  p = MaxPool <kernel_shape = [3, 3]> (d)", 1, opset=18),
+    "pad of currents, then a rectifier": Case(
+        f"d = Pad (c, one, lowest)  q = {WINDOW} (d)  p = Relu (q)", 1),
+    "pad of currents with the lowest": Case(
+        f"d = Pad (c, one, lowest)  p = {WINDOW} (d)", 2, 2, noted=True),
+    # --- a kernel of 1 ---
+    "subsampled spikes": Case("p = MaxPool <kernel_shape = [1, 1], strides = [2, 2]> (s)", 1, 0),
+    "subsampled currents": Case("p = MaxPool <kernel_shape = [1, 1], strides = [2, 3]> (c)", 0, 0),
+    "subsampled, ceil_mode": Case(
+        "p = MaxPool <kernel_shape = [1, 1], strides = [4, 5], ceil_mode = 1> (c)", 0, 0),
+    "subsampled, VALID": Case(
+        'p = MaxPool <kernel_shape = [1, 1], strides = [2, 1], auto_pad = "VALID"> (c)', 0, 0),
+    "a kernel of 1 without strides": Case("p = MaxPool <kernel_shape = [1, 1]> (c)", 0, 0),
+    "subsampled line": Case(
+        "p = MaxPool <kernel_shape = [1], strides = [2], dilations = [3]> (c)", 0, 0, shape=(3, 7)),
+    "subsampled volume": Case(
+        "p = MaxPool <kernel_shape = [1, 1, 1], strides = [2, 1, 2]> (c)", 0, 0, shape=(3, 3, 4, 4)),
+    # --- reductions ---
+    "over points": Case("p = ReduceMax <axes = [2]> (s)", 1, shape=(3, 9)),
+    "over points, dropped": Case("p = ReduceMax <axes = [-1], keepdims = 0> (s)", 1, shape=(3, 9)),
+    "over the map": Case("p = ReduceMax <axes = [2, 3], keepdims = 0> (s)", 1),
+    "over rows": Case("p = ReduceMax <axes = [2], keepdims = 0> (s)", 1),
+    "axes as an input": Case("p = ReduceMax <keepdims = 0> (s, last)", 1, opset=18),
+    "over currents": Case("p = ReduceMax <axes = [3]> (c)", 2, 2, noted=True),
+    "over channels": Case("p = ReduceMax <axes = [1]> (s)", 2, noted=True),
+    "over channels, dropped": Case("p = ReduceMax <axes = [-3], keepdims = 0> (s)", 2, noted=True),
+    "over channels and columns": Case("p = ReduceMax <axes = [1, 3]> (s)", 2, noted=True),
+    "over all but the batch": Case(
+        "p = ReduceMax <axes = [1, 2, 3], keepdims = 0> (s)", 2, noted=True),
+    "over features": Case("p = ReduceMax <axes = [1]> (s)", 2, noted=True, shape=(5,)),
+    "over points that come first": Case(
+        "t = Transpose <perm = [0, 2, 1]> (s)  p = ReduceMax <axes = [1], keepdims = 0> (t)", 1,
+        shape=(3, 9)),
+    "over a volume": Case("p = ReduceMax <axes = [2, 3, 4]> (s)", 1, shape=(3, 3, 4, 4)),
+    "no axes at all": Case("p = ReduceMax <noop_with_empty_axes = 1> (c)", 0, 0, opset=18),
+    "the least over points": Case("p = ReduceMin <axes = [3]> (s)", 1, shape=(3, 6, 2)),
+    "the least of currents": Case("p = ReduceMin <axes = [2, 3]> (c)", 2, 2, noted=True),
+    "global": Case("p = GlobalMaxPool (s)", 1),
+    "global, of currents": Case("p = GlobalMaxPool (c)", 2, 2, noted=True),
+    # --- halves of leaky rectifiers ---
+    "leaky": Case(f"a = LeakyRelu <alpha = 0.3> (c)  p = {WINDOW} (a)", 2, 2),
+    "leaky, read twice": Case(
+        f"a = LeakyRelu <alpha = 0.3> (c)  q = {WINDOW} (a)  o = {WINDOW} (c)  n = Relu (o)"
+        "  p = Sub (q, n)", 3, 3),
+    "leaky, falling": Case(
+        f"a = LeakyRelu <alpha = -0.3> (c)  p = {WINDOW} (a)", 3, noted=True),
+    "slopes per channel": Case(f"a = PRelu (c, slopes)  p = {WINDOW} (a)", 2, 2),
+    "slopes of both signs": Case(f"a = PRelu (c, mixed)  p = {WINDOW} (a)", 4, 2, noted=True),
+    "leaky, overlapping and padded": Case(
+        "a = LeakyRelu (c)  p = MaxPool <kernel_shape = [3, 3], strides = [2, 2],"
+        " pads = [1, 1, 1, 1]> (a)", 2, 2),
+    "leaky behind the pooling": Case(f"a = {WINDOW} (c)  p = LeakyRelu <alpha = 0.3> (a)", 2, 2),
+    "leaky, pooled twice": Case(
+        f"a = LeakyRelu <alpha = 0.3> (c)  q = {WINDOW} (a)  p = MaxPool <kernel_shape = [2, 2]> (q)",
+        2, 4),
+    "clipped": Case(f"a = Clip (c, low, high)  p = {WINDOW} (a)", 1),
+    "clipped above": Case(f"a = Clip (c, , high)  p = {WINDOW} (a)", 1),
+    "hard sigmoid": Case(f"a = HardSigmoid <alpha = 0.3> (c)  p = {WINDOW} (a)", 1),
+    "at least a constant": Case(f"a = Max (c, low)  p = {WINDOW} (a)", 1),
+    "absolute": Case(f"a = Abs (c)  p = {WINDOW} (a)", 3, noted=True),
+    # --- affine steps between a rectifier and the pooling ---
+    "norm": Case(f"a = {norm('g') % 's'}  p = {WINDOW} (a)", 1),
+    "norm that falls": Case(f"a = {norm('gn') % 's'}  p = {WINDOW} (a)", 1),
+    "norm of both signs": Case(f"a = {norm('gm') % 's'}  p = {WINDOW} (a)", 1),
+    "negative": Case(f"a = Neg (s)  p = {WINDOW} (a)", 1),
+    "one minus": Case(f"a = Sub (high, s)  p = {WINDOW} (a)", 1),
+    "divided": Case(f"a = Div (s, falling)  p = {WINDOW} (a)", 1),
+    "norm, then the rectifier": Case(
+        f"q = {WINDOW} (c)  a = {norm('g') % 'q'}  p = Relu (a)", 1),
+    "norm of both signs, then the rectifier": Case(
+        f"q = {WINDOW} (c)  a = {norm('gm') % 'q'}  p = Relu (a)", 1),
+    "norm that falls, then a leaky one": Case(
+        f"q = {WINDOW} (c)  a = {norm('gn') % 'q'}  p = LeakyRelu <alpha = 0.2> (a)", 2, 2),
+    "affine, then clipped": Case(
+        f"q = {WINDOW} (c)  a = Mul (q, mixed)  d = Add (a, offset)  p = Clip (d, low, high)", 1),
+    "a map of constants": Case(
+        f"a = Mul (s, map)  p = {WINDOW} (a)", 2, noted=True,
+        weights={"map": np.abs(random(3, 1, 4, 6, 6))}),
+    # --- rectifiers behind the pooling ---
+    "max with zeros of its shape": Case(f"q = {WINDOW} (c)  p = Max (q, zeros)", 1),
+    "max with zeros first": Case(f"q = {WINDOW} (c)  p = Max (zeros, q)", 1),
+    "clipped behind": Case(f"q = {WINDOW} (c)  p = Clip (q, zero, high)", 1),
+    "bounded behind": Case(f"q = {WINDOW} (c)  a = Relu (q)  p = Min (a, high)", 1),
+    "two rectifiers": Case(
+        f"q = {WINDOW} (c)  a = Relu (q)  d = Clip (q, zero, third)  p = Add (a, d)", 2, 2),
+    "a rectifier and another reader": Case(
+        f"q = {WINDOW} (c)  a = Relu (q)  p = Add (a, q)", 3, 2, noted=True),
+    "unread indices": Case(f"p, i = {WINDOW} (s)", 1),
+    # --- what is no spike train of one threshold ---
+    "currents": Case(f"p = {WINDOW} (c)", 2, 2, noted=True),
+    "currents, odd windows": Case(
+        "p = MaxPool <kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 0, 1],"
+        " dilations = [1, 2], ceil_mode = 1> (c)", 2, 2, noted=True),
+    "currents, SAME": Case(
+        'p = MaxPool <kernel_shape = [3, 3], strides = [2, 2], auto_pad = "SAME_LOWER"> (c)',
+        2, 2, noted=True),
+    "currents, pooled twice": Case(
+        f"q = {WINDOW} (c)  p = MaxPool <kernel_shape = [2, 2]> (q)", 2, 4, noted=True),
+    "currents of a line": Case("p = MaxPool <kernel_shape = [4]> (c)", 2, 2, noted=True, shape=(3, 9)),
+    "the sum of two rectifiers": Case(
+        f"n = Neg (c)  t = Relu (n)  a = Add (s, t)  p = {WINDOW} (a)", 3, noted=True),
+    "averages": Case(f"a = AveragePool <kernel_shape = [2, 2]> (s)  p = {WINDOW} (a)", 2, noted=True),
+    "thresholds that mix in space": Case(
+        f"a = DepthToSpace <blocksize = 2> (s)  p = {WINDOW} (a)", 2, noted=True),
+    "rectifiers side by side": Case(
+        f"n = Neg (c)  t = Relu (n)  a = Concat <axis = 2> (s, t)  p = {WINDOW} (a)", 3, noted=True),
+    "the same twice": Case(f"a = Concat <axis = 1> (s, s)  p = {WINDOW} (a)", 2, noted=True),
+    "channels as depth": Case(
+        "a = Unsqueeze (s, first)  p = MaxPool <kernel_shape = [2, 1, 1]> (a)", 2, noted=True),
+    "spikes beside currents": Case(
+        f"a = Concat <axis = 1> (s, c)  p = {WINDOW} (a)", 3, 2, noted=True),
+}  # fmt: skip
+
+
+def network(case: Case) -> tuple[onnx.ModelProto, Array]:
+    """Conv, Relu, Conv: `c`; the case: `p`; and relu(2p + 1), which no rewriting can put before it."""
+    channels, *space = case.shape
+    weights = {
+        "w1": random(1, 4, channels, *[1] * len(space)) / np.float32(np.sqrt(channels)),
+        "w2": random(2, 4, 4, *[1] * len(space)) / np.float32(2),
+        **CHANNELS,
+        **case.weights,
+    }
+    layer = "Conv" if space else "MatMul"
+    if not space:
+        weights["w1"] = weights["w1"].T
+    text = f"""g (float[N,{",".join(map(str, case.shape))}] x) => (float[M] y) <{CONSTANTS}>
+    {{ c0 = {layer} (x, w1)  s0 = Relu (c0)  c = {layer} (s0, w2)  s = Relu (c)
+       {case.text}
+       l = Add (p, p)  h = Add (l, unit)  y = Relu (h) }}"""
+    used = {name: a for name, a in weights.items() if f"{name})" in text or f"{name}," in text}
+    model = parse(text, used, opset=case.opset, ir=8)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    return model, random(7, 4, *case.shape)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_pooling_converges_in_all_ways(name: str) -> None:
+    case = CASES[name]
+    model, x = network(case)
+    (wanted,) = run_model(model, x=x)
+    assert np.ptp(wanted) > 0
+    options = Options(threshold="max", correction="none", readout="mean", growth="none")
+    compiled = pipeline.compile_model(model, options, x)
+    (folded,) = run_model(compiled.prepared.ann, x=x)
+    assert_close(folded, wanted, relative=ROUNDING)
+    noted = [f for f in compiled.prepared.findings if f.code == "SNNC220"]
+    assert bool(noted) == case.noted and all(f.severity == "note" for f in noted)
+    counts = op_counts(compiled.model)
+    # The first layer's neurons, those of `s` where it is read, and the last ones.
+    assert (counts["RMPNeuron"] - 2, counts["SpikeMaxPool"]) == (case.neurons, case.pools)
+    for more in ({}, {"events": False}, {"native": False}):
+        session = create_session(compiled.model, threads=1, **more)
+        for steps in (64, 1024):
+            (decoded,) = session.run(None, {"x": x, "snnc_steps": np.array(steps)})
+            assert_close(decoded, wanted, relative=UNITS / steps)
