@@ -99,7 +99,11 @@ _CONDITIONS = {
     "_any": "always",
     "_first_only": "if only its first input depends on time",
     "_one": "if one of its inputs alone depends on time",
-    "_weights": "if the other factor is constant",
+    "_weights": "if one of its two factors alone depends on time",
+    "_numerator": "by what does not depend on time",
+    "_branches": "if its condition does not depend on time",
+    "_scatter": "with reduction none or add, if its indices do not depend on time",
+    "_regions": "with mode avg, if its regions do not depend on time",
     "_cast": "to float32, float16, bfloat16 or float64, all computed in float32",
     "_resize": "if only its first input depends on time; not with tf_crop_and_resize",
 }
@@ -113,10 +117,13 @@ _SPELLED = {
     "LeakyRelu": "two spiking neurons: relu(x) - a·relu(-x)",
     "PRelu": "two spiking neurons: relu(x) - a·relu(-x); its slopes have to be constant",
     "ThresholdedRelu": "alpha = 0: a spiking neuron; else refused",
-    "Where": "Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron; else refused",
+    "Where": "Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron",
     "HardSigmoid": "a spiking neuron with θ <= 1: Clip(α·x + β, 0, 1)",
     "Abs": "two spiking neurons: relu(x) + relu(-x)",
     "GlobalMaxPool": "the MaxPool that it is; refused over a map of unknown size",
+    "ReduceL1": "the sum of Abs(x); of x, where that is never negative",
+    "GlobalLpPool": "p = 1: the sum of Abs(x); of x, where that is never negative; else refused",
+    "LpPool": "p = 1: the mean of Abs(x) times the window's size; else refused",
 }
 
 
@@ -146,9 +153,12 @@ def supported() -> str:
          "by telescoping, and reported as not spiking, if its output is floating-point"),
     ]  # fmt: skip
     moving = ", ".join(f"`{op}`" for op in sorted(operators_module.SELECTION))
+    bent = ", ".join(f"`{op}`" for op in sorted(operators_module.NONLINEAR - spelled))
     return (
         f"{SUPPORTED_INTRO}\n{rows(('operator', 'role', 'when, and as what'), table)}\n"
-        f"Operators that only choose and move elements, so that spikes stay spikes: {moving}.\n"
+        f"Operators that only choose and move elements, so that spikes stay spikes: {moving}.\n\n"
+        f"Operators that are refused between spiking layers because they are not linear: {bent}. "
+        "What is in no list has no rule yet, and is refused with that reason.\n"
     )
 
 

@@ -50,8 +50,6 @@ class Context:
     batch_axis: dict[str, int] = field(default_factory=dict)
     #: Output name -> type in the source.
     output_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
-    #: Name of a node that has a constant value -> why that could not be found.
-    unfolded: dict[str, str] = field(default_factory=dict)
     #: Why the batch axis is lost: node label -> reason.
     batch_lost: dict[str, str] = field(default_factory=dict)
 

@@ -12,8 +12,15 @@ from typing import ClassVar
 
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import Refused
-from snncompiler.graph import Graph, Node, is_live, label, producer
-from snncompiler.operators import linear_reason, random_reason, rectifier
+from snncompiler.graph import Graph, Node, label
+from snncompiler.operators import (
+    NO_RULE,
+    NOT_LINEAR,
+    TWO_LIVE,
+    linear_reason,
+    random_reason,
+    rectifier,
+)
 from snncompiler.passes.base import Context, Pass
 from snncompiler.passes.spell_max_pool import obstacle
 from snncompiler.timing import Timing, analyze
@@ -32,7 +39,7 @@ class CheckConstraints(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         timing = analyze(graph, lambda node: rectifier(node) is not None)
-        errors = [*_random(graph), *_unconvertible(graph, timing, context)]
+        errors = [*_random(graph), *_unconvertible(graph, timing)]
         if self.allow_analog:
             kept = [finding for finding in errors if finding.code == "SNNC202"]
             errors = [finding for finding in errors if finding.code != "SNNC202"]
@@ -70,7 +77,7 @@ def _only_its_shape(node: Node, graph: Graph) -> bool:
     ) and not any(output is tensor for output in graph.outputs for tensor in node.outputs)
 
 
-def _unconvertible(graph: Graph, timing: Timing, context: Context) -> list[Finding]:
+def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
     if not any(rectifier(node) is not None for node in graph.nodes):
         others = Counter(node.op for node in graph.nodes)
         seen = ", ".join(f"{op} x{count}" for op, count in sorted(others.items())) or "no operators"
@@ -87,34 +94,23 @@ def _unconvertible(graph: Graph, timing: Timing, context: Context) -> list[Findi
             continue
         reason = blocking(node, timing)
         if reason:
-            reason = _unevaluated(node, context) or reason
             found.append(
                 Finding(
                     "SNNC202",
                     f"{node.op} stands between spiking layers: {reason}",
                     node=label(node),
-                    hint="train the network with ReLU there, or keep it analog with --allow-analog",
+                    hint=_REMEDIES.get(reason, _REMEDIES[NOT_LINEAR]),
                 )
             )
     return found
 
 
-def _unevaluated(node: Node, context: Context) -> str:
-    """Why an input of the node that depends on constants only is none itself; empty if none is so."""
-    for tensor in node.inputs:
-        above, pending = {id(tensor): tensor}, [tensor]
-        while pending:
-            source = producer(pending.pop())
-            for other in source.inputs if source else ():
-                if id(other) not in above:
-                    above[id(other)] = other
-                    pending.append(other)
-        makers = [maker for maker in map(producer, above.values()) if maker is not None]
-        open_ends = any(is_live(one) and producer(one) is None for one in above.values())
-        reasons = [context.unfolded[one.name] for one in makers if one.name in context.unfolded]
-        if reasons and not open_ends:
-            return f"an input of it is constant, but {reasons[0]}"
-    return ""
+#: What helps, by the reason.
+_REMEDIES = {
+    NOT_LINEAR: "train the network with ReLU there, or keep it analog with --allow-analog",
+    NO_RULE: "please report it; --allow-analog keeps it exact, as an analog operator",
+    TWO_LIVE: "a gate or an attention: train without it, or keep it analog with --allow-analog",
+}
 
 
 def blocking(node: Node, timing: Timing) -> str:

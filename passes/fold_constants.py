@@ -94,7 +94,6 @@ class FoldConstants(Pass):
                     folded = _fold(node, graph)
                 except _NotEvaluated as problem:
                     # It stays in the graph, and is computed once a run.
-                    context.unfolded[node.name] = str(problem)
                     context.note("SNNC206", f"a constant stays: {problem}", node=label(node))
             if folded is not None:
                 of_live = node.op == "Shape" and is_live(node.inputs[0])

@@ -9,6 +9,7 @@ between spiking layers also
     Abs                 relu(x) + relu(-x)
     Max(x, y)           x + relu(y - x)
     Min(x, y)           x - relu(x - y)
+    ReduceL1, LpPool of power 1                              sums of Abs(x), of x where x >= 0
 Before the first and after the last spiking layer these stay as they are and are computed exactly.
 GlobalMaxPool becomes the MaxPool that it is.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,12 +29,14 @@ from snncompiler.graph import (
     Graph,
     Node,
     Tensor,
+    axes_of,
     constant,
     constant_input,
     drop_dead,
     infer_node,
     known,
     producer,
+    rank,
     readers,
     tensor_names,
     unique_name,
@@ -40,6 +44,7 @@ from snncompiler.graph import (
 )
 from snncompiler.operators import clip_bounds, rectifier
 from snncompiler.passes.base import Context, Pass
+from snncompiler.signs import never_negative
 from snncompiler.timing import analyze
 
 
@@ -267,10 +272,49 @@ def _extremum(writer: _Writer, node: Node) -> bool:
     return writer.replace(node, result)
 
 
+def _sum_of_sizes(writer: _Writer, node: Node) -> bool:
+    """ReduceL1 and GlobalLpPool of power 1: the sum of absolute values."""
+    size = rank(node.inputs[0])
+    if size is None or (node.op == "GlobalLpPool" and node.attrs.get("p", 2) != 1):
+        return False
+    try:
+        axes = axes_of(node, size) if node.op == "ReduceL1" else list(range(2, size))
+    except ValueError:
+        return False
+    chosen = [] if axes is None else [gs.Constant("", np.array(axes, np.int64))]
+    for tensor in chosen:
+        tensor.name = unique_name(f"{node.name}/axes", writer.taken)
+    kept = {k: v for k, v in node.attrs.items() if k in ("keepdims", "noop_with_empty_axes")}
+    return writer.replace(
+        node, writer.apply(node, "ReduceSum", _size(writer, node), *chosen, **kept)
+    )
+
+
+def _window_of_sizes(writer: _Writer, node: Node) -> bool:
+    """LpPool of power 1: the mean of absolute values in each window, times the window's size."""
+    given = node.attrs
+    plain = given.get("auto_pad", "NOTSET") == "NOTSET" and not given.get("ceil_mode", 0)
+    if given.get("p", 2) != 1 or not plain or any(d != 1 for d in given.get("dilations", [1])):
+        return False
+    kept = {key: given[key] for key in ("kernel_shape", "pads", "strides") if key in given}
+    mean = writer.apply(node, "AveragePool", _size(writer, node), count_include_pad=1, **kept)
+    window = writer.constant(node, prod(given["kernel_shape"]))
+    return writer.replace(node, writer.apply(node, "Mul", mean, window))
+
+
+def _size(writer: _Writer, node: Node) -> Tensor:
+    """|x|, which is x where that is never negative."""
+    x = node.inputs[0]
+    return x if never_negative(x) else writer.apply(node, "Abs", x)
+
+
 _BETWEEN: dict[str, Callable[[_Writer, Node], bool]] = {
     "Clip": _any_clip,
     "HardSigmoid": _hard_sigmoid,
     "Abs": _abs,
     "Max": _extremum,
     "Min": _extremum,
+    "ReduceL1": _sum_of_sizes,
+    "GlobalLpPool": _sum_of_sizes,
+    "LpPool": _window_of_sizes,
 }

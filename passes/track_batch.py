@@ -36,6 +36,7 @@ from snncompiler.graph import (
     unique_name,
     value,
 )
+from snncompiler.operators import einsum_terms
 from snncompiler.passes.base import Context, Pass
 
 #: What the batch dimension is called in the models that we write, where no other has that name.
@@ -44,6 +45,10 @@ BATCH_NAMES = ("N", "batch")
 
 #: Where a Slice ends that takes all there is.
 _ALL = np.iinfo(np.int32).max
+
+
+#: More axes than any tensor has.
+_FAR = 1 << 16
 
 
 class Lost(Exception):
@@ -341,6 +346,116 @@ def _matmul(node: Node, axes: dict[str, int]) -> list[int | None]:
     return [place + max(_rank(other) - size, 0) if size > 1 else place]
 
 
+def _einsum(node: Node, axes: dict[str, int]) -> list[int | None]:
+    found = einsum_terms(node)
+    if found is None:
+        raise Lost("its equation cannot be followed")
+    terms, result = found
+    batch = {
+        term[axes[tensor.name]]
+        for term, tensor in zip(terms, node.inputs, strict=True)
+        if tensor.name in axes
+    }
+    if len(batch) != 1:
+        raise Lost(f"its inputs have the batch on different axes {sorted(batch)}")
+    (letter,) = batch
+    for term, tensor in zip(terms, node.inputs, strict=True):
+        if letter in term and tensor.name not in axes and tensor.shape[term.index(letter)] != 1:
+            raise Lost(f"'{tensor.name}' has sizes of its own along the batch axis")
+        if tensor.name in axes and term.count(letter) > 1:
+            raise Lost("it takes the diagonal of the batch axis")
+    if result.count(letter) != 1:
+        raise Lost("it sums over the batch axis")
+    return [result.index(letter)]
+
+
+def _gather_nd(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis, depth = _first(node, axes), node.inputs[1].shape[-1]
+    picked = int(node.attrs.get("batch_dims", 0)) + (int(depth) if known(depth) else _FAR)
+    if axis < picked:
+        raise Lost("it picks from the batch axis")
+    return [axis - picked + _rank(node.inputs[1]) - 1]
+
+
+def _scatter_nd(node: Node, axes: dict[str, int]) -> list[int | None]:
+    data, indices, updates = node.inputs[:3]
+    depth, size = indices.shape[-1], _rank(data)
+    if indices.name in axes or not known(depth):
+        raise Lost("its indices depend on the sample")
+    # The axes behind the indexed ones are the last ones of the data and of the updates.
+    places = {axes[t.name] - _rank(t) for t in (data, updates) if t.name in axes}
+    if len(places) != 1 or min(places) + size < int(depth):
+        raise Lost("it writes along the batch axis")
+    if data.name not in axes or updates.name not in axes:
+        raise Lost("one of its inputs has no batch")
+    return [min(places) + size]
+
+
+def _elements(node: Node, axes: dict[str, int]) -> list[int | None]:
+    """GatherElements and ScatterElements, all of whose inputs have one shape but for one axis."""
+    places = {axes.get(tensor.name) for tensor in node.inputs}
+    if len(places) != 1:
+        raise Lost("one of its inputs has no batch")
+    (place,) = places
+    if int(node.attrs.get("axis", 0)) % _rank(node.inputs[0]) == place:
+        raise Lost("it picks along the batch axis")
+    return [place]
+
+
+def _along_input(node: Node, axes: dict[str, int], position: int) -> list[int | None]:
+    """CumSum and DFT work along an axis that is an input."""
+    axis = axes[node.inputs[0].name]
+    along = constant_input(node, position)
+    if any(tensor.name in axes for tensor in node.inputs[1:]):
+        raise Lost("an input other than the first depends on the sample")
+    if along is None and input_at(node, position) is not None:
+        raise Lost("its axis is computed at run time")
+    # Left out, it is one of two, as the version of DFT says.
+    numbers = [node.attrs["axis"]] if "axis" in node.attrs else [1, -2]
+    if along is not None:
+        numbers = along.reshape(-1).tolist()
+    if axis in [int(number) % _rank(node.inputs[0]) for number in numbers]:
+        raise Lost("it works along the batch axis")
+    return [axis]
+
+
+def _trilu(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    if axis >= _rank(node.inputs[0]) - 2:
+        raise Lost("the batch is an axis of the matrices")
+    return [axis]
+
+
+def _crop(node: Node, axes: dict[str, int]) -> list[int | None]:
+    axis = _first(node, axes)
+    given, size = node.attrs.get("axes"), _rank(node.inputs[0])
+    if given is None or axis in [int(other) % size for other in given]:
+        raise Lost("it crops or pads the batch axis")
+    return [axis]
+
+
+def _all_leading(node: Node, axes: dict[str, int]) -> list[int | None]:
+    """Operators whose inputs, but for weights, all have the samples on axis 0."""
+    weights = (1, 3) if node.op == "DeformConv" else ()
+    for place, tensor in enumerate(node.inputs):
+        if tensor.is_empty() or (place in weights and tensor.name not in axes):
+            continue
+        if place in weights or axes.get(tensor.name) != 0:
+            raise Lost(f"'{tensor.name}' does not have the batch on axis 0")
+    return [0] * len(node.outputs)
+
+
+def _for_its_number(node: Node, axes: dict[str, int]) -> list[int | None]:
+    raise Lost("an input of it says how many samples there are, or which sample is which")
+
+
+def _reverse(node: Node, axes: dict[str, int]) -> list[int | None]:
+    place = int(node.attrs.get("batch_axis", 1))
+    if [axes.get(tensor.name) for tensor in node.inputs] != [place, 0]:
+        raise Lost("its lengths are not given for every sample")
+    return [place]
+
+
 def _expand(node: Node, axes: dict[str, int]) -> list[int | None]:
     axis = _first(node, axes)
     shape = constant_input(node, 1)
@@ -407,6 +522,7 @@ _LEADING = {
     "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DepthToSpace",
     "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "GroupNormalization",
     "InstanceNormalization", "LRN", "LpPool", "MaxPool", "SpaceToDepth", "QLinearConv",
+    "Col2Im", "STFT",
 }  # fmt: skip
 
 _Rule = Callable[[Node, dict[str, int]], "list[int | None]"]
@@ -442,4 +558,18 @@ _RULES: dict[str, _Rule] = {
     "Resize": _resize,
     "Upsample": _resize,
     "ArrayFeatureExtractor": _embedding,
+    "Einsum": _einsum,
+    "GatherND": _gather_nd,
+    "ScatterND": _scatter_nd,
+    "GatherElements": _elements,
+    "ScatterElements": _elements,
+    "CumSum": lambda node, axes: _along_input(node, axes, 1),
+    "CumProd": lambda node, axes: _along_input(node, axes, 1),
+    "DFT": lambda node, axes: _along_input(node, axes, 2),
+    "Trilu": _trilu,
+    "CenterCropPad": _crop,
+    "GridSample": _all_leading,
+    "DeformConv": _all_leading,
+    "ReverseSequence": _reverse,
+    **dict.fromkeys(("AffineGrid", "MaxUnpool", "RoiAlign", "RotaryEmbedding"), _for_its_number),
 }  # fmt: skip

@@ -153,8 +153,16 @@ def unfoldable(graph: Graph) -> list[Node]:
         for node in graph.nodes
         if timing.phase(node) == "temporal"
         and node.op not in ("Shape", "Size")
-        and not all(_has_batch(tensor) for tensor in node.outputs)
+        and not (
+            all(_has_batch(tensor) for tensor in node.outputs)
+            and all(_repeatable(tensor) for tensor in node.inputs)
+        )
     ]
+
+
+def _repeatable(tensor: Tensor) -> bool:
+    """Whether no axis but the leading one is the batch, along which static values are repeated."""
+    return not is_live(tensor) or BATCH not in list(tensor.shape or ())[1:]
 
 
 def _has_batch(tensor: Tensor) -> bool:

@@ -109,11 +109,19 @@ def random_reason(node: Node) -> str:
     )
 
 
+#: Why an operator cannot stand between spiking layers, where it is not a condition of its own.
+NOT_LINEAR = "not linear: its time-mean is not a function of its input's time-mean"
+NO_RULE = "no rule for this operator yet, linear or not"
+TWO_LIVE = "a product of two values that depend on time"
+
+
 def linear_reason(node: Node, temporal: Temporal) -> str:
     """Why the operator is not affine in its temporal inputs; empty if it is."""
-    rule = None if node.domain else LINEAR.get(node.op)
+    if node.domain:
+        return NO_RULE
+    rule = LINEAR.get(node.op)
     if rule is None:
-        return "not linear: its time-mean is not a function of its input's time-mean"
+        return NOT_LINEAR if node.op in NONLINEAR else NO_RULE
     return rule(node, temporal)
 
 
@@ -126,14 +134,26 @@ def _any(node: Node, temporal: Temporal) -> str:
 
 
 def _one(node: Node, temporal: Temporal) -> str:
-    return "" if sum(temporal) == 1 else "a product of two values that depend on time"
+    return "" if sum(temporal) == 1 else TWO_LIVE
 
 
 def _weights(node: Node, temporal: Temporal) -> str:
-    if sum(temporal[:2]) != 1:
-        return "a product of two values that depend on time"
-    other = node.inputs[0 if temporal[1] else 1]
-    return "" if value(other) is not None else "its weights are computed at run time"
+    return "" if sum(temporal[:2]) == 1 else TWO_LIVE
+
+
+def _numerator(node: Node, temporal: Temporal) -> str:
+    return "" if not temporal[1] else "it divides by a value that depends on time"
+
+
+def _branches(node: Node, temporal: Temporal) -> str:
+    return "" if not temporal[0] else "it chooses by a value that depends on time"
+
+
+def _scatter(node: Node, temporal: Temporal) -> str:
+    if temporal[1]:
+        return "its indices depend on time"
+    kind = node.attrs.get("reduction", "none")
+    return "" if kind in ("none", "add") else f"{kind} of values that depend on time"
 
 
 def _cast(node: Node, temporal: Temporal) -> str:
@@ -145,6 +165,44 @@ def _resize(node: Node, temporal: Temporal) -> str:
     if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         return "its region of interest may lie outside"
     return _first_only(node, temporal)
+
+
+def _regions(node: Node, temporal: Temporal) -> str:
+    if node.attrs.get("mode", "avg") != "avg":
+        return "it takes the largest of values that depend on time"
+    return _first_only(node, temporal)
+
+
+def einsum_terms(node: Node) -> tuple[list[list[str]], list[str]] | None:
+    """The labels of every axis of the operands and of the result of an Einsum.
+
+    Axes under an ellipsis are called `...1` (the last one), `...2` and so on.  None where a rank is
+    not known or the equation does not fit.
+    """
+    equation = node.attrs["equation"]
+    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms, most = [], 0
+    for term, tensor in zip(left.split(","), node.inputs, strict=False):
+        size = rank(tensor)
+        if size is None:
+            return None
+        dots = size - len(term.replace("...", ""))
+        if dots < 0 or (dots and "..." not in term):
+            return None
+        most = max(most, dots)
+        terms.append(_labels(term, dots))
+    if not arrow:
+        letters = [letter for term in terms for letter in term if not letter.startswith(".")]
+        once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+        right = ("..." if "..." in left else "") + "".join(once)
+    return (terms, _labels(right, most)) if len(terms) == len(node.inputs) else None
+
+
+def _labels(term: str, dots: int) -> list[str]:
+    before, found, behind = term.partition("...")
+    spread = [f"...{place}" for place in range(dots, 0, -1)] if found else []
+    return [*before, *spread, *behind]
 
 
 #: They only choose and move elements, so that spikes stay spikes (where all data inputs are).
@@ -190,37 +248,48 @@ def carries_spikes(tensor: Tensor, fires: Callable[[Node], bool]) -> bool:
 
 #: The operators that may stand between spiking layers, with the condition that makes them affine.
 LINEAR: dict[str, _Rule] = {
-    "Conv": _weights,
-    "ConvTranspose": _weights,
-    "Gemm": _weights,
-    "MatMul": _weights,
-    "Add": _any,
-    "Sub": _any,
-    "Sum": _any,
-    "Mean": _any,
-    "Concat": _any,
-    "Neg": _any,
-    "Mul": _one,
-    "Div": _first_only,
-    "AveragePool": _first_only,
-    "GlobalAveragePool": _first_only,
-    "ReduceMean": _first_only,
-    "ReduceSum": _first_only,
-    "Pad": _first_only,
-    "Slice": _first_only,
-    "Split": _first_only,
-    "Gather": _first_only,
-    "Transpose": _first_only,
-    "Reshape": _first_only,
-    "Flatten": _first_only,
-    "Squeeze": _first_only,
-    "Unsqueeze": _first_only,
-    "Expand": _first_only,
-    "Tile": _first_only,
-    "Identity": _first_only,
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _weights),
+    **dict.fromkeys(("Add", "Concat", "Mean", "Neg", "Sub", "Sum"), _any),
+    **dict.fromkeys(("Einsum", "Mul"), _one),
+    **dict.fromkeys(
+        (
+            "AffineGrid", "AveragePool", "CastLike", "CenterCropPad", "Col2Im", "Compress", "CumSum",
+            "DFT", "DeformConv", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
+            "GatherND", "GlobalAveragePool", "GridSample", "Identity", "MaxUnpool", "Pad",
+            "ReduceMean", "ReduceSum", "Reshape", "ReverseSequence", "RotaryEmbedding", "STFT", "Slice",
+            "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze",
+        ),
+        _first_only,
+    ),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), _scatter),
+    "Div": _numerator,
+    "Where": _branches,
     "Cast": _cast,
-    "Resize": _resize,
-    "Upsample": _resize,
-    "DepthToSpace": _first_only,
-    "SpaceToDepth": _first_only,
-}
+    "RoiAlign": _regions,
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+}  # fmt: skip
+
+#: Operators of which it is known that their time-mean is no function of their input's time-mean.
+NONLINEAR = {
+    # functions of one value that bend or jump
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf",
+    "Exp", "Floor", "Gelu", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Mod", "Not",
+    "PRelu", "Pow", "Reciprocal", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Softplus", "Softsign", "Sqrt", "SwiGLU", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+    "Abs", "BitCast", "Clip", "HardSigmoid",
+    # comparisons, logic and bits
+    "And", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Equal", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Or", "Xor",
+    # choices by value
+    "ArgMax", "ArgMin", "GlobalMaxPool", "Hardmax", "Max", "MaxRoiPool", "Min", "NonMaxSuppression",
+    "NonZero", "OneHot", "ReduceMax", "ReduceMin", "TopK", "Unique",
+    # powers, products and norms of what depends on time
+    "CumProd", "Det", "GlobalLpPool", "GroupNormalization", "InstanceNormalization", "LRN",
+    "LayerNormalization", "LpNormalization", "LpPool", "MeanVarianceNormalization",
+    "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd",
+    "ReduceSumSquare", "SoftmaxCrossEntropyLoss",
+    # attention, gates and recurrence
+    "Attention", "GRU", "LSTM", "LogSoftmax", "RNN", "Softmax",
+    # roundings
+    "DynamicQuantizeLinear", "QuantizeLinear",
+}  # fmt: skip

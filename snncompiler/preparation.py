@@ -44,6 +44,7 @@ from snncompiler.passes.fold_batch_norm import FoldBatchNorm
 from snncompiler.passes.fold_constants import FoldConstants
 from snncompiler.passes.pool_spikes import PoolSpikes
 from snncompiler.passes.remove_noops import RemoveNoops
+from snncompiler.passes.spell_linear import SpellLinear
 from snncompiler.passes.spell_max_pool import SpellMaxPool
 from snncompiler.passes.spell_rectifiers import SpellRectifiers
 from snncompiler.passes.swap_max_pool import SwapMaxPool
@@ -117,6 +118,7 @@ def normalization_passes(
         *([AverageMaxPool()] if maxpool == "average" else []),
         FoldConstants(freeze_batch),
         DropFakeQuant(),
+        SpellLinear(),
         SpellRectifiers(),
         RemoveNoops(),
         TrackBatch(),

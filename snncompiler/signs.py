@@ -14,7 +14,7 @@ from snncompiler.operators import SELECTION, rectified_input, rectifier
 #: They keep the sign of a first input that has no negative element.
 _KEEP_SIGN = SELECTION | {
     "AveragePool", "Expand", "GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceSum", "Tile", "Cast",
+    "ReduceMin", "ReduceSum", "Tile", "Cast", "CumSum", "GatherElements", "GatherND",
 }  # fmt: skip
 
 
