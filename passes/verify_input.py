@@ -21,6 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler import dialect
 from snncompiler.diagnostics import Finding, describe, errors_of
 from snncompiler.errors import Refused, refuse
+from snncompiler.passes.spell_quantized import MICROSOFT
+from snncompiler.passes.spell_quantized import RULES as QUANTIZED
 
 OLDEST_OPSET = 7
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
@@ -285,6 +287,8 @@ def _operators(model: onnx.ModelProto) -> list[Finding]:
             problem = "an attribute refers to a function's, but it stands in no function"
         if problem:
             findings.append(Finding("SNNC110", problem, node=where))
+        if (domain, node.op_type) in QUANTIZED and domain in versions:
+            continue
         if domain not in versions or not onnx.defs.has(node.op_type, versions[domain], domain):
             spelled = f"{domain}.{node.op_type}" if domain else node.op_type
             findings.append(
@@ -292,11 +296,18 @@ def _operators(model: onnx.ModelProto) -> list[Finding]:
                     "SNNC106",
                     f"operator {spelled} is not known to ONNX opset {versions.get(domain, '?')}",
                     node=where,
-                    hint="only standard operators can be converted",
+                    hint=_MICROSOFT_HINT
+                    if domain == MICROSOFT
+                    else "only standard operators can be converted",
                 )
             )
     return findings
 
+
+_MICROSOFT_HINT = (
+    "give the network as it was exported, before onnxruntime's optimizer; quantize it with "
+    "QuantFormat.QDQ"
+)
 
 _PADDINGS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 

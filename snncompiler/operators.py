@@ -31,9 +31,10 @@ class Rectifier:
 def rectifier(node: Node) -> Rectifier | None:
     """The node as a rectifier, None if it is none.
 
-    Relu; Clip(0, c) with one upper bound c > 0, as ReLU6 is exported; Max(x, 0).
+    Relu; Clip(0, c) with one upper bound c > 0, as ReLU6 is exported; Max(x, 0).  On integers (ids,
+    pixels) it is none.
     """
-    if node.domain:
+    if node.domain or any(_is_integer(tensor) for tensor in node.inputs):
         return None
     if node.op == "Relu":
         return Rectifier(node, None)
@@ -49,6 +50,10 @@ def rectifier(node: Node) -> Rectifier | None:
             if array is not None and not array.any() and _spreads_over(array, other):
                 return Rectifier(node, None)
     return None
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iub"
 
 
 def clip_bounds(node: Node) -> tuple[float | None, float | None]:
