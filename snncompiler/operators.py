@@ -53,7 +53,7 @@ def rectifier(node: Node) -> Rectifier | None:
 
 
 def _is_integer(tensor: Tensor) -> bool:
-    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iub"
+    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iu"
 
 
 def clip_bounds(node: Node) -> tuple[float | None, float | None]:
