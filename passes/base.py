@@ -38,6 +38,19 @@ class LayerFacts:
 
 
 @dataclass
+class ByBatch:
+    """What shape arithmetic makes of the size of the batch.
+
+    values: names of the nodes that read a constant which depends on it as a value.  shapes: of the
+    nodes that it gives a shape to (Reshape, Expand ...), tensor name -> shape for `samples` samples.
+    """
+
+    samples: int = 1
+    values: set[str] = field(default_factory=set)
+    shapes: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass
 class Context:
     """What the passes know beside the graph."""
 
@@ -52,6 +65,8 @@ class Context:
     output_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     #: Why the batch axis is lost: node label -> reason.
     batch_lost: dict[str, str] = field(default_factory=dict)
+    #: What depends on how many samples run at once, by folding for other numbers of them.
+    by_batch: ByBatch = field(default_factory=ByBatch)
 
     def note(self, code: str, message: str, node: str = "", hint: str = "") -> None:
         self.findings.append(Finding(code, message, severity="note", node=node, hint=hint))

@@ -2,7 +2,8 @@
 
 One walk in topological order.  Leading axes of the inputs that may be the batch are frozen to one
 sample first, so that the shape arithmetic of the exporters (Shape, Gather, Concat, Reshape) folds
-into constants; `track_batch` gives the batch back, where it can prove it.
+into constants; `track_batch` gives the batch back, where it can prove it.  What such arithmetic
+makes of the batch is found by folding a copy for another number of samples.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from snncompiler.errors import refuse
+from snncompiler.errors import Refused, refuse
 from snncompiler.graph import (
     MAX_VALUES,
     Graph,
@@ -33,10 +34,23 @@ from snncompiler.graph import (
     value,
 )
 from snncompiler.operators import random_reason, rectifier
-from snncompiler.passes.base import Context, Pass
+from snncompiler.passes.base import ByBatch, Context, Pass
+from snncompiler.passes.track_batch import ELEMENTWISE
 
 #: A folded constant may not be larger than this; a larger one is no shape arithmetic.
 MAX_ELEMENTS = 1 << 26
+
+#: A network is folded for so many samples, too, to see what depends on their number.
+OTHER_SAMPLES = 7
+
+#: The inputs that say nothing but the shape of the output.
+GIVES_SHAPE = {"Reshape": 1, "Expand": 1, "Tile": 1, "Resize": 3, "ConstantOfShape": 0}
+
+#: Operators that may give the same of different numbers.
+_DECIDES = {
+    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Min", "Max", "Clip",
+    "Mod", "Div", "Floor", "Ceil", "Round", "Sign", "ArgMax", "ArgMin", "TopK", "NonZero",
+}  # fmt: skip
 
 #: Operators that onnx's reference has from a newer version on only; that version says the same of
 #: everything that the older ones take (it adds types).
@@ -56,9 +70,16 @@ class FoldConstants(Pass):
     ensures: ClassVar[frozenset[str]] = frozenset({"constants-folded", "shapes"})
 
     def run(self, graph: Graph, context: Context) -> None:
-        for tensor in graph.inputs if self.freeze_batch else ():
-            if tensor.shape and (not known(tensor.shape[0]) or tensor.shape[0] == 0):
-                tensor.shape = [1, *tensor.shape[1:]]
+        other = None
+        if self.freeze_batch and any(node.op in ("Shape", "Size") for node in graph.nodes):
+            other = _folded_for(graph, OTHER_SAMPLES)
+        if self.freeze_batch:
+            _freeze(graph, 1)
+        folds = self._fold_all(graph, context)
+        if other is not None:
+            context.by_batch = _compared(graph, *other, folds)
+
+    def _fold_all(self, graph: Graph, context: Context) -> list[_Done]:
         for tensor in graph.inputs:
             sizes = [int(dim) for dim in tensor.shape or () if known(dim)]
             if prod(sizes) > MAX_VALUES:
@@ -70,6 +91,7 @@ class FoldConstants(Pass):
         sort_nodes(graph)
         results = {id(tensor) for tensor in graph.outputs}
         sizes_of_one: set[int] = set()
+        folds: list[_Done] = []
         for node in list(graph.nodes):
             # What the user reads stays the output of a node.
             read = any(id(tensor) in results for tensor in node.outputs)
@@ -99,10 +121,100 @@ class FoldConstants(Pass):
                 of_live = node.op == "Shape" and is_live(node.inputs[0])
                 if of_live or any(id(tensor) in sizes_of_one for tensor in node.inputs):
                     sizes_of_one.update(id(tensor) for tensor in node.outputs)
-                for tensor, array in zip(list(node.outputs), folded, strict=False):
-                    tensor.to_constant(np.asarray(array))
+                made = {t.name: np.asarray(a) for t, a in zip(node.outputs, folded, strict=False)}
+                folds.append(_Done(node.op, [tensor.name for tensor in node.inputs], made))
+                for tensor in list(node.outputs):
+                    if tensor.name in made:
+                        tensor.to_constant(made[tensor.name])
                 remove_node(node)
         drop_dead(graph)
+        return folds
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A node that was folded."""
+
+    op: str
+    inputs: list[str]
+    made: dict[str, NDArray[Any]]
+
+
+def _freeze(graph: Graph, samples: int) -> None:
+    """Take so many samples for every leading axis of unknown size."""
+    for tensor in graph.inputs:
+        if tensor.shape and (not known(tensor.shape[0]) or tensor.shape[0] == 0):
+            tensor.shape = [samples, *tensor.shape[1:]]
+
+
+def _folded_for(graph: Graph, samples: int) -> tuple[Graph, list[_Done]] | None:
+    """A copy folded for another batch; None where the network takes no such batch."""
+    copy = graph.copy()
+    _freeze(copy, samples)
+    try:
+        return copy, FoldConstants(freeze_batch=False)._fold_all(copy, Context())
+    except Refused:
+        return None
+
+
+def _compared(graph: Graph, other: Graph, others: list[_Done], folds: list[_Done]) -> ByBatch:
+    """What differs between the network folded for one sample and for OTHER_SAMPLES."""
+    found = ByBatch(OTHER_SAMPLES)
+    decided = _decided(folds, others)
+    twins = {node.name: node for node in other.nodes}
+    for node in graph.nodes:
+        twin = twins.get(node.name)
+        if twin is None:
+            continue
+        if node.op == "Size" and not node.domain:
+            found.values.add(node.name)
+        for index, (mine, its) in enumerate(zip(node.inputs, twin.inputs, strict=False)):
+            one, many = value(mine), value(its)
+            if one is None and many is None:
+                continue
+            if one is None or many is None:
+                found.values.add(node.name)
+            elif mine.name in decided or not _equal(one, many):
+                spread = node.op in ELEMENTWISE and mine.name not in decided and _repeats(one, many)
+                if index == GIVES_SHAPE.get(node.op):
+                    found.shapes.update((t.name, t.shape) for t in twin.outputs if t.shape)
+                elif not spread:
+                    found.values.add(node.name)
+    return found
+
+
+def _decided(folds: list[_Done], others: list[_Done]) -> set[str]:
+    """The constants that a comparison of the batch, or a rounding, had a say in.
+
+    They may be equal for both batches and yet be others for a third.
+    """
+    values = {name: array for done in others for name, array in done.made.items()}
+    differ: set[str] = set()
+    found: set[str] = set()
+    for done in folds:
+        shape_at = GIVES_SHAPE.get(done.op)
+        read = {name for index, name in enumerate(done.inputs) if index != shape_at}
+        if read & found or (done.op in _DECIDES and read & differ):
+            found.update(done.made)
+        differ.update(
+            name
+            for name, array in done.made.items()
+            if name in found or name not in values or not _equal(array, values[name])
+        )
+    return found
+
+
+def _equal(one: NDArray[Any], many: NDArray[Any]) -> bool:
+    return one.shape == many.shape and bool(np.all((one == many) | ((one != one) & (many != many))))
+
+
+def _repeats(one: NDArray[Any], many: NDArray[Any]) -> bool:
+    """Whether `many` is `one`, broadcast."""
+    try:
+        spread = np.broadcast_to(one, many.shape)
+    except ValueError:
+        return False
+    return one.ndim == many.ndim and np.array_equal(spread, many)
 
 
 def _make_constant(node: Node, array: NDArray[Any]) -> None:

@@ -37,7 +37,7 @@ from snncompiler.graph import (
     value,
 )
 from snncompiler.operators import einsum_terms
-from snncompiler.passes.base import Context, Pass
+from snncompiler.passes.base import ByBatch, Context, Pass
 
 #: What the batch dimension is called in the models that we write, where no other has that name.
 BATCH_NAMES = ("N", "batch")
@@ -75,20 +75,37 @@ class TrackBatch(Pass):
                 continue
             try:
                 places = _follow(node, axes, targets)
+                for tensor, place in zip(node.outputs, places, strict=False):
+                    if place is not None and not tensor.is_empty():
+                        _check_other(tensor, place, context.by_batch)
+                        axes[tensor.name] = place
             except (Lost, ValueError) as reason:
                 context.batch_lost[label(node)] = str(reason)
-                continue
-            for tensor, place in zip(node.outputs, places, strict=False):
-                if place is not None and not tensor.is_empty():
-                    axes[tensor.name] = place
+            if node.name in context.by_batch.values:
+                context.batch_lost[label(node)] = "it reads the number of samples as a value"
         if not context.batch_lost:
             free_batch(graph, targets)
 
 
+def _check_other(tensor: Tensor, place: int, found: ByBatch) -> None:
+    """Whether the shape for more samples is that for one with more in `place`."""
+    other = found.shapes.get(tensor.name)
+    if other is None or tensor.shape is None:
+        return
+    wanted = list(tensor.shape)
+    wanted[place] = wanted[place] * found.samples if known(wanted[place]) else None
+    pairs = zip(wanted, other, strict=True)
+    if any(known(one) and known(many) and one != many for one, many in pairs):
+        raise Lost(f"{list(tensor.shape)} of one sample is {other} of {found.samples}")
+
+
 def free_batch(graph: Graph, targets: list[tuple[Node, list[int]]]) -> None:
-    """Make the leading axis of every input symbolic and rewrite the Reshape targets for it."""
+    """Make the leading axis of every input symbolic, and rewrite what was written for one batch."""
     taken = tensor_names(graph)
     for node, target in targets:
+        if node.op == "Flatten":
+            node.attrs["axis"] = 1
+            continue
         node.inputs[1] = constant(f"{node.name}_shape", np.array(target, np.int64), taken)
         node.attrs.pop("allowzero", None)
     for tensor in graph.inputs:
@@ -121,10 +138,10 @@ def _follow(
     """The batch axis of each output of `node`."""
     if node.domain not in (None, "", "ai.onnx", "ai.onnx.ml"):
         raise Lost(f"operator of domain {node.domain}")
-    if node.op in _ELEMENTWISE:
+    if node.op in ELEMENTWISE:
         return _elementwise(node, axes)
-    if node.op == "Reshape":
-        return _reshape(node, axes, targets)
+    if node.op in ("Reshape", "Flatten"):
+        return (_reshape if node.op == "Reshape" else _flatten)(node, axes, targets)
     rule = _RULES.get(node.op)
     if rule is None:
         raise Lost("no rule for this operator")
@@ -219,11 +236,17 @@ def _reshape(
     raise Lost(f"its target {wanted} does not show where the batch goes")
 
 
-def _flatten(node: Node, axes: dict[str, int]) -> list[int | None]:
+def _flatten(
+    node: Node, axes: dict[str, int], targets: list[tuple[Node, list[int]]]
+) -> list[int | None]:
     axis = _first(node, axes)
     shape = node.inputs[0].shape
     at = int(node.attrs.get("axis", 1))
     at += _rank(node.inputs[0]) if at < 0 else 0
+    if axis == at == 0 and shape[0] == 1:
+        # All of one sample in one row.
+        targets.append((node, [0, -1]))
+        return [0]
     if axis != 0 or at == 0 or any(dim != 1 for dim in shape[1:at]):
         raise Lost("the batch is mixed with another axis")
     return [0]
@@ -510,7 +533,8 @@ def _embedding(node: Node, axes: dict[str, int]) -> list[int | None]:
     return [_rank(node.outputs[0]) - 1]
 
 
-_ELEMENTWISE = {
+#: Operators on values of equal shape, or broadcast to one.
+ELEMENTWISE = {
     "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
     "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
     "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu",
@@ -543,7 +567,6 @@ _RULES: dict[str, _Rule] = {
     "QuantizeLinear": _same,
     "DequantizeLinear": _same,
     "LpNormalization": lambda node, axes: _along(node, axes, -1),
-    "Flatten": _flatten,
     "Transpose": _transpose,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,

@@ -181,7 +181,7 @@ def searched_alpha(
     of those beyond the delay of the read-out; the one with the best mean agreement with the ANN is
     taken (of equals the one nearest 1), for regression the one with the least relative error.
     """
-    numbers = np.arange(len(dataset))
+    numbers = np.arange(len(dataset) // dataset.rows)
     trial = dataset.take(numbers[::HELD_OUT])
     rest = dataset.take(numbers[numbers % HELD_OUT > 0])
     findings = list(prepared.context.findings)
@@ -264,8 +264,10 @@ def _some(prepared: Prepared, feeds: Mapping[str, Array], most: int) -> dict[str
     count = min(most, total)
     if prepared.fixed_batch:
         count = max(count - count % prepared.fixed_batch, prepared.fixed_batch)
-    # Evenly spread: data often comes sorted by class.
-    chosen = np.arange(count) * total // count
+    # Evenly spread, as data often comes sorted by class; what runs at once stays together.
+    size = prepared.fixed_batch or 1
+    first = np.arange(count // size) * (total // size) // (count // size)
+    chosen = (size * first[:, None] + np.arange(size)).reshape(-1)
     return {name: array[chosen] for name, array in feeds.items()}
 
 

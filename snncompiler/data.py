@@ -70,33 +70,44 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Arrays by input name, [n, ...] each, and labels [n] where there are any."""
+    """Arrays by input name, [n, ...] each, and labels [n] where there are any.
+
+    A network without a batch axis takes `rows` of its input's leading axis as one sample: its arrays
+    are [rows·n, ...].
+    """
 
     feeds: Mapping[str, Array]
     labels: Array | None = None
     findings: tuple[Finding, ...] = ()
+    rows: int = 1
 
     def __len__(self) -> int:
         return len(next(iter(self.feeds.values())))
 
     def head(self, count: int | None) -> Dataset:
         """The first `count` samples; all of them for None."""
-        if count is None or count >= len(self):
+        if count is None or count * self.rows >= len(self):
             return self
         labels = None if self.labels is None else self.labels[:count]
-        return replace(self, feeds={n: a[:count] for n, a in self.feeds.items()}, labels=labels)
+        feeds = {name: array[: count * self.rows] for name, array in self.feeds.items()}
+        return replace(self, feeds=feeds, labels=labels)
 
-    def sample(self, count: int | None, seed: int) -> Dataset:
-        """`count` samples drawn without replacement, in their order; all of them for None."""
-        if count is None or count >= len(self):
+    def sample(self, count: int | None, seed: int, together: int = 1) -> Dataset:
+        """`count` samples drawn without replacement, in their order; all of them for None.
+
+        `together` samples that follow each other are drawn as one: a fixed batch may be a sequence.
+        """
+        if count is None or count * self.rows >= len(self):
             return self
-        chosen = np.random.default_rng(seed).choice(len(self), count, replace=False)
-        return self.take(np.sort(chosen))
+        groups, wanted = len(self) // self.rows // together, max(count // together, 1)
+        chosen = np.sort(np.random.default_rng(seed).choice(groups, wanted, replace=False))
+        return self.take((together * chosen[:, None] + np.arange(together)).reshape(-1))
 
     def take(self, chosen: NDArray[np.int64]) -> Dataset:
         """The samples with the given numbers."""
         labels = None if self.labels is None else self.labels[chosen]
-        return replace(self, feeds={n: a[chosen] for n, a in self.feeds.items()}, labels=labels)
+        rows = (self.rows * chosen[:, None] + np.arange(self.rows)).reshape(-1)
+        return replace(self, feeds={n: a[rows] for n, a in self.feeds.items()}, labels=labels)
 
     def sha256(self) -> str:
         """Hash of the arrays as they are fed."""
@@ -160,7 +171,7 @@ def _from_dataset(data: Dataset, inputs: Sequence[InputSpec]) -> Dataset:
             raise refuse("SNNC302", text)
         if not _fits(array, spec):
             raise _wrong_shape(array, spec, f"the dataset's '{spec.name}'")
-    _checked(dict(data.feeds), data.labels, list(data.findings), "the dataset")
+    _checked(dict(data.feeds), data.labels, list(data.findings), "the dataset", data.rows)
     return data
 
 
@@ -193,6 +204,7 @@ def _from_arrays(
 ) -> Dataset:
     feeds: dict[str, Array] = {}
     findings: list[Finding] = []
+    rows = 1
     for spec in inputs:
         names = (spec.name, *_DATA_NAMES) if len(inputs) == 1 else (spec.name,)
         name = next((name for name in names if name in arrays), None)
@@ -203,16 +215,36 @@ def _from_arrays(
                 hint="name the array after the input"
                 + (", or 'x' or 'images'" if len(inputs) == 1 else ""),
             )
-        feeds[spec.name] = _fit(arrays[name], spec, how, f"array '{name}'", findings)
+        array = arrays[name]
+        if _holds_runs(array, spec):
+            rows = int(spec.shape[0] or 1)
+            array = array.reshape(-1, *array.shape[2:])
+        feeds[spec.name] = _fit(array, spec, how, f"array '{name}'", findings)
     label_name = next((n for n in _LABEL_NAMES if n in arrays and n not in feeds), None)
     labels = None if label_name is None else np.asarray(arrays[label_name]).reshape(-1)
-    return _checked(feeds, labels, findings, where)
+    return _checked(feeds, labels, findings, where, rows)
+
+
+def _holds_runs(array: Array, spec: InputSpec) -> bool:
+    """Whether an array is [n, ...] of whole inputs of a network that takes no other size: its own
+    leading axis may be no batch, so that one such input is one sample."""
+    return bool(spec.shape and spec.shape[0]) and (
+        array.ndim == len(spec.shape) + 1
+        and array.shape[1] == spec.shape[0]
+        and all(
+            want in (None, have) for want, have in zip(spec.shape, array.shape[1:], strict=True)
+        )
+    )
 
 
 def _checked(
-    feeds: dict[str, Array], labels: Array | None, findings: list[Finding], where: str
+    feeds: dict[str, Array],
+    labels: Array | None,
+    findings: list[Finding],
+    where: str,
+    rows: int = 1,
 ) -> Dataset:
-    counts = {name: len(array) for name, array in feeds.items()}
+    counts = {name: len(array) // rows for name, array in feeds.items()}
     if labels is not None:
         counts["labels"] = len(labels)
     if len(set(counts.values())) != 1:
@@ -225,7 +257,7 @@ def _checked(
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             index = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
             raise refuse("SNNC303", f"the data for '{name}' is {array[tuple(index)]} at {index}")
-    return Dataset(feeds, labels, tuple(findings))
+    return Dataset(feeds, labels, tuple(findings), rows)
 
 
 def _fit(

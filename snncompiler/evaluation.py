@@ -280,7 +280,7 @@ def evaluate(
                 progress("quantised ANN", number + 1, len(runs))
     whole = {count: run.result(judge, measured.get(count)) for count, run in runs.items()}
     return Evaluation(
-        len(dataset),
+        len(dataset) // dataset.rows,
         judge.accuracy(judge.classes),
         tuple(whole[count] for count in wanted),
         (*findings, *_differing(list(whole.values()))),

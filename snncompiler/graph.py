@@ -48,6 +48,15 @@ def import_model(model: onnx.ModelProto) -> Graph:
     for number, node in enumerate(graph.nodes):
         name = node.name or f"{node.op}_{number}"
         node.name = unique_name(name, taken)
+    names = tensor_names(graph)
+    for index, output in enumerate(graph.outputs):
+        if isinstance(output, gs.Constant):
+            # Anchors, for one.  Every output of ours is the output of a node.
+            read = gs.Variable(output.name, output.dtype, output.shape)
+            output.name = unique_name(f"{output.name}/constant", names)
+            name = unique_name(f"{read.name}/output", taken)
+            graph.nodes.append(gs.Node("Identity", name, inputs=[output], outputs=[read]))
+            graph.outputs[index] = read
     return graph
 
 

@@ -98,7 +98,8 @@ def compile_model(
         if calibration is not None:
             loaded = load_data(calibration, prepared.inputs, preprocess)
             prepared.context.findings += loaded.findings
-            dataset = loaded.sample(samples, options.seed)
+            together = max((prepared.fixed_batch or 1) // loaded.rows, 1)
+            dataset = loaded.sample(samples, options.seed, together)
             _warn_constant(prepared, dataset)
         labels = dataset.labels if dataset else None
         options = resolve(prepared, options, data=dataset is not None, labels=labels)
@@ -109,7 +110,11 @@ def compile_model(
                     hint="give --calibration DATA, or a number for --alpha",
                 )
             options, dataset = searched_alpha(prepared, options, dataset, progress)
-        feeds = dataset.feeds if dataset else synthetic_feeds(prepared, 1, options.seed)
+        feeds = (
+            dataset.feeds
+            if dataset
+            else synthetic_feeds(prepared, prepared.source_batch, options.seed)
+        )
         if options.maxpool == "exact":
             check_source(prepared, feeds)
         measure_folds(prepared, feeds)

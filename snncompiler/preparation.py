@@ -19,21 +19,26 @@ from numpy.typing import NDArray
 from snncompiler import calibration as calib
 from snncompiler import dialect
 from snncompiler.batching import CONSTANT, RUN, Axis, axes_of_outputs
+from snncompiler.compiled import filled
 from snncompiler.data import InputSpec
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import EnvironmentMissing, Refused, refuse
 from snncompiler.graph import (
     BATCH,
     Graph,
+    Node,
     Tensor,
     export_model,
     import_model,
     infer_shapes,
     known,
+    label,
+    reachable_from,
     with_outputs,
 )
 from snncompiler.growth import hindrance
 from snncompiler.io import Source, load
+from snncompiler.operators import rectifier
 from snncompiler.options import MaxPooling, Options
 from snncompiler.passes.average_max_pool import AverageMaxPool
 from snncompiler.passes.base import Context, Pass, run_passes
@@ -77,6 +82,8 @@ class Prepared:
     inputs: list[InputSpec]
     #: Whether any batch size works: proved, and checked where onnxruntime is there.
     any_batch: bool = True
+    #: Whether the outputs depend on how many samples run at once, as the source's do.
+    counts_samples: bool = False
     checked_model: onnx.ModelProto = field(default_factory=onnx.ModelProto)
 
     @property
@@ -101,6 +108,19 @@ class Prepared:
             followed = self.context.batch_axis.get(tensor.name, RUN)
             found[node.name] = seen[0] if self.any_batch and seen else followed
         return found
+
+    @property
+    def source_batch(self) -> int:
+        """How many samples the source is run with: the size that it was exported for, else 1."""
+        inputs = import_model(self.checked_model).inputs
+        leading = [tensor.shape[0] for tensor in inputs if tensor.shape]
+        return next((int(size) for size in leading if known(size) and size > 0), 1)
+
+    def for_source(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As many samples as the source takes, from the first on; repeated where there are fewer."""
+        count = self.source_batch
+        have = min(count, *(len(array) for array in feeds.values()))
+        return filled(feeds, slice(0, have), count)
 
     @property
     def findings(self) -> list[Finding]:
@@ -146,6 +166,7 @@ def prepare(
     source = load(model)
     checked, findings = verify_input(source.model)
     options: dict[str, Any] = {"strict": strict, "allow_analog": allow_analog, "maxpool": maxpool}
+    _check_batch_axes(checked)
     graph, context = _normalized(checked, findings, options)
     prepared = _prepared(source, checked, graph, context, any_batch=not context.batch_lost)
     if prepared.any_batch:
@@ -157,18 +178,68 @@ def prepare(
         graph, kept = _normalized(checked, findings, {**options, "freeze_batch": False})
         lost, kept.batch_lost = kept.batch_lost, {}
         whole = _prepared(source, checked, graph, kept, any_batch=True)
+        whole.counts_samples = _counts_samples(graph, context)
         if _same_for_three(whole):
-            for where, reason in lost.items():
+            for where, reason in (context.batch_lost if whole.counts_samples else lost).items():
                 kept.note("SNNC205", f"the batch axis is not followed: {reason}", node=where)
             return whole
+    size = prepared.fixed_batch or 1
+    taken = "one sample" if size == 1 else f"exactly {size} rows of axis 0"
     for where, reason in context.batch_lost.items():
         context.warn(
             "SNNC205",
-            f"the batch axis is lost here: {reason}; the model takes one sample at a time",
+            f"the batch axis is lost here: {reason}; the model takes {taken} at a time",
             node=where,
             hint="export it with a dynamic batch axis",
         )
     return prepared
+
+
+def _check_batch_axes(checked: onnx.ModelProto) -> None:
+    """Refuse inputs of which there can be no sample i.
+
+    Data is samples along axis 0, of as many for every input.  Raises Refused with every such input.
+    """
+    inputs = import_model(checked).inputs
+    first = next((tensor for tensor in inputs if tensor.shape), None)
+    findings = []
+    for tensor in inputs:
+        if tensor.shape == []:
+            text = f"input '{tensor.name}' is a single number, without an axis for the samples"
+            hint = "make it a constant, or an input of shape [N, 1]"
+            findings.append(Finding("SNNC205", text, hint=hint))
+        elif tensor.shape and first is not None and known(tensor.shape[0]):
+            size = first.shape[0]
+            if tensor.shape[0] not in (size, 0, 1) and size != 0:
+                text = (
+                    f"input '{tensor.name}' has {tensor.shape[0]} along axis 0, where '{first.name}' "
+                    f"has {size if known(size) else 'any number'} of samples"
+                )
+                hint = "give it an axis for the samples in front, or make it a constant"
+                findings.append(Finding("SNNC205", text, hint=hint))
+    if findings:
+        raise Refused(*findings)
+
+
+def _counts_samples(graph: Graph, frozen: Context) -> bool:
+    """Whether nothing but the number of samples at once, read as a value behind the last rectifier,
+    makes samples depend on each other.
+
+    In front of a rectifier it would change currents, and no threshold would do for every batch.
+    """
+    values = frozen.by_batch.values
+    if not values or any(node.name not in values for node in _lost_nodes(graph, frozen)):
+        return False
+    reached = reachable_from(graph, lambda node: node.name in values, set(), lambda node: True)
+    return not any(
+        rectifier(node) is not None and id(tensor) in reached
+        for node in graph.nodes
+        for tensor in node.inputs
+    )
+
+
+def _lost_nodes(graph: Graph, frozen: Context) -> list[Node]:
+    return [node for node in graph.nodes if label(node) in frozen.batch_lost]
 
 
 def _same_for_three(prepared: Prepared) -> bool:
@@ -276,7 +347,8 @@ def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Ar
 
 
 def check_batch(prepared: Prepared, seed: int) -> None:
-    """Compare three samples at once with the same three one by one, in onnxruntime.
+    """Compare three samples at once with the same three one by one, in onnxruntime; where outputs
+    depend on how many run at once, with what the source makes of the three.
 
     Where they differ, the proof of `track_batch` was wrong for this network: Refused.
     """
@@ -286,7 +358,11 @@ def check_batch(prepared: Prepared, seed: int) -> None:
     try:
         session = _checking(prepared.ann)
         together = session.run(None, feeds)
-        alone = [session.run(None, {n: a[i : i + 1] for n, a in feeds.items()}) for i in range(3)]
+        if prepared.counts_samples:
+            alone = [_checking(runnable(prepared.source.model)[0]).run(None, feeds)]
+        else:
+            parts = [{n: a[i : i + 1] for n, a in feeds.items()} for i in range(3)]
+            alone = [session.run(None, part) for part in parts]
     except EnvironmentMissing:
         raise
     except Exception as error:  # onnxruntime's own classes have no common base
@@ -305,7 +381,8 @@ def check_batch(prepared: Prepared, seed: int) -> None:
         if joined.shape != whole.shape or np.abs(joined - whole).max(initial=0) > bound:
             raise refuse(
                 "SNNC205",
-                f"three samples at once give another '{name}' than one by one",
+                f"three samples at once give another '{name}' than "
+                + ("the source" if prepared.counts_samples else "one by one"),
                 hint="export the model with a dynamic batch axis",
             )
         if place != CONSTANT and all(one.shape[axis] == 1 for one in single):
@@ -330,14 +407,13 @@ def _joined(alone: list[Array], axis: int) -> Array:
 
 
 def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
-    """Compare the normalized ANN with the source file itself, on one sample, in onnxruntime.
+    """Compare the normalized ANN with the source file itself, on one batch, in onnxruntime.
 
     A quantized source is compared without its rounding, which is dropped on purpose; a note says how
     much it does.  Where they differ, a pass or the opset conversion was wrong for this network:
     Refused, naming the output, rather than converting another network than the one given.
     """
-    count = prepared.fixed_batch or 1
-    one = {name: array[:count] for name, array in feeds.items()}
+    one = prepared.for_source(feeds)
     given = prepared.source.model
     # Before the first spiking layer and behind the last one, the file's own rounding stays.
     kept = {
@@ -410,7 +486,7 @@ def measure_folds(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
     names = [layer.output for layer in layers if layer.output in made]
     if not names:
         return
-    one = {name: array[:1] for name, array in feeds.items()}
+    one = prepared.for_source(feeds)
     before = _checking(with_outputs(in_float32(prepared.checked_model), names)).run(names, one)
     after = _checking(with_outputs(prepared.ann, names)).run(names, one)
     for layer in layers:

@@ -416,3 +416,24 @@ def test_the_hash_is_of_names_types_shapes_and_values() -> None:
     ]
     assert base.sha256() == Dataset({"input": floats(5, 6)}, np.arange(4)).sha256()
     assert len({base.sha256(), *(other.sha256() for other in others)}) == 5
+
+
+def test_whole_inputs_of_a_network_of_one_size_are_samples() -> None:
+    spec = InputSpec("x", (3, 2), np.dtype(np.float32))
+    x = np.arange(60, dtype=np.float32).reshape(10, 3, 2)
+    whole = load_data({"x": x, "y": np.arange(10)}, [spec])
+    assert whole.rows == 3 and len(whole) == 30
+    assert np.array_equal(whole.feeds["x"], x.reshape(30, 2))
+    for some in (whole.head(4), whole.sample(4, seed=1), whole.take(np.array([7, 2]))):
+        assert some.labels is not None
+        assert np.array_equal(some.feeds["x"].reshape(-1, 3, 2), x[some.labels])
+    assert len(whole.head(4)) == 12 and whole.head(10) is whole.sample(10, 0) is whole
+    with pytest.raises(Refused, match="SNNC302"):
+        load_data({"x": x, "y": np.arange(30)}, [spec])
+    # Its rows, one behind the other, are samples of their own; what runs at once may stay together.
+    flat = load_data({"x": x.reshape(30, 2)}, [spec])
+    assert flat.rows == 1
+    drawn = flat.sample(9, seed=1, together=3).feeds["x"].reshape(-1, 3, 2)
+    assert len(drawn) == 3 and all((x == one).all(axis=(1, 2)).any() for one in drawn)
+    with pytest.raises(Refused, match="SNNC302"):
+        load_data({"x": x.reshape(10, 2, 3)}, [spec])

@@ -52,6 +52,17 @@ STATIC = {
     "flatten": ("r = Flatten (x)", "int64 t = {0}", "1,32"),
     "flatten 2": ("m = ReduceMean <axes = [1]> (x)  r = Flatten <axis = 2> (m)",
         "int64 t = {0}", "1,16"),
+    "flatten to one row": ("r = Flatten <axis = 0> (x)", "int64 t = {0}", "1,32"),
+    "flatten at -rank": ("r = Flatten <axis = -4> (x)", "int64 t = {0}", "1,32"),
+    "flatten from the end": ("r = Flatten <axis = -3> (x)", "int64 t = {0}", "1,32"),
+    "unsqueeze from the end": ("r = Unsqueeze (x, t)", "int64[2] t = {-1, -5}", "1,1,2,4,4,1"),
+    "split from the end": ("r, q = Split <axis = -1> (x)", "int64 t = {0}", "1,2,4,2"),
+    "concat from the end": ("r = Concat <axis = -3> (x, x)", "int64 t = {0}", "1,4,4,4"),
+    "softmax from the end": ("r = Softmax <axis = -3> (x)", "int64 t = {0}", "1,2,4,4"),
+    "a slice of all": ("r = Slice (x, t, e)", "int64[1] t = {0}, int64[1] e = {9223372036854775807}",
+        "1,2,4,4"),
+    "a sum of nothing": ("r = ReduceSum <noop_with_empty_axes = 1> (x)", "int64 t = {0}", "1,2,4,4"),
+    "layer norm": ("r = LayerNormalization <axis = -3> (x, t)", "float[2,1,1] t = {1, 2}", "1,2,4,4"),
     "squeeze": (
         "m = ReduceMean <axes = [2, 3]> (x)  r = Squeeze (m, t)", "int64[2] t = {-1, 2}", "1,2"),
     "transpose": ("r = Transpose <perm = [0, 2, 3, 1]> (x)", "int64 t = {0}", "1,4,4,2"),
@@ -99,7 +110,7 @@ def test_static_models_take_any_batch(case: str) -> None:
 
 
 def test_every_static_case_ran() -> None:
-    assert len(STATIC) == 27
+    assert len(STATIC) == 37
 
 
 def test_a_whole_static_network() -> None:
@@ -228,6 +239,17 @@ LOST = {
     "two batch axes": (
         "t = Transpose <perm = [1, 0, 2]> (x)  [bad] r = Add (x, t)", "int64 u = {0}", "2,2,4",
         "Add 'bad'"),
+    "softmax over the batch from the end": ("[bad] r = Softmax <axis = -3> (x)",
+        "int64 t = {0}", "1,2,4", "Softmax 'bad'"),
+    "normalized over the batch": (
+        "t = Transpose <perm = [1, 2, 0]> (x)  [bad] r = LayerNormalization <axis = 1> (t, k)",
+        "float[4,1] k = {1, 2, 3, 4}", "2,4,1", "LayerNormalization 'bad'"),
+    "flattened with another axis": (
+        "t = Transpose <perm = [1, 0, 2]> (x)  [bad] r = Flatten <axis = -2> (t)", "int64 u = {0}",
+        "2,4", "Flatten 'bad'"),
+    "one of two samples": ("[bad] r = Slice (x, t, e, t, s)",
+        "int64[1] t = {0}, int64[1] e = {9223372036854775807}, int64[1] s = {2}", "1,2,4",
+        "Slice 'bad'"),
     "summed": (
         "t = Transpose <perm = [2, 1, 0]> (x)  [bad] r = MatMul (t, w)", "float[1,3] w = {1, 2, 3}",
         "4,2,3", "MatMul 'bad'"),
@@ -257,7 +279,80 @@ def test_where_the_batch_is_lost_the_node_is_named(case: str) -> None:
 
 
 def test_every_lost_case_ran() -> None:
-    assert len(LOST) == 17
+    assert len(LOST) == 21
+
+
+# --- how many samples there are, as a value ---
+
+#: What is made of r [N,4], n, the number of samples, and n1, the same as [1]; and what may be done
+#: then: "each" sample is what it is alone, "all" outputs depend on n, as the source's do, or only "one"
+#: sample at a time can run.
+COUNTED = {
+    "times": ("y = Mul (r, f)", "all"),
+    "divided": ("y = Div (r, f)", "all"),
+    "before weights": ("g = Mul (r, f)  y = Gemm (g, w)", "all"),
+    "bounded": ("g = Min (r, f)  y = Neg (g)", "all"),
+    "all values": ("p = ReduceProd <keepdims = 0> (s)  q = Cast <to = 1> (p)  y = Add (r, q)", "all"),
+    "all sizes": ("z = Size (x)  q = Cast <to = 1> (z)  y = Mul (r, q)", "all"),
+    "size of spikes": ("z = Size (r)  q = Cast <to = 1> (z)  y = Mul (r, q)", "all"),
+    "shape of spikes": ("z = Shape (r)  i = Gather (z, zero)  q = Cast <to = 1> (i)  y = Mul (r, q)",
+        "all"),
+    "numbered": ("k = Range (zero, n, one)  q = Cast <to = 1> (k)  u = Unsqueeze (q, i1)"
+        "  y = Add (r, u)", "all"),
+    "sum of numbers": ("k = Range (zero, n, one)  q = Cast <to = 1> (k)  u = ReduceSum (q)"
+        "  y = Add (r, u)", "all"),
+    "rows of a table": ("k = Slice (table, i0, n1, i0)  y = Add (r, k)", "all"),
+    "five are others": ("e = Equal (n, five)  q = Where (e, r, h)  y = Neg (q)", "all"),
+    "rounded": ("e = Div (n, five)  q = Cast <to = 1> (e)  y = Add (r, q)", "all"),
+    "in front of a rectifier": ("g = Mul (h, f)  y = Relu (g)", "one"),
+    "in front of weights and a rectifier": ("g = Div (r, f)  k = Gemm (g, w)  y = Relu (k)", "one"),
+    "mean of all": ("m = ReduceSum (r, i0)  d = Div (m, f)  y = Sub (r, d)", "one"),
+    "a row for each": ("c = Concat <axis = 0> (n1, n1, i4)  y = Expand (r, c)", "one"),
+    "columns": ("c = Concat <axis = 0> (m1, n1)  y = Reshape (r, c)", "one"),
+    "zeros": ("c = Concat <axis = 0> (n1, i4)  k = ConstantOfShape (c)  y = Add (r, k)", "each"),
+    "ones": ("c = Shape (r)  k = ConstantOfShape <value = float[1] {1}> (c)  y = Add (r, k)", "each"),
+    "a bias for each": ("c = Concat <axis = 0> (n1, i4)  k = Expand (bias, c)  y = Add (r, k)", "each"),
+    "spread": ("m = ReduceMean <axes = [1]> (r)  c = Concat <axis = 0> (n1, i4)  y = Expand (m, c)",
+        "each"),
+    "reshaped": ("c = Concat <axis = 0> (n1, m1)  y = Reshape (r, c)", "each"),
+    "inner sizes": ("t = Slice (s, i1, i2)  c = Concat <axis = 0> (n1, t)  y = Reshape (r, c)", "each"),
+    "a state beside": ("c = Concat <axis = 0> (n1, i4)  k = ConstantOfShape (c)"
+        "  y = Concat <axis = 1> (r, k)", "all"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_how_many_samples_there_are_is_never_frozen(case: str) -> None:
+    body, kind = COUNTED[case]
+    text = f"""g (float[B,4] x) => (float y)
+    <int64[1] i0 = {{0}}, int64[1] i1 = {{1}}, int64[1] i2 = {{2}}, int64[1] i4 = {{4}},
+     int64[1] m1 = {{-1}}, int64 zero = {{0}}, int64 one = {{1}}, int64 five = {{5}},
+     float[1,4] bias = {{1, 2, 3, 4}}>
+    {{ h = Gemm (x, v)  r = Relu (h)  s = Shape (x)  n1 = Slice (s, i0, i1)  n = Gather (s, zero)
+       f = Cast <to = 1> (n)  {body} }}"""
+    model = parse(text, {"v": random(1, 4, 4), "w": random(2, 4, 4), "table": random(3, 50, 4)})
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    prepared = pipeline.prepare(model)
+    assert (prepared.any_batch, prepared.counts_samples) == (kind != "one", kind == "all")
+    x = random(0, 32, 4)
+    snn = compile_text(model, x, steps=256)
+    assert read_compiled(snn).fixed_batch == (1 if kind == "one" else None)
+    for count in (1,) if kind == "one" else (1, 5, 11):
+        decoded, wanted = (run_model(m, x=x[:count])[0] for m in (snn, model))
+        if kind == "each":
+            wanted = np.concatenate([run_model(model, x=x[i : i + 1])[0] for i in range(count)])
+        # One or two layers of neurons, and weights whose absolute sum is a few units: some θ/2T.
+        scale = max(float(np.abs(wanted).max()), float(np.abs(x).max()))
+        assert decoded.shape == wanted.shape and np.abs(decoded - wanted).max() < 10 / 256 * scale
+
+
+def test_indices_of_every_sample_pick_from_a_table() -> None:
+    text = """g (int64[B,3] x) => (float[B,2] y)
+    { e = Gather <axis = -2> (table, x)  m = ReduceMean <axes = [1], keepdims = 0> (e)
+      y = Relu (m) }"""
+    prepared = pipeline.prepare(parse(text, {"table": random(1, 9, 2)}))
+    assert prepared.any_batch and not prepared.context.batch_lost
+    assert prepared.graph.outputs[0].shape == [BATCH, 2]
 
 
 @pytest.mark.parametrize(
