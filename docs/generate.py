@@ -93,6 +93,14 @@ it and another behind it) it runs at every time-step and has to be a rectifier o
 affine in what depends on time. Before the first rectifier any operator is computed once and kept as it
 is; behind the last one any operator is kept and applied to the decoded values. The table says what is
 done between spiking layers.
+
+`Relu`, `LeakyRelu`, `PRelu`, `Clip(x, 0, c)` and `Max(x, 0)` become spiking neurons wherever they
+stand. Other `Clip`s (HardTanh), `Abs`, `HardSigmoid`, `Max` and `Min` of two values (maxout) and
+`Shrink` do so where they are activations: between spiking layers, or behind a trained layer
+(`Conv`, `ConvTranspose`, `Gemm`, `MatMul`, `Einsum`) that is followed by another one. Before any
+trained layer they are preprocessing, behind the last one they are read-out, and both are kept
+exactly; only where a network would have no spiking neuron at all, those behind the last trained
+layer become spiking too.
 """
 
 _CONDITIONS = {
@@ -117,7 +125,11 @@ _SPELLED = {
     "LeakyRelu": "two spiking neurons: relu(x) - a·relu(-x)",
     "PRelu": "two spiking neurons: relu(x) - a·relu(-x); its slopes have to be constant",
     "ThresholdedRelu": "alpha = 0: a spiking neuron; else refused",
-    "Where": "Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron",
+    "Where": "Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron; with a·x for 0: two",
+    "Mul": "x·(x > 0): a spiking neuron",
+    "Add": "x + |x|: a spiking neuron, 2·relu(x)",
+    "Sub": "|x| - |x - a|, as in PACT: a spiking neuron, 2·Clip(x, 0, a) - a",
+    "Shrink": "with its bias at λ: two spiking neurons, relu(x - λ) - relu(-x - λ); else refused",
     "HardSigmoid": "a spiking neuron with θ <= 1: Clip(α·x + β, 0, 1)",
     "Abs": "two spiking neurons: relu(x) + relu(-x)",
     "GlobalMaxPool": "the MaxPool that it is; refused over a map of unknown size",

@@ -1,16 +1,20 @@
 """Write the piecewise linear functions as sums of rectifiers, which is exact.
 
-    LeakyRelu, PRelu    relu(x) - a·relu(-x)
-    Where(x > 0, x, 0), ThresholdedRelu(0)                   relu(x)
+    LeakyRelu, PRelu    relu(x) - a·relu(-x); Where(x > 0, x, a·x) likewise
+    Where(x > 0, x, 0), x·(x > 0), ThresholdedRelu(0)        relu(x)
+    x + |x|             2·relu(x)
+    |x| - |x - a|       2·Clip(x, 0, a) - a, as PACT is trained
     Min(relu(x), c), Relu(Clip(x, lo <= 0, c))               Clip(x, 0, c)
-between spiking layers also
+for activations (`snncompiler/activations.py`) also
     Clip(x, lo, hi)     lo + Clip(x - lo, 0, hi - lo), and with one bound likewise
     HardSigmoid         Clip(α·x + β, 0, 1)
     Abs                 relu(x) + relu(-x)
     Max(x, y)           x + relu(y - x)
     Min(x, y)           x - relu(x - y)
+    Shrink              relu(x - λ) - relu(-x - λ), where its bias is λ
+between spiking layers also
     ReduceL1, LpPool of power 1                              sums of Abs(x), of x where x >= 0
-Before the first and after the last spiking layer these stay as they are and are computed exactly.
+As preprocessing and in the read-out these stay as they are and are computed exactly.
 GlobalMaxPool becomes the MaxPool that it is.
 """
 
@@ -25,6 +29,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from snncompiler.activations import activations
 from snncompiler.graph import (
     Graph,
     Node,
@@ -59,11 +64,17 @@ class SpellRectifiers(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         writer = _Writer(graph, tensor_names(graph))
         for node in list(graph.nodes):
-            if node.outputs and not node.domain and node.op in _ALWAYS:
+            if node.outputs and not node.domain and node.op in _ALWAYS and _is_float(node):
                 _ALWAYS[node.op](writer, node)
+        graph.nodes = [node for node in graph.nodes if node.outputs]
+        chosen = activations(graph)
+
+        def fires(node: Node) -> bool:
+            return rectifier(node) is not None or id(node) in chosen
+
         while True:
             graph.nodes = [node for node in graph.nodes if node.outputs]
-            timing = analyze(graph, lambda node: rectifier(node) is not None)
+            timing = analyze(graph, fires)
             found = [
                 node
                 for node in graph.nodes
@@ -71,11 +82,19 @@ class SpellRectifiers(Pass):
                 and not node.domain
                 and node.op in _BETWEEN
                 and rectifier(node) is None
+                and _is_float(node)
             ]
             # Every rewrite leaves rectifiers and linear operators, so this ends.
             if not any([_BETWEEN[node.op](writer, node) for node in found]):
                 break
+            chosen = set()
         drop_dead(graph)
+
+
+def _is_float(node: Node) -> bool:
+    """Whether a node computes floats; where its type is not known it is taken for one."""
+    kind = node.outputs[0].dtype
+    return kind is None or np.dtype(kind).kind == "f"
 
 
 @dataclass
@@ -114,8 +133,7 @@ class _Writer:
         return True
 
 
-def _leaky(writer: _Writer, node: Node, slope: NDArray[Any]) -> None:
-    x = node.inputs[0]
+def _leaky(writer: _Writer, node: Node, x: Tensor, slope: NDArray[Any]) -> None:
     if not np.any(slope):
         writer.replace(node, writer.apply(node, "Relu", x))
         return
@@ -126,13 +144,13 @@ def _leaky(writer: _Writer, node: Node, slope: NDArray[Any]) -> None:
 
 
 def _leaky_relu(writer: _Writer, node: Node) -> None:
-    _leaky(writer, node, np.array(node.attrs.get("alpha", 0.01)))
+    _leaky(writer, node, node.inputs[0], np.array(node.attrs.get("alpha", 0.01)))
 
 
 def _prelu(writer: _Writer, node: Node) -> None:
     slope = constant_input(node, 1)
     if slope is not None:
-        _leaky(writer, node, slope)
+        _leaky(writer, node, node.inputs[0], slope)
 
 
 def _thresholded(writer: _Writer, node: Node) -> None:
@@ -152,10 +170,71 @@ def _where(writer: _Writer, node: Node) -> None:
         x, zero = bound, value(x)
         wanted = (x, 2, 1) if test.op.startswith("Greater") else (x, 1, 2)
     other = value(node.inputs[wanted[2]])
-    if zero is None or np.any(zero) or other is None or np.any(other):
+    if zero is None or np.any(zero) or node.inputs[wanted[1]] is not x:
         return
-    if node.inputs[wanted[1]] is x and x.shape == node.outputs[0].shape:
+    if x.shape != node.outputs[0].shape:
+        return
+    slope = _slope(node.inputs[wanted[2]], x)
+    if other is not None and not np.any(other):
         writer.replace(node, writer.apply(node, "Relu", x))
+    elif slope is not None:
+        _leaky(writer, node, x, slope)
+
+
+def _slope(tensor: Tensor, x: Tensor) -> NDArray[Any] | None:
+    """a, where the tensor is a·x with a constant a."""
+    source = producer(tensor)
+    if source is None or source.op != "Mul" or not any(one is x for one in source.inputs):
+        return None
+    return next((a for one in source.inputs if (a := value(one)) is not None), None)
+
+
+def _masked(writer: _Writer, node: Node) -> None:
+    """x·(x > 0), the comparison cast to a float."""
+    for x, mask in (node.inputs, reversed(node.inputs)):
+        test = producer(mask)
+        while test is not None and test.op == "Cast":
+            test = producer(test.inputs[0])
+        if test is None or test.op not in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+            continue
+        larger, smaller = test.inputs if test.op.startswith("Greater") else reversed(test.inputs)
+        zero = value(smaller)
+        fits = zero is not None and not np.any(zero) and x.shape == node.outputs[0].shape
+        if larger is x and fits:
+            writer.replace(node, writer.apply(node, "Relu", x))
+            return
+
+
+def _with_its_size(writer: _Writer, node: Node) -> None:
+    """x + |x| is 2·relu(x)."""
+    for x, other in (node.inputs, reversed(node.inputs)):
+        if _absolute(other) is x and value(x) is None:
+            double = writer.constant(node, 2.0)
+            writer.replace(node, writer.apply(node, "Mul", writer.apply(node, "Relu", x), double))
+            return
+
+
+def _pact(writer: _Writer, node: Node) -> None:
+    """|x| - |x - a| is 2·Clip(x, 0, a) - a for a > 0."""
+    x, moved = map(_absolute, node.inputs)
+    step = None if moved is None else producer(moved)
+    if x is None or step is None or step.op != "Sub" or step.inputs[0] is not x:
+        return
+    top = value(step.inputs[1])
+    if top is None or top.size != 1 or top.ndim > (rank(x) or 0) or not float(top.reshape(())) > 0:
+        return
+    high = float(top.reshape(()))
+    limits = writer.constant(node, 0.0), writer.constant(node, high)
+    double = writer.apply(
+        node, "Mul", writer.apply(node, "Clip", x, *limits), writer.constant(node, 2.0)
+    )
+    writer.replace(node, writer.apply(node, "Sub", double, writer.constant(node, high)))
+
+
+def _absolute(tensor: Tensor) -> Tensor | None:
+    """x, where the tensor is |x|."""
+    source = producer(tensor)
+    return source.inputs[0] if source is not None and source.op == "Abs" else None
 
 
 def _bounded_relu(writer: _Writer, node: Node) -> None:
@@ -208,6 +287,9 @@ _ALWAYS: dict[str, Callable[[_Writer, Node], None]] = {
     "Min": _bounded_relu,
     "Relu": _relu_of_clip,
     "Clip": _unbounded_clip,
+    "Mul": _masked,
+    "Add": _with_its_size,
+    "Sub": _pact,
     "GlobalMaxPool": _global_max_pool,
 }
 
@@ -246,6 +328,17 @@ def _abs(writer: _Writer, node: Node) -> bool:
     up = writer.apply(node, "Relu", node.inputs[0])
     down = writer.apply(node, "Relu", writer.apply(node, "Neg", node.inputs[0]))
     return writer.replace(node, writer.apply(node, "Add", up, down))
+
+
+def _shrink(writer: _Writer, node: Node) -> bool:
+    """What is left of x when λ is taken off its size: Shrink with its bias at λ."""
+    margin = node.attrs.get("lambd", 0.5)
+    if node.attrs.get("bias", 0.0) != margin or margin < 0:
+        return False
+    x, gap = node.inputs[0], writer.constant(node, margin)
+    up = writer.apply(node, "Relu", writer.apply(node, "Sub", x, gap))
+    fallen = writer.apply(node, "Sub", writer.apply(node, "Neg", x), gap)
+    return writer.replace(node, writer.apply(node, "Sub", up, writer.apply(node, "Relu", fallen)))
 
 
 def _never_wins(op: str, array: NDArray[Any] | None) -> bool:
@@ -314,6 +407,7 @@ _BETWEEN: dict[str, Callable[[_Writer, Node], bool]] = {
     "Abs": _abs,
     "Max": _extremum,
     "Min": _extremum,
+    "Shrink": _shrink,
     "ReduceL1": _sum_of_sizes,
     "GlobalLpPool": _sum_of_sizes,
     "LpPool": _window_of_sizes,

@@ -540,6 +540,7 @@ ELEMENTWISE = {
     "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu",
     "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign",
     "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor", "Dropout", "Swish",
+    "Asin", "Asinh", "Acos", "Acosh", "Atan", "Atanh", "Cosh", "Shrink", "Sinh", "Tan",
 }  # fmt: skip
 
 _LEADING = {

@@ -525,9 +525,14 @@ SPELLINGS: dict[str, list[tuple[str, int]]] = {
         ("t = LessOrEqual (s, zero)  p = Where (t, zero, s)", 1),
         ("t = Less (zero, s)  p = Where (t, s, zero)", 1),
         ("t = Greater (zero, s)  p = Where (t, zero, s)", 1),
+        ("m = Mul (s, high)  t = Greater (s, zero)  p = Where (t, s, m)", 2),
     ],
     "HardSigmoid": [("p = HardSigmoid (s)", 1), ("p = HardSigmoid <alpha = 0.5, beta = 0.1> (s)", 1)],
     "Abs": [("p = Abs (s)", 2)],
+    "Mul": [("t = Greater (s, zero)  c = Cast <to = 1> (t)  p = Mul (c, s)", 1)],
+    "Add": [("b = Abs (s)  p = Add (b, s)", 1)],
+    "Sub": [("b = Abs (s)  m = Sub (s, high)  c = Abs (m)  p = Sub (b, c)", 1)],
+    "Shrink": [("p = Shrink <lambd = 0.2, bias = 0.2> (s)", 2)],
     "ReduceL1": [
         ("p = ReduceL1 <axes = [2]> (s)", 2),
         ("f2 = Relu (s)  p = ReduceL1 <axes = [3]> (f2)", 1),
@@ -721,4 +726,4 @@ def test_every_operator_of_the_tables_was_tested() -> None:
     assert set(SPELLINGS) == spelled
     assert sum(map(len, CASES.values())) == 210
     assert len(BROKEN) == 19
-    assert (len(POOLINGS), sum(map(len, SPELLINGS.values()))) == (12, 43)
+    assert (len(POOLINGS), sum(map(len, SPELLINGS.values()))) == (12, 48)
