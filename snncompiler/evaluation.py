@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from snncompiler.batching import Axis, Gathered, cut, differing, one_by_one, squares
+from snncompiler.batching import RUN, Axis, Gathered, cut, differing, one_by_one, squares
 from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.diagnosis import (
@@ -227,7 +227,7 @@ def evaluate(
     if labels is not None and scores is None:
         raise refuse("SNNC302", "the data has labels, but no output of the network is class scores")
     if labels is not None and scores is not None:
-        classes = len(ann[scores].parts[0])
+        classes = ann[scores].parts[0].size
         if labels.min() < 0 or labels.max() >= classes:
             raise refuse(
                 "SNNC302",
@@ -368,16 +368,30 @@ def _scores_at(outputs: Sequence[Gathered], task: str, labels: Array | None) -> 
     rows = {
         index: output.parts[0].size
         for index, output in enumerate(outputs)
-        if isinstance(output.axis, int)
-        and output.even
-        and output.parts[0].dtype.kind == "f"
-        and output.parts[0].ndim == 1
-        and output.parts[0].size > 1
+        if output.even and output.parts[0].dtype.kind == "f" and _one_row(output, labels)
     }
     if labels is None and (task == "regression" or len(set(rows.values())) > 1):
         return None
     enough = (index for index, size in rows.items() if labels is None or labels.max() < size)
     return next(enough, next(iter(rows), None))
+
+
+def _classes(scores: Gathered) -> Array:
+    rows = scores.rows
+    return np.asarray(rows.reshape(len(rows), -1).argmax(axis=1))
+
+
+def _one_row(output: Gathered, labels: Array | None) -> bool:
+    """Whether there is one row of several values for every sample.
+
+    Without a batch axis it is that of a whole run: [classes] or [1, classes], if there is a label for
+    each.
+    """
+    part = output.parts[0]
+    if isinstance(output.axis, int):
+        return part.ndim == 1 and part.size > 1
+    labelled = output.axis == RUN and labels is not None and len(labels) == len(output.parts)
+    return labelled and part.ndim > 0 and part.size == part.shape[-1] > 1
 
 
 @dataclass(frozen=True)
@@ -394,7 +408,7 @@ class _Judge:
         return self.predicted(self.ann)
 
     def predicted(self, outputs: Sequence[Gathered]) -> Array | None:
-        return None if self.scores is None else outputs[self.scores].rows.argmax(axis=1)
+        return None if self.scores is None else _classes(outputs[self.scores])
 
     def accuracy(self, classes: Array | None) -> float | None:
         if classes is None or self.labels is None:
@@ -503,7 +517,7 @@ class _Run:
             output.add(values[name], samples, batch)
         self.compared.add(outputs, ann)
         if self.scores is not None:
-            self.classes.append(outputs[self.scores].rows.argmax(axis=1))
+            self.classes.append(_classes(outputs[self.scores]))
         for layer in self.layers:
             axis = self.layer_axes.get(layer.name, 0)
             count, events = (

@@ -66,6 +66,8 @@ Array = NDArray[Any]
 #: Relative tolerance of the batch check.  Convolutions and matrix products of other batch sizes may
 #: sum in another order: a few hundred float32 roundings of 2^-24 each, with room to spare.
 BATCH_TOLERANCE = 1e-4
+#: What sizes are taken to be, in checks, that the source leaves open.
+OPEN_SIZE = 32
 #: Relative tolerance against the source: folding rounds every weight once, and the roundings of tens of
 #: layers add up; float16 sources are computed in float32 on purpose, and keep 11 bits.
 SOURCE_TOLERANCE = 1e-2
@@ -183,6 +185,7 @@ def prepare(
             for where, reason in (context.batch_lost if whole.counts_samples else lost).items():
                 kept.note("SNNC205", f"the batch axis is not followed: {reason}", node=where)
             return whole
+        _check_one_alone(prepared)
     size = prepared.fixed_batch or 1
     taken = "one sample" if size == 1 else f"exactly {size} rows of axis 0"
     for where, reason in context.batch_lost.items():
@@ -190,9 +193,31 @@ def prepare(
             "SNNC205",
             f"the batch axis is lost here: {reason}; the model takes {taken} at a time",
             node=where,
-            hint="export it with a dynamic batch axis",
+            hint="export it with a batch axis in front, or with a fixed size where axis 0 is none",
         )
     return prepared
+
+
+def _check_one_alone(prepared: Prepared) -> None:
+    """Refuse a source that cannot run with one sample, but with as many as along its other open axes:
+    axis 0 is tied to one of them then, as in an adjacency matrix, and is no batch."""
+    one = synthetic_feeds(prepared, 1, 0)
+    many = {name: np.repeat(array, OPEN_SIZE, axis=0) for name, array in one.items()}
+    found = []
+    for feeds in (one, many):
+        try:
+            _checking(runnable(prepared.source.model)[0]).run(None, feeds)
+            found.append("")
+        except EnvironmentMissing:
+            return
+        except Exception as error:  # onnxruntime's own classes have no common base
+            found.append(str(error).splitlines()[0][:200])
+    if found[0] and not found[1]:
+        raise refuse(
+            "SNNC205",
+            f"axis 0 of the inputs is no batch: with one sample the network does not run: {found[0]}",
+            hint="export it with a batch axis in front, or with a fixed size of axis 0",
+        )
 
 
 def _check_batch_axes(checked: onnx.ModelProto) -> None:
@@ -332,11 +357,11 @@ def runnable(source: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Array]:
-    """Seeded standard-normal inputs; unknown sizes are taken as 32."""
+    """Seeded standard-normal inputs; unknown sizes are taken as OPEN_SIZE."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for spec in prepared.inputs:
-        shape = [32 if dim is None else dim for dim in spec.shape]
+        shape = [OPEN_SIZE if dim is None else dim for dim in spec.shape]
         if shape:
             shape[0] = samples if prepared.any_batch else prepared.fixed_batch or 1
         if spec.dtype.kind == "f":

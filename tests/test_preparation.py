@@ -189,6 +189,30 @@ def test_inputs_without_samples_are_refused_by_name(case: str, batch: str) -> No
     assert finding.code == "SNNC205" and "'s'" in finding.message and finding.hint
 
 
+GRAPH = """a = MatMul (adj, x)  h = MatMul (a, u)  r = Relu (h)  b = MatMul (adj, r)  q = MatMul (b, t)
+    s = Relu (q)  y = MatMul (s, o)"""
+
+
+def graph_network(nodes: str) -> onnx.ModelProto:
+    """Two graph convolutions: features and adjacency of every node, no batch."""
+    text = f"""g (float[{nodes},3] x, float[{nodes},{nodes}] adj) => (float[{nodes},3] y)
+    {{ {GRAPH} }}"""
+    return parse(text, {"u": random(1, 3, 5), "t": random(2, 5, 5), "o": WEIGHTS["o"]})
+
+
+def test_an_axis_that_is_tied_to_another_is_no_batch() -> None:
+    (finding,) = refused(graph_network("N"))
+    assert finding.code == "SNNC205" and "axis 0 of the inputs is no batch" in finding.message
+    # With a fixed size, as the hint says, a graph is one sample.
+    model = graph_network("5")
+    feeds = {"x": random(0, 12, 5, 3), "adj": np.abs(random(1, 12, 5, 5))}
+    snn = compile_text(model, feeds, steps=256)
+    one = {name: array[0] for name, array in feeds.items()}
+    # Two layers of neurons and weights whose absolute sum is a few units: some θ/T.
+    assert_close(run_model(snn, **one)[0], run_model(model, **one)[0], relative=20 / 256)
+    assert snncompiler.evaluate(model, snn, feeds).results[0].relative_error < 20 / 256
+
+
 def test_several_inputs_of_one_sample_each_are_not() -> None:
     chosen: dict[str, Any] = {"a": WEIGHTS["a"]}
     for first, second in (("N", "1"), ("1", "N"), ("4", "4"), ("N", "M"), ("6", "6")):
@@ -200,3 +224,17 @@ def test_several_inputs_of_one_sample_each_are_not() -> None:
         (decoded,) = run_model(compile_text(model, x, steps=256), **x)
         # One neuron with a constant current: half a step of θ.
         assert_close(decoded, np.maximum(x["x"] @ WEIGHTS["a"] + x["z"], 0), relative=1.01 / 512)
+
+
+@pytest.mark.parametrize("case", ["a vector", "an image, a row of scores", "one row, no axis left"])
+def test_labels_of_whole_inputs(case: str) -> None:
+    shape, _, _, _ = FIXED[case]
+    model, x = fixed(case), random(0, 20, *shape)
+    wanted = np.array([run_model(model, x=one)[0].argmax() for one in x])
+    labels = np.where(np.arange(20) < 5, (wanted + 1) % 3, wanted)
+    snn = compile_text(model, x, steps=1024)
+    found = snncompiler.evaluate(model, snn, {"x": x, "labels": labels})
+    assert found.samples == 20 and found.ann_accuracy == 0.75
+    assert found.results[0].agreement == 1.0 and found.results[0].accuracy == 0.75
+    some = snncompiler.evaluate(model, snn, {"x": x, "labels": labels}, limit=10)
+    assert some.samples == 10 and some.ann_accuracy == 0.5
