@@ -59,6 +59,8 @@ class Context:
     layers: dict[str, LayerFacts] = field(default_factory=dict)
     #: Tensor name -> moments of its values, from batch-norm statistics.
     moments: dict[str, Moments] = field(default_factory=dict)
+    #: Name of a Mul or Add that is left of a batch-norm -> label of that.
+    norms: dict[str, str] = field(default_factory=dict)
     #: Tensor name -> position of the batch axis; absent for constants and where it is unknown.
     batch_axis: dict[str, int] = field(default_factory=dict)
     #: Output name -> type in the source.

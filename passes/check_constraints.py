@@ -22,7 +22,7 @@ from snncompiler.operators import (
     rectifier,
 )
 from snncompiler.passes.base import Context, Pass
-from snncompiler.passes.spell_max_pool import obstacle
+from snncompiler.passes.spell_max_pool import fills_with_lowest, obstacle
 from snncompiler.timing import Timing, analyze
 
 
@@ -122,6 +122,9 @@ def blocking(node: Node, timing: Timing) -> str:
     if node.op == "MaxPool" and not node.domain:
         # `pool_spikes` has rewritten all others.
         return "its indices are used" if len(node.outputs) > 1 else ""
+    if node.op == "Pad" and not node.domain and fills_with_lowest(node):
+        rectified = all(rectifier(reader) is not None for reader in node.outputs[0].outputs)
+        return "" if rectified else "it pads with minus infinity, which is no rate of spikes"
     if node.op in ("GlobalMaxPool", "ReduceMax", "ReduceMin") and not node.domain:
         return obstacle(node)
     return linear_reason(node, timing.inputs(node))
@@ -143,7 +146,7 @@ def _violations(context: Context) -> list[Finding]:
             found.append(
                 Finding(
                     "SNNC204",
-                    f"{layer.op} is followed by batch-norm",
+                    f"a batch-norm is folded into {layer.op}",
                     node=layer.name,
                     hint="train without batch-norm, or compile with --no-strict",
                 )

@@ -2,8 +2,8 @@
 
 y = s·x + b with s = γ/√(σ² + ε) and b = β - s·μ, computed in float64.  It folds into the linear layer
 that produces x if nobody else reads x; otherwise (after an Add, with several readers, before any
-convolution) it stays, as a Mul and an Add of constants.  It is never folded forward into a padded
-convolution, where the shift would be wrong at the border.
+convolution) it stays, as a Mul and an Add of constants, until `fold_forward` sees whether the layers
+behind can take them.
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ class FoldBatchNorm(Pass):
                 facts.batch_norm, facts.output = "folded", result.name
                 facts.folded.append("BatchNormalization")
             else:
-                _make_affine(graph, node, scale, shift, taken)
+                where = label(node)
+                for left in _make_affine(graph, node, scale, shift, taken):
+                    context.norms[left.name] = where
                 context.note(
                     "SNNC207",
                     "batch-norm is kept as an affine step: no layer that it alone reads stands "
                     "before it",
-                    node=label(node),
+                    node=where,
                 )
         graph.nodes = [node for node in graph.nodes if node.outputs]
         if refused:
@@ -170,8 +172,8 @@ def _make_affine(
     scale: NDArray[np.float64],
     shift: NDArray[np.float64],
     taken: set[str],
-) -> None:
-    """Replace a BatchNormalization by Mul and Add."""
+) -> list[Node]:
+    """Replace a BatchNormalization by Mul and Add, which are returned."""
     source, result = node.inputs[0], node.outputs[0]
     dtype = source.dtype or np.float32
     spread = (-1, *[1] * ((rank(source) or 2) - 2))
@@ -180,7 +182,9 @@ def _make_affine(
     offset = constant(f"{node.name}_shift", shift.reshape(spread).astype(dtype), taken)
     at = next(index for index, other in enumerate(graph.nodes) if other is node)
     remove_node(node)
-    graph.nodes[at : at + 1] = [
+    made = [
         gs.Node("Mul", f"{node.name}_mul", inputs=[source, factor], outputs=[scaled]),
         gs.Node("Add", f"{node.name}_add", inputs=[scaled, offset], outputs=[result]),
     ]
+    graph.nodes[at : at + 1] = made
+    return made

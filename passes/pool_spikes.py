@@ -92,14 +92,21 @@ class _Rewriting:
         if uniform:
             inputs = list(node.inputs)
             inputs[at] = self.most(source, sign * uniform)
-            return self.apply(node.op, *inputs)
+            return self._moved(node, inputs)
         # Slopes of both signs: σ·x is pooled, and multiplied by |s|.
         factors = per_channel(node.inputs[1 - at], source)
         assert factors is not None
         signs = np.where(factors < 0, -1.0, 1.0)
         turned = self.apply("Mul", source, self.writer.numbers(self.pool.name, signs, source))
         sizes = self.writer.numbers(self.pool.name, np.abs(factors), source)
-        return self.apply(node.op, self.most(turned, sign), sizes)
+        return self._moved(node, [self.most(turned, sign), sizes])
+
+    def _moved(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        result = self.apply(node.op, *inputs)
+        norms = self.writer.context.norms
+        if node.name in norms:
+            norms[result.inputs[0].name] = norms[node.name]
+        return result
 
     def _rectify(self, x: Tensor, sign: int) -> Tensor:
         above = self.apply("Relu", x)

@@ -60,7 +60,7 @@ class SpellMaxPool(Pass):
                 _spell_reduction(writer, node)
             elif node.op == "MaxPool":
                 _drop_indices(graph, node)
-                _absorb_pad(writer, node)
+                absorb_pad(writer, node)
                 _subsample(writer, node)
         drop_dead(graph)
 
@@ -166,7 +166,18 @@ def _subsample(writer: Writer, pool: Node) -> None:
 # --- padding ---
 
 
-def _absorb_pad(writer: Writer, pool: Node) -> None:
+def padded_with_lowest(pool: Node) -> bool:
+    """Whether a Pad with what stands for minus infinity comes right before the pooling."""
+    pad = producer(pool.inputs[0])
+    return pad is not None and pad.op == "Pad" and not pad.domain and fills_with_lowest(pad)
+
+
+def fills_with_lowest(pad: Node) -> bool:
+    fill = _fill(pad)
+    return fill is not None and (fill <= _LOWEST or fill == _LOWEST_HALF)
+
+
+def absorb_pad(writer: Writer, pool: Node) -> None:
     """Move constant padding that is never above the values into the pooling, which ignores its own."""
     pad = producer(pool.inputs[0])
     if pad is None or pad.op != "Pad" or pad.domain or "SAME" in pool.attrs.get("auto_pad", ""):
@@ -175,8 +186,11 @@ def _absorb_pad(writer: Writer, pool: Node) -> None:
     if widths is None or fill is None:
         return
     x = pad.inputs[0]
+    if pool.op == "GlobalMaxPool" and fills_with_lowest(pad):
+        pool.inputs[0] = x
+        return
     positive = never_negative(x)
-    if not (fill <= _LOWEST or fill == _LOWEST_HALF or (positive and fill <= 0)):
+    if not (fills_with_lowest(pad) or (positive and fill <= 0)):
         return
     count = len(pool.attrs["kernel_shape"])
     own = pool.attrs.get("pads") or [0] * 2 * count

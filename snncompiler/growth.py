@@ -146,7 +146,7 @@ def _is_beside(tensor: Tensor, timing: Timing) -> bool:
 
 
 #: They add nothing to what is not there.
-_ADD_NOTHING = ("AveragePool", "Flatten", "GlobalAveragePool", "Identity", "MaxPool", "Reshape",
+_ADD_NOTHING = ("AveragePool", "Flatten", "GlobalAveragePool", "Identity", "MaxPool", "Neg", "Reshape",
                 "Slice", "Transpose")  # fmt: skip
 
 

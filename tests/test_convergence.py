@@ -56,8 +56,6 @@ class Builder:
     weights: dict[str, Array] = field(default_factory=dict)
     #: Shapes without the batch, of everything that depends on the input.
     shapes: dict[str, Shape] = field(default_factory=dict)
-    #: Outputs of rectifiers, which max pooling may follow.
-    spiking: set[str] = field(default_factory=set)
     #: Comparisons, which are no numbers.
     tests: set[str] = field(default_factory=set)
     used: Counter[str] = field(default_factory=Counter)
@@ -284,9 +282,13 @@ def _window(b: Builder, space: list[int]) -> dict[str, Any]:
 
 def _max_pool(b: Builder, x: str) -> str | None:
     _, *space = b.shapes[x]
-    if not space or x not in b.spiking:
+    kind = b.choose("MaxPool", "MaxPool", "GlobalMaxPool", "ReduceMax")
+    if kind == "ReduceMax":
+        axes = [b.choose(*range(1, len(space) + 2))]
+        return b.node("ReduceMax", [x, b.constant(axes, np.int64)])
+    if not space:
         return None
-    if b.choose(True, False, False):
+    if kind == "GlobalMaxPool":
         return b.node("GlobalMaxPool", [x])
     return b.node("MaxPool", [x], **_window(b, space))
 
@@ -378,7 +380,6 @@ def _rectified(b: Builder, x: str) -> str:
         return b.node({"Min": "Min", "Largest": "Max"}[kind], [x, other])
     else:
         result = b.node("Relu", [x])
-    b.spiking.add(result)
     return result
 
 
@@ -404,7 +405,6 @@ def networks(draw: Callable[[Any], Any]) -> Network:
     current = (_conv if len(shape) > 1 else _matrix)(b, "x")
     assert current is not None
     current = b.node("Relu", [current])
-    b.spiking.add(current)
     for _ in range(b.choose(1, 2, 3)):
         for _ in range(b.choose(1, 2, 3, 4, 5)):
             step = b.draw(st.sampled_from(STEPS_BETWEEN))
@@ -588,7 +588,8 @@ EVERY = {
     "Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv",
     "ConvTranspose", "DepthToSpace", "Div", "Expand", "Flatten", "Gather", "Gemm",
     "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "Identity", "LeakyRelu", "MatMul", "Max",
-    "MaxPool", "Mean", "Min", "Mul", "Neg", "PRelu", "Pad", "ReduceMean", "ReduceSum", "Relu",
+    "MaxPool", "Mean", "Min", "Mul", "Neg", "PRelu", "Pad", "ReduceMax", "ReduceMean", "ReduceSum",
+    "Relu",
     "Reshape", "Resize", "Slice", "Softmax", "SpaceToDepth", "Split", "Sub", "Sum",
     "ThresholdedRelu", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, assert_close, op_counts, parse, random, run_model
+from helpers import Array, assert_close, op_counts, parse, random, refused, run_model
 
 from snncompiler import pipeline
+from snncompiler.graph import with_outputs
 from snncompiler.options import Options
 from snncompiler.runtime.session import create_session
 
@@ -243,3 +244,75 @@ def test_every_pooling_converges_in_all_ways(name: str) -> None:
         for steps in (64, 1024):
             (decoded,) = session.run(None, {"x": x, "snnc_steps": np.array(steps)})
             assert_close(decoded, wanted, relative=UNITS / steps)
+
+
+#: Networks whose maximum has no spiking form, and why; s [N,4,H,W] is a rectifier's output.
+REFUSED = {
+    "p = GlobalMaxPool (s)": "whose size is not known",
+    "p = ReduceMax <axes = [2]> (s)": "an axis whose size is not known",
+    "p = ReduceMin <axes = [-1], keepdims = 0> (s)": "an axis whose size is not known",
+    "p = ReduceMax (s)": "reduces the batch axis",
+    "p = ReduceMax <axes = [0, 1]> (s)": "reduces the batch axis",
+    "a = Unsqueeze (s, maps)  p = ReduceMax <axes = [1]> (a)": "a window of more than 3 axes",
+    f"q, i = {WINDOW} (s)  d = Cast <to = 1> (i)  p = Add (q, d)": "its indices are used",
+    f"d = Pad (s, more, lowest)  p = {WINDOW} (d)": "it pads with minus infinity",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", REFUSED)
+def test_what_is_in_the_way_is_told(step: str) -> None:
+    text = f"""g (float[N,4,H,W] x) => (float[M] y) <{CONSTANTS}>
+    {{ c = Conv (x, w2)  s = Relu (c)  {step}  l = Neg (p)  y = Relu (l) }}"""
+    if "more" in step or "Unsqueeze" in step:
+        text = text.replace("H,W", "6,6")
+    model = parse(text, {"w2": random(2, 4, 4, 1, 1)})
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    found = refused(model)
+    reason = next(reason for body, reason in REFUSED.items() if body == step)
+    assert {finding.code for finding in found} == {"SNNC202"}
+    assert any(reason in finding.message for finding in found), [f.message for f in found]
+
+
+@pytest.mark.parametrize("seen", ["r", "d"])
+def test_padding_with_the_lowest_is_none_of_an_average(seen: str) -> None:
+    """On request the maximum becomes an average, and what counts for nothing still does."""
+    text = f"""g (float[N,2,6,6] x) => (float[N,2,3,3] y) <{CONSTANTS}>
+    {{ c = Neg (x)  r = Relu (c)  d = Pad (r, one, lowest)
+       p = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> ({seen})  l = Neg (p)  y = Relu (l) }}"""
+    model = parse(text)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    prepared = pipeline.prepare(model, maxpool="average")
+    assert op_counts(prepared.ann)["AveragePool"] == 1
+    x = -np.abs(random(0, 2, 2, 6, 6))
+    wanted = -run_model(prepared.ann, x=-x)[0]
+    assert np.array_equal(wanted, np.zeros_like(wanted))
+    watched = run_model(with_outputs(prepared.ann, ["p"]), x=x)[-1]
+    wide = np.pad(np.abs(x), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+    wide = wide if seen == "d" else np.abs(x)
+    places = range(0, wide.shape[2] - 2, 2)
+    means = [[np.nanmean(wide[:, :, i : i + 3, j : j + 3], (2, 3)) for j in places] for i in places]
+    # Sums of nine float32.
+    np.testing.assert_allclose(watched, np.transpose(means, (2, 3, 0, 1)), rtol=1e-6)
+
+
+def test_a_pooling_that_something_else_reads_is_not_swapped() -> None:
+    """Rectifiers move in front of a pooling only if nothing needs the pooled currents."""
+    text = f"""g (float[N,2,6,6] x) => (float[N,2,3,3] y, float[N,2,3,3] q)
+    {{ s = Relu (x)  c = Conv (s, w)  q = {WINDOW} (c)  y = Relu (q) }}"""
+    model, x = parse(text, {"w": random(1, 2, 2, 1, 1)}), random(0, 3, 2, 6, 6)
+    snn = pipeline.compile_model(model, Options(threshold="max", growth="none"), x).model
+    for found, wanted in zip(run_model(snn, x=x), run_model(model, x=x), strict=True):
+        assert_close(found[: len(wanted)], wanted, relative=UNITS / 64)
+
+
+def test_subsampling_as_onnx_defines_it_where_onnxruntime_does_not_run_it() -> None:
+    """SAME with a stride above the kernel has no padding; onnxruntime computes a negative one."""
+    text = """g (float[N,2,%d,7] x) => (float[M] y) { c = Neg (x)  s = Relu (c)
+      p = MaxPool <kernel_shape = [1, 1], strides = [2, 3], auto_pad = "SAME_UPPER"> (s)
+      l = Neg (p)  d = Add (l, k)  y = Relu (d) }"""
+    for height in (5, 6):
+        model = parse(text % height, {"k": np.float32(3)})
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        ann, x = pipeline.prepare(model).ann, random(0, 2, 2, height, 7)
+        wanted = np.maximum(3 - np.maximum(-x, 0)[:, :, ::2, ::3], 0)
+        assert_close(run_model(ann, x=x)[0], wanted, relative=ROUNDING)
