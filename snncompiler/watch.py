@@ -116,6 +116,8 @@ class Watched:
     arrivals: tuple[Arrivals, ...] = ()
     start: str = ""
     states: Mapping[str, tuple[Array, str]] = field(default_factory=dict)
+    #: The name of every state inside, and whether its channels are last there; by its input.
+    carried: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     #: What `events` made of each layer.
     events: tuple[LayerNote, ...] = ()
 
@@ -184,7 +186,21 @@ def watch(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     names = (metadata["snnc.steps_input"], metadata["snnc.chunk_input"])
     start, states = _make_resumable(graph, loops[0], *names)
-    return Watched(copy, tuple(layers), tuple(found), start, states, notes)
+    carried = dict(zip(states, _carried(_body(_loops(graph)[0])), strict=True))
+    return Watched(copy, tuple(layers), tuple(found), start, states, carried, notes)
+
+
+def _carried(body: onnx.GraphProto) -> Iterator[tuple[str, bool]]:
+    """The states of a Loop's body, and whether an event-driven operator has them, channels last."""
+    for entry in body.input[2:]:
+        users = [node for node in body.node if entry.name in node.input]
+        yield (
+            entry.name,
+            any(
+                node.domain == dialect.DOMAIN and node.op_type in dialect.EVENT_OPERATORS
+                for node in users
+            ),
+        )
 
 
 def _add_functions(model: onnx.ModelProto, operators: list[str]) -> None:
@@ -347,6 +363,8 @@ def _watch_loop(
     renamed: list[onnx.NodeProto] = []
     for node in _neurons(body.node):
         lowered = node.op_type in dialect.EVENT_NEURONS
+        if _input(node, "membrane") not in carried_in or node.output[1] not in carried_out:
+            raise refuse("SNNC401", "its membrane is not carried on", node=node.name)
         place = carried_in.index(_input(node, "membrane"))
         layer = _layer(node, node.name, values, loop.input[2 + place])
         layers.append(layer)

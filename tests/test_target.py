@@ -367,7 +367,7 @@ def test_eval_tells_synaptic_operations(built: dict[str, Path]) -> None:
 
 def test_the_other_commands_on_a_lowered_file(built: dict[str, Path], tmp_path: Path) -> None:
     lowered = built["cpu"]
-    assert "lowered = portable" in good("verify", RESNET, lowered).out
+    assert "by events = dense" in good("verify", RESNET, lowered).out
     logits = good("run", lowered, "--input", TEST, *SCALED, "--json").json()["logits"]
     assert np.shape(logits) == (500, 10)
     ran = snnc("eval", RESNET, lowered, "--data", TEST, *SCALED, "--limit", 4, "--diagnose")
