@@ -22,7 +22,15 @@ from snncompiler.operators import (
     rectifier,
 )
 from snncompiler.passes.base import Context, Pass
-from snncompiler.passes.spell_max_pool import fills_with_lowest, obstacle
+from snncompiler.passes.spell_max_pool import (
+    ACROSS_SAMPLES,
+    MAX_AXES,
+    TOO_MANY_AXES,
+    UNKNOWN_AXES,
+    UNKNOWN_SIZE,
+    fills_with_lowest,
+    obstacle,
+)
 from snncompiler.timing import Timing, analyze
 
 
@@ -105,10 +113,19 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
     return found
 
 
+INDICES = "its indices are used"
+LOWEST = "it pads with minus infinity, which is no rate of spikes"
+
 #: What helps, by the reason.
 _REMEDIES = {
     NOT_LINEAR: "train the network with ReLU there, or keep it analog with --allow-analog",
     NO_RULE: "please report it; --allow-analog keeps it exact, as an analog operator",
+    UNKNOWN_SIZE: "export the network with a fixed input size, or keep it analog with --allow-analog",
+    UNKNOWN_AXES: "export it with constant axes",
+    ACROSS_SAMPLES: "reduce the axes of one sample",
+    TOO_MANY_AXES: f"reduce at most {MAX_AXES} axes at a time",
+    INDICES: "train the network with an upsampling that needs no indices",
+    LOWEST: "let the pooling pad, by less than its kernel",
     TWO_LIVE: "a gate or an attention: train without it, or keep it analog with --allow-analog",
 }
 
@@ -121,10 +138,10 @@ def blocking(node: Node, timing: Timing) -> str:
         return ""
     if node.op == "MaxPool" and not node.domain:
         # `pool_spikes` has rewritten all others.
-        return "its indices are used" if len(node.outputs) > 1 else ""
+        return INDICES if len(node.outputs) > 1 else ""
     if node.op == "Pad" and not node.domain and fills_with_lowest(node):
         rectified = all(rectifier(reader) is not None for reader in node.outputs[0].outputs)
-        return "" if rectified else "it pads with minus infinity, which is no rate of spikes"
+        return "" if rectified else LOWEST
     if node.op in ("GlobalMaxPool", "ReduceMax", "ReduceMin") and not node.domain:
         return obstacle(node)
     return linear_reason(node, timing.inputs(node))

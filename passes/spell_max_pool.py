@@ -38,6 +38,11 @@ from snncompiler.timing import analyze
 _LOWEST, _LOWEST_HALF = -1e30, float(np.finfo(np.float16).min)
 #: The most axes of a window, of onnxruntime's MaxPool and of ours.
 MAX_AXES = 3
+#: Why a maximum is no MaxPool.
+UNKNOWN_SIZE = "its window is as large as its input, whose size is not known"
+UNKNOWN_AXES = "its axes are computed at run time"
+ACROSS_SAMPLES = "it reduces the batch axis, so that samples depend on each other"
+TOO_MANY_AXES = f"as a pooling it would have a window of more than {MAX_AXES} axes"
 #: The end of every axis, in a Slice.
 _END = 2**31 - 1
 
@@ -90,17 +95,17 @@ def reduced_axes(node: Node) -> list[int] | None:
 def obstacle(node: Node, batch: int = 0) -> str:
     """Why a reduction or a global pooling is no MaxPool; empty where it is one."""
     if node.op == "GlobalMaxPool":
-        return "its window is as large as its input, whose size is not known: export a fixed size"
+        return UNKNOWN_SIZE
     axes, shape = reduced_axes(node), node.inputs[0].shape
     if axes is None:
-        return "its axes are computed at run time"
+        return UNKNOWN_AXES
     if batch in axes:
-        return "it reduces the batch axis, so that samples depend on each other"
+        return ACROSS_SAMPLES
     if not all(known(shape[axis]) for axis in axes):
-        return "it reduces an axis whose size is not known: export a fixed size"
+        return UNKNOWN_SIZE
     kept = len(shape) - len(axes) - 1
     if len(axes) + max(kept - 1, 0) > MAX_AXES:
-        return f"as a pooling it would have a window of more than {MAX_AXES} axes"
+        return TOO_MANY_AXES
     return ""
 
 

@@ -249,8 +249,8 @@ def test_every_pooling_converges_in_all_ways(name: str) -> None:
 #: Networks whose maximum has no spiking form, and why; s [N,4,H,W] is a rectifier's output.
 REFUSED = {
     "p = GlobalMaxPool (s)": "whose size is not known",
-    "p = ReduceMax <axes = [2]> (s)": "an axis whose size is not known",
-    "p = ReduceMin <axes = [-1], keepdims = 0> (s)": "an axis whose size is not known",
+    "p = ReduceMax <axes = [2]> (s)": "whose size is not known",
+    "p = ReduceMin <axes = [-1], keepdims = 0> (s)": "whose size is not known",
     "p = ReduceMax (s)": "reduces the batch axis",
     "p = ReduceMax <axes = [0, 1]> (s)": "reduces the batch axis",
     "a = Unsqueeze (s, maps)  p = ReduceMax <axes = [1]> (a)": "a window of more than 3 axes",
@@ -271,6 +271,7 @@ def test_what_is_in_the_way_is_told(step: str) -> None:
     reason = next(reason for body, reason in REFUSED.items() if body == step)
     assert {finding.code for finding in found} == {"SNNC202"}
     assert any(reason in finding.message for finding in found), [f.message for f in found]
+    assert not any("train the network with ReLU" in finding.hint for finding in found)
 
 
 @pytest.mark.parametrize("seen", ["r", "d"])
@@ -316,3 +317,27 @@ def test_subsampling_as_onnx_defines_it_where_onnxruntime_does_not_run_it() -> N
         ann, x = pipeline.prepare(model).ann, random(0, 2, 2, height, 7)
         wanted = np.maximum(3 - np.maximum(-x, 0)[:, :, ::2, ::3], 0)
         assert_close(run_model(ann, x=x)[0], wanted, relative=ROUNDING)
+
+
+#: What maps of any size can be pooled with, and the size that they were calibrated with.
+ANY_SIZE = [
+    "leaky", "slopes of both signs", "norm of both signs", "norm, then the rectifier", "currents",
+    "currents, odd windows", "currents, SAME", "currents, pooled twice", "pad with the lowest",
+    "pad of currents with the lowest", "pad below zero", "subsampled currents", "clipped above",
+    "over channels", "two rectifiers", "thresholds that mix in space",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANY_SIZE)
+def test_maps_of_any_size(name: str) -> None:
+    model, x = network(CASES[name])
+    for axis, dim in enumerate(model.graph.input[0].type.tensor_type.shape.dim[2:]):
+        dim.dim_param = f"S{axis}"
+    options = Options(threshold="max", correction="none", readout="mean", growth="none")
+    snn = pipeline.compile_model(model, options, x).model
+    for other in (x, x[..., :5, :4], np.concatenate([x, x[:, :, ::-1]], axis=2)):
+        (wanted,) = run_model(model, x=other)
+        for more in ({}, {"native": False}):
+            session = create_session(snn, threads=1, **more)
+            (decoded,) = session.run(None, {"x": other, "snnc_steps": np.array(1024)})
+            assert_close(decoded, wanted, relative=UNITS / 1024)
