@@ -82,7 +82,9 @@ class TrackBatch(Pass):
             except (Lost, ValueError) as reason:
                 context.batch_lost[label(node)] = str(reason)
             if node.name in context.by_batch.values:
-                context.batch_lost[label(node)] = "it reads the number of samples as a value"
+                context.batch_lost[label(node)] = (
+                    "it reads a constant that depends on the number of samples"
+                )
         if not context.batch_lost:
             free_batch(graph, targets)
 
@@ -138,6 +140,8 @@ def _follow(
     """The batch axis of each output of `node`."""
     if node.domain not in (None, "", "ai.onnx", "ai.onnx.ml"):
         raise Lost(f"operator of domain {node.domain}")
+    if node.op in ("Shape", "Size"):
+        raise Lost("the size of its input is found at run time")
     if node.op in ELEMENTWISE:
         return _elementwise(node, axes)
     if node.op in ("Reshape", "Flatten"):

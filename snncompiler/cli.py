@@ -331,7 +331,7 @@ def check(
     """Say whether a network can be converted, layer by layer, and what was folded."""
     prepared = prepare(model, strict=strict, allow_analog=allow_analog)
     try:
-        feeds = synthetic_feeds(prepared, 1, 0)
+        feeds = synthetic_feeds(prepared, prepared.samples_of_source, 0)
         check_batch(prepared, 0)
         check_source(prepared, feeds)
         measure_folds(prepared, feeds)

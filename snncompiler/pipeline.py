@@ -113,7 +113,7 @@ def compile_model(
         feeds = (
             dataset.feeds
             if dataset
-            else synthetic_feeds(prepared, prepared.source_batch, options.seed)
+            else synthetic_feeds(prepared, prepared.samples_of_source, options.seed)
         )
         if options.maxpool == "exact":
             check_source(prepared, feeds)

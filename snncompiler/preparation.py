@@ -114,10 +114,15 @@ class Prepared:
 
     @property
     def source_batch(self) -> int:
-        """How many samples the source is run with: the size that it was exported for, else 1."""
+        """The size of axis 0 that the source was exported for, else 1."""
         inputs = import_model(self.checked_model).inputs
         leading = [tensor.shape[0] for tensor in inputs if tensor.shape]
         return next((int(size) for size in leading if known(size) and size > 0), 1)
+
+    @property
+    def samples_of_source(self) -> int:
+        """How many samples that is: one where a whole input is one."""
+        return self.source_batch if self.any_batch else 1
 
     def for_source(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As many samples as the source takes, from the first on; repeated where there are fewer."""
@@ -359,13 +364,16 @@ def runnable(source: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Array]:
-    """Seeded standard-normal inputs; unknown sizes are taken as OPEN_SIZE."""
+    """Seeded standard-normal inputs; unknown sizes are taken as OPEN_SIZE.
+
+    Where the network takes one size only, each of the `samples` is a whole input.
+    """
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for spec in prepared.inputs:
         shape = [OPEN_SIZE if dim is None else dim for dim in spec.shape]
         if shape:
-            shape[0] = samples if prepared.any_batch else prepared.fixed_batch or 1
+            shape[0] = samples * (prepared.fixed_batch or 1)
         if spec.dtype.kind == "f":
             feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         else:
