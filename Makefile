@@ -14,10 +14,10 @@ demo: $(VENV)/.demo
 	    --data models/digits_test.npz --scale 16 --steps 2,4,8,16,32,64
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not gpu"
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu

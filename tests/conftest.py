@@ -1,6 +1,8 @@
-"""Settings of all tests: hypothesis is reproducible and leaves nothing behind."""
+"""Settings of all tests: hypothesis is reproducible, leaves nothing behind; workers share the cores."""
 
 from __future__ import annotations
+
+import os
 
 from hypothesis import HealthCheck, settings
 
@@ -13,3 +15,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("snnc")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker for every core: libraries that start a thread for every core would fight over them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

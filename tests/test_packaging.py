@@ -11,11 +11,13 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from snncompiler.runtime.build import find_cxx
 from snncompiler.version import __version__
 
 if sys.version_info >= (3, 11):
@@ -69,6 +71,19 @@ def environment(folder: Path) -> Path:
     found = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     assert found.exists()
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The library in these wheels is not optimized: what it computes is tested elsewhere."""
+    compiler = find_cxx()
+    with pytest.MonkeyPatch.context() as patch:
+        if compiler is not None and os.name == "posix":
+            script = tmp_path_factory.mktemp("compiler") / "c++"
+            script.write_text(f'#!/bin/sh\nexec "{compiler}" "$@" -O0\n', encoding="utf-8")
+            script.chmod(0o755)
+            patch.setenv("CXX", str(script))
+        yield
 
 
 @pytest.fixture(scope="module")
