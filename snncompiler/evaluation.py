@@ -214,14 +214,16 @@ def evaluate(
         compiled = replace(compiled, output_axes=again.output_axes, layer_axes=again.layer_axes)
     dataset = load_data(data, compiled.inputs, preprocess).head(limit)
     most = DIAGNOSIS_BATCH if diagnose else BATCH
-    parts = batches(len(dataset), compiled.batch_size(most, dataset.feeds))
+    # The ANN's outputs may depend on how many samples run at once: as many for both.
+    together = compiled.batch_size(most, dataset.feeds)
+    parts = batches(len(dataset), together)
 
     runs_as, why = runnable(source.model)
     findings = dataset.findings
     if why:
         text = f"the source was run in float32, because onnxruntime does not run it: {why}"
         findings += (Finding("SNNC208", text, severity="note"),)
-    ann = _run_ann(runs_as, dataset, compiled, threads)
+    ann = _run_ann(runs_as, dataset, compiled, together, threads)
     labels = dataset.labels
     scores = _scores_at(ann, compiled.options.task, labels)
     if labels is not None and scores is None:
@@ -274,7 +276,7 @@ def evaluate(
                 session = create_session(quantised_ann(prepared, layers), threads=threads)
             levels = {LEVELS_INPUT: np.array(count, np.float32)}
             fixed = _as_many(prepared.fixed_batch, compiled)
-            outputs = _run_batches(session, dataset, fixed, compiled.output_axes, levels)
+            outputs = _run_batches(session, dataset, fixed, together, compiled.output_axes, levels)
             measured[count] = judge.quantised(outputs)
             if progress:
                 progress("quantised ANN", number + 1, len(runs))
@@ -326,14 +328,18 @@ def _prepared_again(
 
 
 def _run_ann(
-    model: onnx.ModelProto, dataset: Dataset, compiled: CompiledFile, threads: int | None
+    model: onnx.ModelProto,
+    dataset: Dataset,
+    compiled: CompiledFile,
+    together: int,
+    threads: int | None,
 ) -> list[Gathered]:
-    """The source network's outputs; in batches where its own input allows that."""
+    """The source network's outputs; `together` samples at once where its own input allows that."""
     session = create_session(model, threads=threads)
     dims = [entry.shape[0] for entry in session.get_inputs() if entry.shape]
     fixed = next((dim for dim in dims if isinstance(dim, int) and dim > 0), None)
     fixed = _as_many(fixed, compiled)
-    return _run_batches(session, dataset, fixed, compiled.output_axes, {})
+    return _run_batches(session, dataset, fixed, together, compiled.output_axes, {})
 
 
 def _as_many(fixed: int | None, compiled: CompiledFile) -> int | None:
@@ -346,12 +352,16 @@ def _run_batches(
     session: Any,
     dataset: Dataset,
     fixed: int | None,
+    together: int,
     axes: Mapping[str, Axis],
     more: Mapping[str, Array],
 ) -> list[Gathered]:
-    """All outputs of a session on all the data; `more` is fed beside it."""
+    """All outputs of a session on all the data; `more` is fed beside it.
+
+    It takes `fixed` samples at once, or else any number, of which `together` run.
+    """
     outputs = [Gathered(axis) for axis in axes.values()]
-    for part in batches(len(dataset), fixed or (1 if one_by_one(axes) else BATCH)):
+    for part in batches(len(dataset), fixed or (1 if one_by_one(axes) else together)):
         values = session.run(None, {**filled(dataset.feeds, part, fixed), **more})
         count = part.stop - part.start
         for output, value in zip(outputs, values, strict=True):

@@ -47,7 +47,6 @@ from snncompiler.passes.drop_fake_quant import DropFakeQuant
 from snncompiler.passes.fold_affine import FoldAffine
 from snncompiler.passes.fold_batch_norm import FoldBatchNorm
 from snncompiler.passes.fold_constants import FoldConstants
-from snncompiler.passes.fold_forward import FoldForward
 from snncompiler.passes.pool_spikes import PoolSpikes
 from snncompiler.passes.remove_noops import RemoveNoops
 from snncompiler.passes.spell_linear import SpellLinear
@@ -159,7 +158,6 @@ def normalization_passes(
         FoldBatchNorm(),
         FoldAffine(),
         PoolSpikes(),
-        FoldForward(),
         CheckConstraints(strict, allow_analog),
     ]
 
@@ -233,22 +231,24 @@ def _check_batch_axes(checked: onnx.ModelProto) -> None:
     Data is samples along axis 0, of as many for every input.  Raises Refused with every such input.
     """
     inputs = import_model(checked).inputs
-    first = next((tensor for tensor in inputs if tensor.shape), None)
+    sizes = {tensor.name: tensor.shape[0] for tensor in inputs if tensor.shape}
+    open_names = [name for name, size in sizes.items() if not known(size) or size == 0]
+    # Beside an input of any number of samples, one that was exported for one sample takes any, too.
+    first = next(iter(open_names), next(iter(sizes), ""))
+    wanted = 1 if open_names else sizes.get(first)
     findings = []
     for tensor in inputs:
         if tensor.shape == []:
             text = f"input '{tensor.name}' is a single number, without an axis for the samples"
             hint = "make it a constant, or an input of shape [N, 1]"
             findings.append(Finding("SNNC205", text, hint=hint))
-        elif tensor.shape and first is not None and known(tensor.shape[0]):
-            size = first.shape[0]
-            if tensor.shape[0] not in (size, 0, 1) and size != 0:
-                text = (
-                    f"input '{tensor.name}' has {tensor.shape[0]} along axis 0, where '{first.name}' "
-                    f"has {size if known(size) else 'any number'} of samples"
-                )
-                hint = "give it an axis for the samples in front, or make it a constant"
-                findings.append(Finding("SNNC205", text, hint=hint))
+        elif tensor.name in sizes.keys() - set(open_names) and sizes[tensor.name] != wanted:
+            text = (
+                f"input '{tensor.name}' has {sizes[tensor.name]} along axis 0, where '{first}' has "
+                f"{'any number' if open_names else wanted} of samples"
+            )
+            hint = "give it an axis for the samples in front, or make it a constant"
+            findings.append(Finding("SNNC205", text, hint=hint))
     if findings:
         raise Refused(*findings)
 

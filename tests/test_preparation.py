@@ -147,6 +147,20 @@ def test_without_data_thresholds_come_from_many_whole_inputs(case: str) -> None:
     assert_close(decoded, wanted, relative=0.2)
 
 
+@pytest.mark.parametrize("diagnose", [False, True])
+def test_both_networks_count_the_same_samples(diagnose: bool) -> None:
+    # The outputs depend on how many run at once: sixteen, four of a diagnosis, and a rest of them.
+    text = """g (float[B,6] x) => (float[B,5] y) <int64 zero = {0}>
+    { h = MatMul (x, a)  r = Relu (h)  s = Shape (x)  n = Gather (s, zero)  f = Cast <to = 1> (n)
+      y = Mul (r, f) }"""
+    model, x = parse(text, {"a": WEIGHTS["a"]}), random(0, 21, 6)
+    snn = compile_text(model, x, steps=256)
+    found = snncompiler.evaluate(model, snn, x, diagnose=diagnose)
+    # One neuron with a constant current: half a step of θ, over the mean output.
+    assert found.results[0].relative_error < 2 / 256
+    assert snncompiler.verify(model, snn, data=x).passed
+
+
 # --- outputs without a batch ---
 
 ANCHORS = {
@@ -187,7 +201,7 @@ def test_constant_outputs_are_kept(case: str, batch: str) -> None:
 SHARED = {
     "a number": "float s",
     "a table beside any batch": "float[5,6] s",
-    "a table beside four": "float[3,6] s",
+    "a table of three rows": "float[3,6] s",
 }
 
 
@@ -224,6 +238,16 @@ def test_an_axis_that_is_tied_to_another_is_no_batch() -> None:
     # Two layers of neurons and weights whose absolute sum is a few units: some θ/T.
     assert_close(run_model(snn, **one)[0], run_model(model, **one)[0], relative=20 / 256)
     assert snncompiler.evaluate(model, snn, feeds).results[0].relative_error < 20 / 256
+
+
+@pytest.mark.parametrize("batches", [("4", "1"), ("1", "4"), ("N", "4"), ("4", "N")])
+def test_inputs_of_different_numbers_of_samples_are_refused(batches: tuple[str, str]) -> None:
+    text = f"""g (float[{batches[0]},6] x, float[{batches[1]},6] z) => (float y)
+    {{ h = Add (x, z)  r = Relu (h)  y = Neg (r) }}"""
+    model = parse(text)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    (finding,) = refused(model)
+    assert finding.code == "SNNC205" and "along axis 0" in finding.message
 
 
 def test_several_inputs_of_one_sample_each_are_not() -> None:
