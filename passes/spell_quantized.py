@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snncompiler.errors import refuse
+from snncompiler.errors import Refused, refuse
 from snncompiler.graph import (
     Graph,
     Node,
@@ -22,6 +22,7 @@ from snncompiler.graph import (
     constant,
     input_at,
     label,
+    rank,
     sort_nodes,
     tensor_names,
     unique_name,
@@ -148,18 +149,40 @@ def _pair(writer: _Writer, node: Node) -> None:
 def _single(writer: _Writer, node: Node) -> None:
     x, xs, xz, ys, *rest = writer.inputs(node, 4)
     attrs = dict(node.attrs)
+    padded = any(attrs.get("pads", ())) or attrs.get("auto_pad", "NOTSET") != "NOTSET"
+    if not padded and not attrs.get("ceil_mode"):
+        attrs.pop("count_include_pad", None)  # there is nothing to count
     for name in ("channels_last", "count_include_pad"):
         if attrs.pop(name, 0):
-            raise refuse(
-                "SNNC106",
-                f"operator {MICROSOFT}.{node.op} with {name} is not supported",
-                node=label(node),
-                hint="quantize with QuantFormat.QDQ",
-            )
+            raise _unknown(node, name)
     result = writer.apply(
         node, node.op.removeprefix("QLinear"), [writer.real(node, x, xs, xz)], **attrs
     )
     writer.quantize(node, result, ys, rest[0] if rest else None)
+
+
+def _softmax(writer: _Writer, node: Node) -> None:
+    x, xs, xz, ys, *rest = writer.inputs(node, 4)
+    # Before opset 13 it went over all the axes from `axis` on.
+    if node.attrs.get("opset", 13) < 13 and node.attrs.get("axis", 1) not in (-1, _rank(x) - 1):
+        raise _unknown(node, "more than one axis")
+    axis = node.attrs.get("axis", -1) if node.attrs.get("opset", 13) >= 13 else -1
+    result = writer.apply(node, "Softmax", [writer.real(node, x, xs, xz)], axis=axis)
+    writer.quantize(node, result, ys, rest[0] if rest else None)
+
+
+def _rank(tensor: Tensor) -> int:
+    """The rank of a tensor, 0 where it is not known."""
+    return rank(tensor) or 0
+
+
+def _unknown(node: Node, what: str) -> Refused:
+    return refuse(
+        "SNNC106",
+        f"operator {MICROSOFT}.{node.op} with {what} is not supported",
+        node=label(node),
+        hint="quantize with QuantFormat.QDQ",
+    )
 
 
 def _concat(writer: _Writer, node: Node) -> None:
@@ -179,5 +202,6 @@ RULES: dict[tuple[str, str], Callable[[_Writer, Node], None]] = {
     (MICROSOFT, "QLinearGlobalAveragePool"): _single,
     (MICROSOFT, "QLinearLeakyRelu"): _single,
     (MICROSOFT, "QLinearSigmoid"): _single,
+    (MICROSOFT, "QLinearSoftmax"): _softmax,
     (MICROSOFT, "QLinearConcat"): _concat,
 }

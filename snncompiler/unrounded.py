@@ -261,6 +261,13 @@ def _single(writer: _Writer, node: onnx.NodeProto) -> None:
     writer.to(node, writer.apply(op, writer.real(x, xs, xz), **attrs), ys, yz)
 
 
+def _softmax(writer: _Writer, node: onnx.NodeProto) -> None:
+    x, xs, xz, ys, yz = node.input[:5]
+    attrs = _attributes(node)
+    axis = attrs.get("axis", -1) if attrs.get("opset", 13) >= 13 else -1
+    writer.to(node, writer.apply("Softmax", writer.real(x, xs, xz), axis=axis), ys, yz)
+
+
 def _concat(writer: _Writer, node: onnx.NodeProto) -> None:
     ys, yz, *rest = node.input
     values = [writer.real(*rest[at : at + 3]) for at in range(0, len(rest), 3)]
@@ -302,6 +309,7 @@ _RULES: dict[tuple[str, str], Callable[[_Writer, onnx.NodeProto], None]] = {
     ("", "QLinearMatMul"): _mat_mul,
     (_MICROSOFT, "QGemm"): _gemm,
     (_MICROSOFT, "QLinearConcat"): _concat,
+    (_MICROSOFT, "QLinearSoftmax"): _softmax,
     **dict.fromkeys([(_MICROSOFT, f"QLinear{op}") for op in ("Add", "Mul")], _pair),
     **dict.fromkeys(
         [

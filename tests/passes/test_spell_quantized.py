@@ -101,6 +101,29 @@ CASES: dict[str, tuple[onnx.NodeProto, dict[str, Any], tuple[int, ...]]] = {
         {},
         (2, 3, 4, 4),
     ),
+    "QLinearAveragePool, counted pads that are none": (
+        helper.make_node(
+            "QLinearAveragePool", [*QDQ, "t", "u"], ["k"], kernel_shape=[2, 2], pads=[0, 0, 0, 0],
+            count_include_pad=1, **MICROSOFT,
+        ),
+        {},
+        (2, 3, 4, 4),
+    ),
+    "QLinearSoftmax": (
+        helper.make_node("QLinearSoftmax", [*QDQ, "t", "u"], ["k"], axis=1, opset=13, **MICROSOFT),
+        {},
+        (2, 4, 3),
+    ),
+    "QLinearSoftmax before opset 13": (
+        helper.make_node("QLinearSoftmax", [*QDQ, "t", "u"], ["k"], axis=-1, opset=11, **MICROSOFT),
+        {},
+        (2, 4),
+    ),
+    "QLinearSigmoid": (
+        helper.make_node("QLinearSigmoid", [*QDQ, "t", "u"], ["k"], **MICROSOFT),
+        {},
+        (2, 4),
+    ),
     "QLinearLeakyRelu": (
         helper.make_node("QLinearLeakyRelu", [*QDQ, "t", "u"], ["k"], alpha=0.25, **MICROSOFT),
         {},
@@ -145,7 +168,7 @@ def test_a_product_may_end_in_float() -> None:
     assert_close(found, run_model(unrounded(model), x=x)[0], relative=ROUNDINGS)
 
 
-@pytest.mark.parametrize("op", ["QAttention", "MatMulNBits", "FusedConv", "QLinearSoftmax"])
+@pytest.mark.parametrize("op", ["QAttention", "MatMulNBits", "FusedConv", "QLinearWhere"])
 def test_other_operators_of_microsoft_are_refused_by_name(op: str) -> None:
     model = case(helper.make_node(op, QDQ, ["k"], **MICROSOFT), {}, 2, 4)
     (finding,) = refused(model)
@@ -155,7 +178,7 @@ def test_other_operators_of_microsoft_are_refused_by_name(op: str) -> None:
 
 @pytest.mark.parametrize("attribute", ["channels_last", "count_include_pad"])
 def test_what_is_not_known_of_an_operator_is_refused(attribute: str) -> None:
-    attrs = {"kernel_shape": [2, 2], attribute: 1}
+    attrs = {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0], attribute: 1}
     node = helper.make_node("QLinearAveragePool", [*QDQ, "t", "u"], ["k"], **attrs, **MICROSOFT)
     (finding,) = refused(case(node, {}, 2, 3, 4, 4))
     assert finding.code == "SNNC106" and attribute in finding.message
