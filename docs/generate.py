@@ -139,6 +139,10 @@ _SPELLED = {
 }
 
 
+#: They have rows of their own.
+_UNROUNDED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+
+
 def supported() -> str:
     spelled = {"Relu", "Clip", "Max", *spell_rectifiers._ALWAYS, *spell_rectifiers._BETWEEN}
     assert spelled == set(_SPELLED), spelled ^ set(_SPELLED)
@@ -156,8 +160,17 @@ def supported() -> str:
         ("`BatchNormalization`", "linear", "at inference, with constant statistics: folded into the "
          "layer before it, or kept as a Mul and an Add"),
         ("`Dropout`", "removed", "at inference it does nothing"),
-        ("`QuantizeLinear`, `DequantizeLinear`", "removed", "pairs with one scale; a range that starts "
-         "at 0 becomes Clip(x, 0, c)"),
+        ("`QuantizeLinear`, `DequantizeLinear`", "range kept, rounding dropped", "what the integers "
+         "stand for is computed instead. A range behind a rectifier or from 0 on is the bound of a "
+         "spiking neuron; any other is Max and Min, whose neurons are silent while nothing saturates. "
+         "In between on integers: Clip, Relu, Max, Min, max pooling, Concat, Pad, Cast, and what "
+         "chooses and moves. An input that is quantized stays so"),
+        ("`DynamicQuantizeLinear`, `ConvInteger`, `MatMulInteger`", "range kept, rounding dropped",
+         "as Conv and MatMul of what the integers stand for, if the weights are constant; a dynamic "
+         "range only rounds, and its scale has to cancel"),
+        ("`QLinearConv`, `QLinearMatMul`", "range kept, rounding dropped", "as dequantize, compute, "
+         "quantize; so are QLinearAdd, -Mul, -Concat, -AveragePool, -GlobalAveragePool, -LeakyRelu, "
+         "-Sigmoid, -Softmax and QGemm of com.microsoft, and no other operators of it"),
         ("`Shape`, `Size`", "shape arithmetic", "always; what follows from shapes alone is kept"),
         ("`Softmax`, `Sigmoid`, `ArgMax`, `TopK` and any other", "static or read-out, kept",
          "before the first rectifier, or behind the last one"),
@@ -165,7 +178,7 @@ def supported() -> str:
          "by telescoping, and reported as not spiking, if its output is floating-point"),
     ]  # fmt: skip
     moving = ", ".join(f"`{op}`" for op in sorted(operators_module.SELECTION))
-    bent = ", ".join(f"`{op}`" for op in sorted(operators_module.NONLINEAR - spelled))
+    bent = ", ".join(f"`{op}`" for op in sorted(operators_module.NONLINEAR - spelled - _UNROUNDED))
     return (
         f"{SUPPORTED_INTRO}\n{rows(('operator', 'role', 'when, and as what'), table)}\n"
         f"Operators that only choose and move elements, so that spikes stay spikes: {moving}.\n\n"

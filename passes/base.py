@@ -63,6 +63,8 @@ class Context:
     norms: dict[str, str] = field(default_factory=dict)
     #: Tensor name -> position of the batch axis; absent for constants and where it is unknown.
     batch_axis: dict[str, int] = field(default_factory=dict)
+    #: Names of the Max and Min that limit what a quantized value can be, and are seldom met.
+    limits: set[str] = field(default_factory=set)
     #: Output name -> type in the source.
     output_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     #: Why the batch axis is lost: node label -> reason.

@@ -64,7 +64,8 @@ class DropFakeQuant(Pass):
     ensures: ClassVar[frozenset[str]] = frozenset({"unquantized"})
 
     def run(self, graph: Graph, context: Context) -> None:
-        walk = _Walk(graph, tensor_names(graph))
+        taken = tensor_names(graph) | {node.name for node in graph.nodes}
+        walk = _Walk(graph, taken, context.limits)
         for node in list(graph.nodes):
             walk.visit(node)
         if walk.rounded:
@@ -118,6 +119,8 @@ class _Walk:
 
     graph: Graph
     taken: set[str]
+    #: Names of the Max and Min that were written.
+    limiting: set[str]
     #: id of an integer tensor -> its real values.
     reals: dict[int, _Real] = field(default_factory=dict)
     #: id of a tensor -> what it is a Clip of.
@@ -238,6 +241,7 @@ class _Walk:
             for needed, op, limit in zip(needs, ("Max", "Min"), (low, high), strict=True):
                 if needed:
                     result = self.apply(node, op, [result, self.constant(node, limit, x)])
+                    self.limiting.add(result.inputs[0].name)
             self.limits += 1
         self.clipped[id(result)] = _Limits(x, low, high)
         return result
@@ -294,7 +298,13 @@ class _Walk:
         found = self.grid(node, x)
         if found is None or not is_live(x) or found[1].kind not in "iu":
             return
-        if _given(x) and all(one.op == "DequantizeLinear" for one in node.outputs[0].outputs):
+        # Types of 16 bit are new in opset 21, and the emitted file may be older.
+        exact = found[1].itemsize == 1 or self.graph.opset >= 21
+        if (
+            exact
+            and _given(x)
+            and all(one.op == "DequantizeLinear" for one in node.outputs[0].outputs)
+        ):
             return  # It is computed once a run: rounded as the file says.
         grid, kind = found
         if not np.all(grid.scale > 0):

@@ -191,10 +191,18 @@ def _concat(writer: _Writer, node: Node) -> None:
     writer.quantize(node, writer.apply(node, "Concat", values, **node.attrs), ys, yz)
 
 
+def _standard(writer: _Writer, node: Node) -> None:
+    """onnxruntime writes its own spelling where the file's opset lacks a type: 16 bit before 21, to
+    which the file has been converted."""
+    node.domain = None
+
+
 #: The operators that are known, by domain and name.
 RULES: dict[tuple[str, str], Callable[[_Writer, Node], None]] = {
     ("", "QLinearConv"): _conv,
     ("", "QLinearMatMul"): _mat_mul,
+    (MICROSOFT, "QuantizeLinear"): _standard,
+    (MICROSOFT, "DequantizeLinear"): _standard,
     (MICROSOFT, "QGemm"): _gemm,
     (MICROSOFT, "QLinearAdd"): _pair,
     (MICROSOFT, "QLinearMul"): _pair,

@@ -62,12 +62,12 @@ class SpellRectifiers(Pass):
     ensures: ClassVar[frozenset[str]] = frozenset({"rectifiers-spelled"})
 
     def run(self, graph: Graph, context: Context) -> None:
-        writer = _Writer(graph, tensor_names(graph))
+        writer = _Writer(graph, tensor_names(graph), context.limits)
         for node in list(graph.nodes):
             if node.outputs and not node.domain and node.op in _ALWAYS and _is_float(node):
                 _ALWAYS[node.op](writer, node)
         graph.nodes = [node for node in graph.nodes if node.outputs]
-        chosen = activations(graph)
+        chosen = activations(graph, context.limits)
 
         def fires(node: Node) -> bool:
             return rectifier(node) is not None or id(node) in chosen
@@ -103,6 +103,8 @@ class _Writer:
 
     graph: Graph
     taken: set[str]
+    #: Names of the Max and Min that are seldom met.
+    limits: set[str]
     made: list[Node] = field(default_factory=list)
 
     def constant(self, node: Node, values: object) -> gs.Constant:
@@ -353,8 +355,10 @@ def _extremum(writer: _Writer, node: Node) -> bool:
     operands = [tensor for tensor in node.inputs if not _never_wins(node.op, value(tensor))]
     if len(operands) == 1:
         return writer.replace(node, writer.apply(node, "Identity", operands[0]))
-    # Constants first: c + relu(x - c) needs x at its rectifier alone.
-    result, *others = sorted(operands, key=lambda tensor: value(tensor) is None)
+    # Constants first: c + relu(x - c) needs x at its rectifier alone.  A limit that is seldom met has
+    # them last, x + relu(c - x): x passes as it is, by a neuron that is silent while x keeps to it.
+    last = node.name in writer.limits
+    result, *others = sorted(operands, key=lambda tensor: (value(tensor) is None) != last)
     for other in others:
         if node.op == "Max":
             more = writer.apply(node, "Relu", writer.apply(node, "Sub", other, result))

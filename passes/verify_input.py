@@ -23,6 +23,7 @@ from snncompiler.diagnostics import Finding, describe, errors_of
 from snncompiler.errors import Refused, refuse
 from snncompiler.passes.spell_quantized import MICROSOFT
 from snncompiler.passes.spell_quantized import RULES as QUANTIZED
+from snncompiler.passes.widen_weights import widen_weights
 
 OLDEST_OPSET = 7
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
@@ -52,6 +53,7 @@ def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]
     findings += _structure(model.graph)
     if errors_of(findings):
         raise Refused(*findings)
+    model = widen_weights(model)
     findings += _operators(model) + _weights(model.graph)
     if errors_of(findings):
         raise Refused(*findings)
@@ -653,18 +655,19 @@ def _at_base_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     model.ir_version = dialect.MAX_IR_VERSION
     opset = _opset(model)
     assert opset is not None
-    if opset >= dialect.BASE_OPSET:
+    # onnxruntime's own QuantizeLinear has types that the standard's has from opset 21 on.
+    pairs = ((MICROSOFT, "QuantizeLinear"), (MICROSOFT, "DequantizeLinear"))
+    wide = any((node.domain, node.op_type) in pairs for node in model.graph.node)
+    base = 21 if wide else dialect.BASE_OPSET
+    if opset >= base:
         return model
     try:
-        converted: onnx.ModelProto = onnx.version_converter.convert_version(
-            model, dialect.BASE_OPSET
-        )
+        converted: onnx.ModelProto = onnx.version_converter.convert_version(model, base)
     except Exception as error:
         raise refuse(
             "SNNC102",
-            f"opset {opset} cannot be converted to {dialect.BASE_OPSET}: "
-            f"{str(error).strip().splitlines()[-1]}",
-            hint=f"export it again with opset {dialect.BASE_OPSET}",
+            f"opset {opset} cannot be converted to {base}: {str(error).strip().splitlines()[-1]}",
+            hint=f"export it again with opset {base}",
         ) from None
     converted.ir_version = dialect.MAX_IR_VERSION
     if opset < 11:

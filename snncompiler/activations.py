@@ -16,6 +16,8 @@ the operator static.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from snncompiler.graph import Graph, Node, producer, reachable_from, sort_nodes
@@ -31,10 +33,13 @@ CANDIDATES = ("Abs", "Clip", "HardSigmoid", "Max", "Min", "Shrink")
 _POOLING = ("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin")
 
 
-def activations(graph: Graph) -> set[int]:
-    """ids of the nodes, beside the rectifiers, that become spiking wherever the others stand."""
+def activations(graph: Graph, limits: Collection[str] = ()) -> set[int]:
+    """ids of the nodes, beside the rectifiers, that become spiking wherever the others stand.
+
+    limits: names of the nodes that only limit what a quantized value can be; they are none.
+    """
     sort_nodes(graph)
-    candidates = [node for node in graph.nodes if _is_candidate(node)]
+    candidates = [one for one in graph.nodes if _is_candidate(one) and one.name not in limits]
     behind = reachable_from(graph, _is_trained, set(), lambda node: True)
     later = [node for node in candidates if any(id(t) in behind for t in node.inputs)]
     followed = _before_trained(graph)

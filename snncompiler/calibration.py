@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from snncompiler.diagnostics import Finding
 from snncompiler.errors import refuse
-from snncompiler.graph import Graph, Node, label, with_outputs
+from snncompiler.graph import Graph, Node, label, producer, value, with_outputs
 from snncompiler.growth import NONE, Growth
 from snncompiler.histogram import Histogram
 from snncompiler.operators import rectified_input, rectifier
@@ -208,11 +208,33 @@ def calibrate(
         if float(layer[0]) <= 0.0:
             layer = pooled.maximum
         if float(layer[0]) <= 0.0:
-            findings.append(_never_fires(node))
-            layer = np.ones(1, np.float32)
+            limit = limit_of(node)
+            findings.append(_never_met(node) if limit else _never_fires(node))
+            layer = np.full(1, limit or 1, np.float32)
         theta = np.where(theta > 0, theta, layer)
         thresholds[node.name] = bounded(node, theta * np.float32(alpha))
     return thresholds, findings
+
+
+def limit_of(node: Node) -> float:
+    """The size of the constant c where the node is relu(x - c) or relu(c - x); 0 for any other.
+
+    Such a neuron is what is left of a limit, Min(x, c) = x - relu(x - c): it is to be silent.
+    """
+    source = producer(node.inputs[rectified_input(node)])
+    arrays = [value(tensor) for tensor in source.inputs] if source and source.op == "Sub" else []
+    found = [float(np.abs(array).max(initial=0.0)) for array in arrays if array is not None]
+    return found[0] if len(found) == 1 else 0.0
+
+
+def _never_met(node: Node) -> Finding:
+    return Finding(
+        "SNNC305",
+        "its limit is never met on the calibration data, so that it never fires; its threshold is "
+        "set to the limit",
+        severity="note",
+        node=label(node),
+    )
 
 
 def _never_fires(node: Node) -> Finding:

@@ -302,6 +302,8 @@ _DATA: dict[str, tuple[int, ...]] = {
 _RULES: dict[tuple[str, str], Callable[[_Writer, onnx.NodeProto], None]] = {
     ("", "QuantizeLinear"): _quantize_node,
     ("", "DequantizeLinear"): _dequantize_node,
+    (_MICROSOFT, "QuantizeLinear"): _quantize_node,
+    (_MICROSOFT, "DequantizeLinear"): _dequantize_node,
     ("", "DynamicQuantizeLinear"): _quantize_dynamically,
     ("", "ConvInteger"): _integer_product,
     ("", "MatMulInteger"): _integer_product,

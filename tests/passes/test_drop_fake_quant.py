@@ -20,7 +20,10 @@ from helpers import (
 )
 from onnx import helper, numpy_helper
 
+from snncompiler import pipeline
+from snncompiler.calibration import limit_of
 from snncompiler.errors import Refused
+from snncompiler.options import Options
 from snncompiler.preparation import check_source, prepare
 from snncompiler.runtime.session import create_session
 from snncompiler.unrounded import unrounded
@@ -458,6 +461,20 @@ def test_a_wrong_pass_is_caught_on_a_quantized_network() -> None:
             check_source(prepared, {"x": x})
         changed += 1
     assert changed >= 5
+
+
+def test_a_limit_that_is_never_met_is_no_dead_layer() -> None:
+    """Its neurons are to be silent; their threshold is the limit, in case that data does meet it."""
+    model = network(5, 8.0, ZERO)
+    x = random(9, 6, 2, 6, 6)
+    made = pipeline.compile_model(model, Options(steps=16, threshold="max"), x)
+    told = [one for one in made.prepared.findings if one.code == "SNNC305"]
+    assert [one.severity for one in told] == ["note"] * 2
+    rectifiers = [node for node in made.prepared.graph.nodes if node.op == "Relu"]
+    limits = {node.name: size for node in rectifiers if (size := limit_of(node))}
+    assert limits.keys() == {"QuantizeLinear_5/max/relu", "QuantizeLinear_5/min/relu"}
+    for name, size in limits.items():
+        assert (made.calibration.thresholds[name] == np.float32(size)).all()
 
 
 def test_what_the_rounding_does_is_told() -> None:

@@ -214,3 +214,32 @@ def test_files_of_every_opset(opset: int) -> None:
     told = [one.message for one in prepared.findings if "without its rounding" in one.message]
     assert len(told) == 1  # it was compared
     assert [op for op in ops(prepared.ann) if op in ("Conv", "Clip")] == ["Conv", "Clip"] * 2
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.int8])
+def test_onnxruntimes_own_spelling_of_a_pair(kind: Any) -> None:
+    """Its 16-bit types before opset 21, also on the input of the network."""
+    model = parse(
+        """
+        g (float[N, 4] x) => (float[N, 3] y) {
+            q = com.microsoft.QuantizeLinear(x, s, z)
+            d = com.microsoft.DequantizeLinear(q, s, z)
+            h = MatMul(d, w)
+            k = com.microsoft.QuantizeLinear(h, s, z)
+            y = com.microsoft.DequantizeLinear(k, s, z)
+        }
+        """,
+        {"s": np.float32(2.0**-12), "z": kind(np.iinfo(kind).min), "w": random(1, 4, 3)},
+        imports=', "com.microsoft" : 1',
+    )
+    x = random(3, 1, 4)
+    prepared = prepare(model)
+    check_source(prepared, {"x": x})
+    left = [op for op in ops(prepared.ann) if "Linear" in op]
+    assert left == ["QuantizeLinear", "DequantizeLinear"]
+    told = [one.message for one in prepared.findings if "without its rounding" in one.message]
+    assert len(told) == 1  # it was compared
+    top = np.float32(2.0**-12) * np.float32(np.iinfo(kind).max - int(np.iinfo(kind).min))
+    given = np.rint(np.clip(x, 0, top) * 2.0**12).astype(np.float32) / np.float32(2.0**12)
+    wanted = np.clip(given @ random(1, 4, 3), 0, top)
+    assert_close(run_model(prepared.ann, x=x)[0], wanted, relative=ROUNDINGS)

@@ -1,0 +1,142 @@
+"""Files that onnxruntime's own quantization writes: QDQ, QOperator, dynamic; at several opsets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import Array, compile_text, ops, parse, random, run_model
+
+from snncompiler import models, pipeline
+from snncompiler.options import Options
+from snncompiler.preparation import check_source, prepare
+from snncompiler.unrounded import unrounded
+
+pytest.importorskip("onnxruntime.quantization")
+pytest.importorskip("sympy")  # which it needs and does not ask for
+
+from onnxruntime import quantization
+
+
+class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, name: str, x: Array) -> None:
+        self.feeds: Iterator[dict[str, Array]] = iter([{name: one[None]} for one in x])
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self.feeds, None)
+
+
+def network(opset: int) -> onnx.ModelProto:
+    """A residual network with max pooling; its values have both signs where they are added."""
+    return parse(
+        """
+        g (float[1, 2, 8, 8] x) => (float[1, 3] y) {
+            c1 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1, b1)
+            r1 = Relu(c1)
+            p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]>(r1)
+            c2 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(p, w2)
+            r2 = Relu(c2)
+            c3 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(r2, w3)
+            a = Add(c3, p)
+            r3 = Relu(a)
+            q = GlobalAveragePool(r3)
+            f = Flatten(q)
+            y = Gemm(f, w4, b4)
+        }
+        """,
+        {
+            "w1": random(1, 4, 2, 3, 3) / 3, "b1": random(2, 4) / 4, "w2": random(3, 4, 4, 3, 3) / 5,
+            "w3": random(4, 4, 4, 3, 3) / 5, "w4": random(5, 4, 3), "b4": random(6, 3),
+        },
+        opset=opset,
+        ir=7,
+    )  # fmt: skip
+
+
+def quantized(tmp_path: Path, model: onnx.ModelProto, x: Array, **options: Any) -> onnx.ModelProto:
+    given, made = tmp_path / "float.onnx", tmp_path / "quantized.onnx"
+    onnx.save(model, given)
+    name = model.graph.input[0].name
+    if options.pop("dynamic", False):
+        quantization.quantize_dynamic(given, made)
+    else:
+        quantization.quantize_static(given, made, Reader(name, x), **options)
+    return onnx.load(made)
+
+
+FORMATS = {
+    "QDQ": {"quant_format": quantization.QuantFormat.QDQ},
+    "QOperator": {"quant_format": quantization.QuantFormat.QOperator},
+    "dynamic": {"dynamic": True},
+}
+INT8, UINT8 = quantization.QuantType.QInt8, quantization.QuantType.QUInt8
+
+
+@pytest.mark.parametrize(
+    ("form", "opset", "kind", "channels"),
+    [
+        (form, opset, kind, channels)
+        for form in FORMATS
+        for opset in (11, 13, 17, 20)
+        for kind, channels in [(UINT8, False), (INT8, False), (INT8, True)]
+        if (form != "dynamic" or kind == UINT8)  # it has no such options
+        # For channels onnxruntime writes an axis into QDQ files, which opset 13 brought.
+        and (form == "QOperator" or not channels or opset >= 13)
+    ],
+)
+def test_every_form_converts(
+    tmp_path: Path, form: str, opset: int, kind: Any, channels: bool
+) -> None:
+    """The normalized network is the file without its rounding, and no integer is left behind the
+    input; that the two are compared at all is seen from the note."""
+    options: dict[str, Any] = dict(FORMATS[form])
+    if form != "dynamic":
+        options |= {"activation_type": kind, "weight_type": INT8, "per_channel": channels}
+    x = random(7, 16, 2, 8, 8)
+    prepared = prepare(quantized(tmp_path, network(opset), x, **options))
+    check_source(prepared, {"x": x[:1]})
+    told = [one for one in prepared.findings if one.message.startswith("without its rounding")]
+    assert len(told) == 1
+    assert not [one for one in prepared.findings if one.code == "SNNC208"]
+    left = [op for op in ops(prepared.ann) if "Linear" in op or "Integer" in op]
+    assert left in ([], ["QuantizeLinear", "DequantizeLinear"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_they_converge(tmp_path: Path, form: str) -> None:
+    """To the file without its rounding, as 1/T: a neuron is off by a few thresholds at any time, so
+    that eight times the steps leave an eighth; a half of that is allowed for."""
+    x = random(7, 12, 2, 8, 8)
+    model = network(17)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    file = quantized(tmp_path, model, x, **FORMATS[form])
+    (wanted,) = run_model(unrounded(file), x=x) if form != "dynamic" else run_model(model, x=x)
+    errors = []
+    for steps in (64, 512):
+        (found,) = run_model(compile_text(file, x, steps=steps), x=x)
+        errors.append(float(np.abs(found - wanted).max() / np.abs(wanted).max()))
+    # The dynamic file still has its weights rounded to 8 bit, which the float network has not.
+    rounding = 0.03 if form == "dynamic" else 0.002
+    assert errors[1] <= errors[0] / 4 + rounding and errors[1] < 0.01 + rounding
+
+
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_digits_are_told_apart_as_before(tmp_path: Path, form: str) -> None:
+    """The quantized network classifies 95 of 100 test images or more alike; so does the SNN."""
+    folder = Path(models.path("digits-cnn")).parent
+    train, test = (np.load(folder / f"digits_{name}.npz") for name in ("train", "test"))
+    x, unseen = (
+        data["x"].transpose(0, 3, 1, 2).astype(np.float32)[:count] / 16
+        for data, count in ((train, 64), (test, 100))
+    )
+    given = onnx.load(models.path("digits-cnn"))
+    file = quantized(tmp_path, given, x, **FORMATS[form])
+    name = file.graph.input[0].name
+    made = pipeline.compile_model(file, Options(steps=64), {name: x}).model
+    (scores,), (wanted,) = run_model(made, **{name: unseen}), run_model(file, **{name: unseen})
+    assert (scores.argmax(1) == wanted.argmax(1)).mean() >= 0.95
