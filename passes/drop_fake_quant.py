@@ -172,8 +172,9 @@ class _Walk:
 
     def turn(self, node: Node, op: str, inputs: Sequence[Tensor]) -> None:
         """Let `node` be another operator, with the same output."""
-        node.op = op
-        node.attrs.clear()
+        if op != node.op:
+            node.op = op
+            node.attrs.clear()
         node.inputs.clear()
         node.inputs.extend(inputs)
         infer_node(node, self.graph.opset)
@@ -297,6 +298,10 @@ class _Walk:
         x = node.inputs[0]
         found = self.grid(node, x)
         if found is None or not is_live(x) or found[1].kind not in "iu":
+            return
+        if id(x) in self.reals:  # the sums of a ConvInteger, quantized again
+            x = self.on_grid(node, self.reals[id(x)], _PLAIN)
+        if x.dtype is not None and np.dtype(x.dtype).kind != "f":
             return
         # Types of 16 bit are new in opset 21, and the emitted file may be older.
         exact = found[1].itemsize == 1 or self.graph.opset >= 21
@@ -434,6 +439,9 @@ class _Walk:
         result = self.clip(node, real.tensor, np.asarray(low), np.asarray(high))
         self.reals[id(node.outputs[0])] = _Real(result, real.grid, real.kind)
 
+    def shape(self, node: Node) -> None:
+        self.turn(node, node.op, [self.reals[id(node.inputs[0])].tensor])
+
     def cast(self, node: Node) -> None:
         real = self.reals[id(node.inputs[0])]
         kind = np.dtype(helper.tensor_dtype_to_np_dtype(node.attrs["to"]))
@@ -498,6 +506,7 @@ _ON_INTEGERS: dict[str, Callable[[_Walk, Node], None]] = {
     "Pad": _Walk.pad,
     **dict.fromkeys(("Clip", "Relu", "Max", "Min"), _Walk.bound_integers),
     "Cast": _Walk.cast,
+    **dict.fromkeys(("Shape", "Size"), _Walk.shape),
     **dict.fromkeys(("Add", "Sub"), _Walk.shift),
     **dict.fromkeys(("ConvInteger", "MatMulInteger"), _Walk.multiply),
 }

@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.reference
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 _MICROSOFT = "com.microsoft"
+
+#: A scale or zero point has fewer elements.
+_LARGE = 1 << 16
 
 
 class NotUnrounded(Exception):
@@ -77,12 +81,9 @@ class _Writer:
         self.ranks |= {name: array.ndim for name, array in self.arrays.items()}
 
     def visit(self, node: onnx.NodeProto) -> None:
-        for attribute in node.attribute if node.op_type == "Constant" else ():
-            if attribute.name == "value":
-                self.arrays[node.output[0]] = numpy_helper.to_array(attribute.t)
-                self.ranks[node.output[0]] = len(attribute.t.dims)
         if not any(name in self.live for name in node.input):
             self.made.append(node)
+            self.evaluate(node)
             return
         self.live.update(node.output)
         rule = _RULES.get((node.domain.replace("ai.onnx", "", 1), node.op_type))
@@ -94,6 +95,23 @@ class _Writer:
             self.made.append(node)
         else:
             rule(self, node)
+
+    def evaluate(self, node: onnx.NodeProto) -> None:
+        """Note the value of a small constant: it may be a scale or a zero point."""
+        given = {name: self.arrays.get(name) for name in node.input if name}
+        sizes = [_LARGE if array is None else array.size for array in given.values()]
+        if len(node.output) != 1 or any(size >= _LARGE for size in sizes):
+            return
+        feeds = [helper.make_empty_tensor_value_info(name) for name in given]
+        result = [helper.make_empty_tensor_value_info(node.output[0])]
+        graph = helper.make_graph([node], "constant", feeds, result)
+        alone = helper.make_model(graph, opset_imports=self.model.opset_import)
+        try:
+            (array,) = list(onnx.reference.ReferenceEvaluator(alone).run(None, given))
+        except Exception:  # then it is not known, and that is said where it is needed
+            return
+        self.arrays[node.output[0]] = np.asarray(array)
+        self.ranks[node.output[0]] = np.asarray(array).ndim
 
     # --- pieces; each gives the name of its result ---
 

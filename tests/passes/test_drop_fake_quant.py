@@ -275,6 +275,63 @@ def test_a_convolution_of_integers_pads_with_its_zero_point() -> None:
     assert_close(found, wanted, relative=64 * 2.0**-24)
 
 
+def test_sums_of_integers_are_quantized_again() -> None:
+    """QuantizeLinear takes 32-bit integers, too: sums to 8 bit, as integer networks do."""
+    w = np.random.default_rng(1).integers(0, 9, (6, 3)).astype(np.uint8)
+    model = quantized(
+        " q = QuantizeLinear(x1, s, z) i = MatMulInteger(q, w, z) k = QuantizeLinear(i, big, z)"
+        " y = DequantizeLinear(k, s, z)",
+        0.5,
+        np.uint8(20),
+        w=w,
+        big=np.float32(4),
+    )
+    model.opset_import[0].version = 17  # later versions want a scale of the type of the sums
+    (found,) = run_model(rewritten(model, LAST), x=X)
+    sums = (np.clip(X / 0.5 + 20, 0, 255) - 20) @ w.astype(float)
+    wanted = (np.clip(sums / 4 + 20, 0, 255) - 20) * 0.5
+    assert_close(found, wanted.astype(np.float32), relative=64 * 2.0**-24)
+
+
+def test_scales_that_are_computed_from_constants() -> None:
+    """As a Constant of one float, and by arithmetic; both are known to the comparison, too."""
+    model = parse(
+        """
+        g (float[N, 6] x) => (float[N, 6] y) {
+            half = Constant <value_float = 0.5>()
+            s = Mul(half, tenth)
+            h = Relu(x)
+            q = QuantizeLinear(h, s, z)
+            d = DequantizeLinear(q, s, z)
+            y = Relu(d)
+        }
+        """,
+        {"tenth": np.float32(0.1), "z": np.int8(0)},
+    )
+    prepared = prepare(model)
+    check_source(prepared, {"x": X[:1]})
+    told = [one for one in prepared.findings if one.message.startswith("without its rounding")]
+    assert len(told) == 1
+    assert [op for op in ops(prepared.ann) if op in ("Clip", "Relu")] == ["Clip"]
+
+
+def test_the_shape_of_integers_is_that_of_what_they_stand_for() -> None:
+    model = parse(
+        """
+        g (float[N, L, 6] x) => (float[N, M] y) {
+            h = Relu(x)
+            q = QuantizeLinear(h, s, z)
+            t = Shape <start = 0, end = 1>(q)
+            u = Concat <axis = 0>(t, rest)
+            r = Reshape(q, u)
+            y = DequantizeLinear(r, s, z)
+        }
+        """,
+        {"s": np.float32(0.05), "z": np.int8(0), "rest": np.array([-1])},
+    )
+    assert "QuantizeLinear" not in ops(rewritten(model))
+
+
 # --- dynamic ranges ---
 
 DYNAMIC = (
