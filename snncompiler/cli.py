@@ -38,6 +38,7 @@ from snncompiler.pipeline import Progress as Tell
 from snncompiler.plots import check_plot, plot_trace
 from snncompiler.preparation import (
     check_batch,
+    check_folds,
     check_source,
     measure_folds,
     prepare,
@@ -335,6 +336,7 @@ def check(
         check_batch(prepared, 0)
         check_source(prepared, feeds)
         measure_folds(prepared, feeds)
+        check_folds(prepared)
     except EnvironmentMissing as missing:
         text = "the batch axis and the folding were not checked numerically"
         prepared.context.note("SNNC503", f"{text}: {missing.findings[0].message}")

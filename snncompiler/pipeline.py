@@ -29,6 +29,7 @@ from snncompiler.passes.unroll_time import NODE_BUDGET
 from snncompiler.preparation import (
     Prepared,
     check_batch,
+    check_folds,
     check_source,
     measure_folds,
     normalization_passes,
@@ -118,6 +119,8 @@ def compile_model(
         if options.maxpool == "exact":
             check_source(prepared, feeds)
         measure_folds(prepared, feeds)
+        if options.maxpool == "exact":
+            check_folds(prepared)
         thresholds = calibrated(prepared, options, dataset, progress)
     return Compiled(emit(prepared, thresholds, options), prepared, thresholds)
 

@@ -21,7 +21,7 @@ from snncompiler import dialect
 from snncompiler.batching import CONSTANT, RUN, Axis, axes_of_outputs
 from snncompiler.compiled import filled
 from snncompiler.data import InputSpec
-from snncompiler.diagnostics import Finding
+from snncompiler.diagnostics import Finding, describe
 from snncompiler.errors import EnvironmentMissing, Refused, refuse
 from snncompiler.graph import (
     BATCH,
@@ -534,6 +534,29 @@ def measure_folds(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
             change = float(np.abs(before[at] - after[at]).max(initial=0.0))
             largest = float(np.abs(before[at]).max(initial=0.0))
             layer.change = (change, change / largest if largest else 0.0)
+
+
+def check_folds(prepared: Prepared) -> None:
+    """Refuse what folding changed by more than rounding can (after `measure_folds`).
+
+    A fault of one layer is seen best in its own output: behind ten more layers little may be left of
+    it.  A quantized source is left out, whose rounding between the layers is dropped on purpose.
+    """
+    if any("Quantize" in node.op_type for node in prepared.checked_model.graph.node):
+        return
+    findings = [
+        Finding(
+            "SNNC208",
+            f"folding {' and '.join(layer.folded)} into it changes its output by "
+            f"{layer.change[1]:.3g} of the largest",
+            node=describe(layer.op, layer.name),
+            hint="please report it with the model",
+        )
+        for layer in prepared.context.layers.values()
+        if layer.change is not None and layer.change[1] > SOURCE_TOLERANCE
+    ]
+    if findings:
+        raise Refused(*findings)
 
 
 # --- what the network is for ---
