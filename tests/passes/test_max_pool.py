@@ -121,6 +121,12 @@ CASES = {
     "over points that come first": Case(
         "t = Transpose <perm = [0, 2, 1]> (s)  p = ReduceMax <axes = [1], keepdims = 0> (t)", 1,
         shape=(3, 9)),
+    "over points, the batch last": Case(
+        "t = Transpose <perm = [1, 2, 0]> (s)  q = ReduceMax <axes = [1]> (t)"
+        "  p = Transpose <perm = [2, 0, 1]> (q)", 1, shape=(3, 9)),
+    "over points, the batch last, dropped": Case(
+        "t = Transpose <perm = [2, 1, 0]> (s)  q = ReduceMax <axes = [0], keepdims = 0> (t)"
+        "  p = Transpose <perm = [1, 0]> (q)", 1, shape=(3, 9)),
     "over a volume": Case("p = ReduceMax <axes = [2, 3, 4]> (s)", 1, shape=(3, 3, 4, 4)),
     "no axes at all": Case("p = ReduceMax <noop_with_empty_axes = 1> (c)", 0, 0, opset=18),
     "the least over points": Case("p = ReduceMin <axes = [3]> (s)", 1, shape=(3, 6, 2)),
@@ -187,6 +193,9 @@ CASES = {
     "currents, pooled twice": Case(
         f"q = {WINDOW} (c)  p = MaxPool <kernel_shape = [2, 2]> (q)", 2, 4, noted=True),
     "currents of a line": Case("p = MaxPool <kernel_shape = [4]> (c)", 2, 2, noted=True, shape=(3, 9)),
+    "the largest less the smallest": Case(
+        f"n = Neg (c)  t = Relu (n)  a = {WINDOW} (s)  o = {WINDOW} (t)  d = Sub (a, o)"
+        "  p = MaxPool <kernel_shape = [2, 2]> (d)", 4, 4, noted=True),
     "the sum of two rectifiers": Case(
         f"n = Neg (c)  t = Relu (n)  a = Add (s, t)  p = {WINDOW} (a)", 3, noted=True),
     "averages": Case(f"a = AveragePool <kernel_shape = [2, 2]> (s)  p = {WINDOW} (a)", 2, noted=True),
