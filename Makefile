@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = .demo
 
-.PHONY: demo test test-slow test-gpu lint types check docs bench clean
+.PHONY: demo test test-slow test-gpu fuzz lint types check docs bench clean
 
 demo: $(VENV)/.demo
 	@mkdir -p $(DEMO)
@@ -21,6 +21,9 @@ test-slow: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz/fuzz_convergence.py --count 2000 --seed 0
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
