@@ -259,6 +259,7 @@ class _Lowering:
             *self.maker,
             *(value.name for value in (*body.input, *outer.input)),
             *(name for node in outer.node for name in node.output),
+            *(node.name for node in (*outer.node, *body.node)),
         }
         self.states = {value.name: index for index, value in enumerate(body.input) if index >= 2}
         self.finals = {value.name: index for index, value in enumerate(body.output)}
@@ -873,7 +874,9 @@ class _Lowering:
         first = self.name(f"{events}/channels_first")
         self.nodes.append(_first(events, first, flat))
         self.nodes.append(
-            helper.make_node("Cast", [first], [spikes], name=f"{spikes}/cast", to=TensorProto.FLOAT)
+            helper.make_node(
+                "Cast", [first], [spikes], name=self.name(f"{spikes}/cast"), to=TensorProto.FLOAT
+            )
         )
 
 

@@ -69,6 +69,7 @@ class TrackBatch(Pass):
             if tensor.shape:
                 axes[tensor.name] = 0
         sort_nodes(graph)
+        taken = tensor_names(graph)
         targets: list[tuple[Node, list[int]]] = []
         for node in graph.nodes:
             if not any(tensor.name in axes for tensor in node.inputs):
@@ -85,6 +86,9 @@ class TrackBatch(Pass):
                 context.batch_lost[label(node)] = (
                     "it reads a constant that depends on the number of samples"
                 )
+            for tensor in node.inputs:
+                if isinstance(tensor, gs.Constant) and tensor.name == _scales_of(node):
+                    tensor.name = unique_name(tensor.name, taken)
         if not context.batch_lost:
             free_batch(graph, targets)
 
@@ -503,6 +507,10 @@ def _tile(node: Node, axes: dict[str, int]) -> list[int | None]:
     return [axis]
 
 
+def _scales_of(node: Node) -> str:
+    return f"{node.name}/sizes_as_scales"
+
+
 def _resize(node: Node, axes: dict[str, int]) -> list[int | None]:
     """Also turns `sizes`, which would fix the batch, into the scales that they stand for."""
     axis = _first(node, axes)
@@ -520,8 +528,7 @@ def _resize(node: Node, axes: dict[str, int]) -> list[int | None]:
             for old, new, scale in zip(before, after, scales, strict=True)
         ):
             raise Lost("its sizes cannot be written as scales")
-        # Node names are unique, and so is a name that is made of one.
-        node.inputs[2] = gs.Constant(f"{node.name}/sizes_as_scales", scales)
+        node.inputs[2] = gs.Constant(_scales_of(node), scales)
         node.inputs.pop(3)
     scales_given = constant_input(node, 2 if node.op == "Resize" else 1)
     at = axis if named is None else named.index(axis)

@@ -17,6 +17,7 @@ Two more forms are emitted for their own uses:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -103,6 +104,8 @@ class ReadOut:
         raise ValueError(f"{text!r} is none of mean, ramp, ramp:2, ramp:3, delay:D")
 
 
+#: Names in the copy of step t, counted from 0, begin with this, t and a slash.
+COPIES = "t"
 #: `steps` copies the step graph; above this many nodes onnxruntime takes minutes to load it.
 NODE_BUDGET = 20_000
 
@@ -125,10 +128,13 @@ class UnrollTime:
     def emit(self, graph: Graph) -> tuple[onnx.GraphProto, dict[str, str]]:
         """The graph, and the names of its own inputs: `steps` and `chunk` where they can be
         overridden, `seed` and `first_image` where there are encoders; for a step model `step`, and
-        `state:<input>` -> the output that carries it on.
+        `state:<input>` -> the output that carries it on.  `copies` is what the names of copied steps
+        begin with, where that is not COPIES.
         """
         timing = analyze(graph, _is_ours, inputs_vary=self.form == "step")
-        writer = _Writer(graph, timing, tensor_names(graph), self.read_out)
+        _name_apart(graph)
+        taken = tensor_names(graph) | {node.name for node in graph.nodes}
+        writer = _Writer(graph, timing, taken, self.read_out)
         if self.form == "step":
             return writer.single_step()
         names = writer.encoder_inputs(self.seed)
@@ -136,8 +142,8 @@ class UnrollTime:
             writer.whole_window(self.steps)
             return writer.finish(), names
         if self.unroll == "steps":
-            writer.copies(self.steps)
-            return writer.finish(), names
+            root = writer.copies(self.steps)
+            return writer.finish(), {**names, **({"copies": root} if root != COPIES else {})}
         names["steps"] = writer.parameter("snnc_steps", self.steps)
         if self.unroll == "fold":
             names["chunk"] = writer.parameter("snnc_chunk", self.chunk)
@@ -173,9 +179,20 @@ def _is_ours(node: Node) -> bool:
     return bool(node.domain == dialect.DOMAIN and node.op != TIME_MEAN)
 
 
+def _name_apart(graph: Graph) -> None:
+    """Give every node a name of its own, which a neuron's layer never loses to another node."""
+    taken: set[str] = set()
+    for node in sorted(graph.nodes, key=lambda node: not _is_ours(node)):
+        node.name = unique_name(node.name, taken)
+
+
 @dataclass
 class _Writer:
-    """Writes static nodes, the temporal region in one of the three ways, and the read-out."""
+    """Writes static nodes, the temporal region in one of the three ways, and the read-out.
+
+    `taken` holds the names of all tensors and nodes, in the body of the Loop or outside: what the user
+    wrote keeps its name, and what is made here gets one that is free.
+    """
 
     graph: Graph
     timing: Timing
@@ -185,6 +202,8 @@ class _Writer:
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     overridable: list[onnx.ValueInfoProto] = field(default_factory=list)
     random: dict[str, str] = field(default_factory=dict)
+    #: What `region` makes in every copy: wanted name -> free name, before the prefix of a copy.
+    inner: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         phases = [(node, self.timing.phase(node)) for node in self.graph.nodes]
@@ -200,6 +219,12 @@ class _Writer:
 
     def name(self, wanted: str) -> str:
         return unique_name(wanted, self.taken)
+
+    def within(self, prefix: str, wanted: str) -> str:
+        """The name of what one copy of the region makes, the same in each but for the prefix."""
+        if wanted not in self.inner:
+            self.inner[wanted] = self.name(wanted)
+        return prefix + self.inner[wanted]
 
     def constant(self, wanted: str, values: object, dtype: type = np.int64) -> str:
         name = self.name(wanted)
@@ -282,7 +307,8 @@ class _Writer:
                 for state_in, state_out in operator.states:
                     state = f"{node.name}/{operator.inputs[state_in].name}"
                     names[state_in] = states[state]
-                    new_states[state] = f"{prefix}{node.name}/{operator.outputs[state_out].name}"
+                    port = operator.outputs[state_out]
+                    new_states[state] = self.within(prefix, f"{node.name}/{port.name}")
                     outputs.insert(state_out, new_states[state])
                 given = {**self.random, "start": start, "steps": steps}
                 names += [given[port.name] for port in operator.inputs if port.name in given]
@@ -293,7 +319,7 @@ class _Writer:
                 for index, tensor in enumerate(node.inputs):
                     if self._needs_time(tensor):
                         if tensor.name not in tiled:
-                            tiled[tensor.name] = f"{prefix}{tensor.name}/repeated"
+                            tiled[tensor.name] = self.within(prefix, f"{tensor.name}/repeated")
                             made += self._repeat(tensor, fold, tiled[tensor.name])
                         names[index] = tiled[tensor.name]
             del proto.input[:], proto.output[:]
@@ -303,10 +329,10 @@ class _Writer:
         if self.means and not self.time_weights.uniform:
             made += self._time_weights(prefix, start, steps)
         for state, node in self.totals().items():
-            new_states[state] = f"{prefix}{node.name}/total_out"
+            new_states[state] = self.within(prefix, f"{node.name}/total_out")
             values = inside(node.inputs[0])
             weighted = not self.time_weights.uniform
-            weights = [f"{prefix}snnc_time_weights"] if weighted else []
+            weights = [self.within(prefix, "snnc_time_weights")] if weighted else []
             made.append(
                 helper.make_node(
                     "WeightedTimeSum" if weighted else "TimeSum",
@@ -325,12 +351,12 @@ class _Writer:
         if start in known and steps in known:
             before, count = (int(numpy_helper.to_array(known[name])) for name in (start, steps))
             weights = self.time_weights.weights(np.arange(before + 1, before + count + 1))
-            name = f"{prefix}snnc_time_weights"
+            name = self.within(prefix, "snnc_time_weights")
             self.initializers[name] = numpy_helper.from_array(weights, name)
             return []
         one = self.constant(f"{prefix}snnc_first", 1)
         first, last, times, result = (
-            f"{prefix}snnc_{x}" for x in ("from", "to", "times", "time_weights")
+            self.within(prefix, f"snnc_{x}") for x in ("from", "to", "times", "time_weights")
         )
         made = [
             helper.make_node("Add", [start, one], [first], name=first),
@@ -340,18 +366,19 @@ class _Writer:
         counted = times
         if self.time_weights.kind == "ramp":
             # In double precision, where t³ cannot overflow however long a stream is.
-            wide = counted = f"{prefix}snnc_times_wide"
+            wide = counted = self.within(prefix, "snnc_times_wide")
             made.append(helper.make_node("Cast", [times], [wide], name=wide, to=TensorProto.DOUBLE))
             for power in range(2, self.time_weights.power + 1):
-                factor, counted = counted, f"{prefix}snnc_times_{power}"
+                factor, counted = counted, self.within(prefix, f"snnc_times_{power}")
                 made.append(helper.make_node("Mul", [factor, wide], [counted], name=counted))
         else:
             skipped = self.constant(f"{prefix}snnc_skipped", self.time_weights.skipped)
-            counted = f"{prefix}snnc_counted"
+            counted = self.within(prefix, "snnc_counted")
             made.append(helper.make_node("Greater", [times, skipped], [counted], name=counted))
-        plain = f"{prefix}snnc_plain_weights" if self.time_weights.growth else result
+        growing = self.time_weights.growth
+        plain = self.within(prefix, "snnc_plain_weights") if growing else result
         made.append(helper.make_node("Cast", [counted], [plain], name=plain, to=TensorProto.FLOAT))
-        if self.time_weights.growth:
+        if growing:
             made += self._worth(prefix, times, one, plain, result)
         return made
 
@@ -362,7 +389,9 @@ class _Writer:
         table = self.time_weights.growth.table
         worth = self.constant(f"{prefix}snnc_worth", table, np.float32)
         length = self.constant(f"{prefix}snnc_growing", len(table))
-        held, place, here = (f"{prefix}snnc_worth_{x}" for x in ("step", "place", "here"))
+        held, place, here = (
+            self.within(prefix, f"snnc_worth_{x}") for x in ("step", "place", "here")
+        )
         return [
             helper.make_node("Min", [times, length], [held], name=held),
             helper.make_node("Sub", [held, one], [place], name=place),
@@ -376,9 +405,9 @@ class _Writer:
 
     def _repeat(self, tensor: Tensor, fold: str, result: str) -> list[onnx.NodeProto]:
         ones = self.constant(f"{tensor.name}/ones", [1] * ((rank(tensor) or 1) - 1))
-        repeats = f"{result}/repeats"
+        repeats, axes = (self.name(f"{result}/{x}") for x in ("repeats", "axes"))
         return [
-            helper.make_node("Concat", [fold, ones], [repeats], name=f"{result}/axes", axis=0),
+            helper.make_node("Concat", [fold, ones], [repeats], name=axes, axis=0),
             helper.make_node("Tile", [tensor.name, repeats], [result], name=result),
         ]
 
@@ -393,13 +422,15 @@ class _Writer:
             wide = mean.dtype in (None, np.float32)
             target = mean.name if wide else self.name(f"{mean.name}/wide")
             self.nodes.append(
-                helper.make_node("Div", [total, divisor], [target], name=f"{node.name}/mean")
+                helper.make_node(
+                    "Div", [total, divisor], [target], name=self.name(f"{node.name}/mean")
+                )
             )
             if not wide:
                 kind = helper.np_dtype_to_tensor_dtype(np.dtype(mean.dtype))
                 self.nodes.append(
                     helper.make_node(
-                        "Cast", [target], [mean.name], name=f"{node.name}/cast", to=kind
+                        "Cast", [target], [mean.name], name=self.name(f"{node.name}/cast"), to=kind
                     )
                 )
         self.nodes += self._plain(self.read_out)
@@ -468,7 +499,7 @@ class _Writer:
         # Constants of the region go into the loop's body, where onnxruntime can prepack them; the
         # states start from constants outside.
         starts = self.start_states()
-        carried = {name: name for name in starts}
+        carried = {name: self.name(name) for name in starts}
 
         step, going, still = (self.name(f"snnc_{x}") for x in ("iteration", "going", "still_going"))
         body: list[onnx.NodeProto] = [
@@ -521,14 +552,14 @@ class _Writer:
                 "Loop",
                 [trips, always, *starts.values()],
                 list(finals.values()),
-                name="snnc_time",
+                name=self.name("snnc_time"),
                 body=graph,
             )
         )
         self.decode(finals, steps)
 
-    def copies(self, steps: int) -> None:
-        """`steps`: T copies of the step graph."""
+    def copies(self, steps: int) -> str:
+        """`steps`: T copies of the step graph; returns what their names begin with."""
         nodes = steps * (len(self.temporal) + len(self.means))
         if nodes > NODE_BUDGET:
             raise refuse(
@@ -539,11 +570,15 @@ class _Writer:
         one = self.constant("snnc_one", 1)
         self.initializers.update(_constants_of(self.temporal))
         states = self.start_states()
+        root = COPIES
+        while any(re.match(rf"{root}\d+/", name) for name in self.taken):
+            root += COPIES
         for t in range(steps):
-            done = self.constant(f"t{t}/snnc_steps_done", t)
-            made, states = self.region(f"t{t}/", done, one, states, None)
+            done = self.constant(f"{root}{t}/snnc_steps_done", t)
+            made, states = self.region(f"{root}{t}/", done, one, states, None)
             self.nodes += made
         self.decode(states, steps)
+        return root
 
     def whole_window(self, steps: int) -> None:
         """`cuda-graph`: all T steps as one chunk; T is baked in, and so is the batch by its shape."""

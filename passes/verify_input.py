@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler import dialect
 from snncompiler.diagnostics import Finding, describe, errors_of
 from snncompiler.errors import Refused, refuse
+from snncompiler.graph import unique_name
 from snncompiler.passes.spell_quantized import MICROSOFT
 from snncompiler.passes.spell_quantized import RULES as QUANTIZED
 from snncompiler.passes.widen_weights import widen_weights
@@ -329,6 +330,13 @@ def _attribute_problem(node: onnx.NodeProto) -> str:
     return ""
 
 
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """The names of all tensors of a graph."""
+    entries = (*graph.input, *graph.output, *graph.initializer)
+    names = {entry.name for entry in entries}
+    return names.union(*((*node.input, *node.output) for node in graph.node))
+
+
 def _cut_by_slicing(graph: onnx.GraphProto) -> list[Finding]:
     """Write a Pad with negative pads as a Pad and a Slice; findings where that cannot be done.
 
@@ -336,6 +344,7 @@ def _cut_by_slicing(graph: onnx.GraphProto) -> list[Finding]:
     nothing then.
     """
     findings = []
+    taken = _names(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute if node.op_type == "Constant" else ():
@@ -363,7 +372,7 @@ def _cut_by_slicing(graph: onnx.GraphProto) -> list[Finding]:
             continue
         axes = node.input[3] if len(node.input) > 3 else ""
         begins, ends = np.split(pads.astype(np.int64), 2)
-        base = f"{node.output[0]}/cut"
+        base = unique_name(f"{node.output[0]}/cut", taken)
         limits = {
             "pads": np.maximum(pads, 0).astype(np.int64),
             "starts": np.maximum(-begins, 0),
@@ -372,11 +381,12 @@ def _cut_by_slicing(graph: onnx.GraphProto) -> list[Finding]:
         }
         if axes:
             del limits["axes"]
+        made = {name: unique_name(f"{base}/{name}", taken) for name in limits}
         for name, values in limits.items():
-            graph.initializer.append(numpy_helper.from_array(values, f"{base}/{name}"))
+            graph.initializer.append(numpy_helper.from_array(values, made[name]))
         result = node.output[0]
-        node.input[1], node.output[0] = f"{base}/pads", base
-        names = [base, f"{base}/starts", f"{base}/ends", axes or f"{base}/axes"]
+        node.input[1], node.output[0] = made["pads"], base
+        names = [base, made["starts"], made["ends"], axes or made["axes"]]
         nodes.append(helper.make_node("Slice", names, [result], name=f"{node.name or base}/slice"))
     if len(nodes) > len(graph.node):
         del graph.node[:]
@@ -678,6 +688,7 @@ def _at_base_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 def _old_resize(graph: onnx.GraphProto) -> None:
     """Before opset 11, Upsample and Resize meant what is now `asymmetric`; the converter leaves the new
     default, half_pixel.  Nearest rounded down on axes that grow, and up on axes that shrink."""
+    taken = _names(graph)
     scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute if node.op_type == "Constant" else ():
@@ -692,13 +703,14 @@ def _old_resize(graph: onnx.GraphProto) -> None:
         shrinks = factors is not None and bool((factors < 1).any())
         if factors is not None and shrinks and (factors > 1).any():
             # Both roundings in one node: first the axes that grow, then those that shrink.
-            result, base = node.output[0], f"{node.output[0]}/grown"
-            for name, part in (("up", np.maximum(factors, 1)), ("down", np.minimum(factors, 1))):
-                graph.initializer.append(numpy_helper.from_array(part, f"{base}/{name}"))
+            result, base = node.output[0], unique_name(f"{node.output[0]}/grown", taken)
+            up, down = (unique_name(f"{base}/{x}", taken) for x in ("up", "down"))
+            for name, part in ((up, np.maximum(factors, 1)), (down, np.minimum(factors, 1))):
+                graph.initializer.append(numpy_helper.from_array(part, name))
             second = onnx.NodeProto()
             second.CopyFrom(node)
-            node.input[2], node.output[0] = f"{base}/up", base
-            second.input[0], second.input[2] = base, f"{base}/down"
+            node.input[2], node.output[0] = up, base
+            second.input[0], second.input[2] = base, down
             second.output[0], second.name = result, f"{node.name or base}/shrink"
             _asymmetric(second, "ceil")
             nodes.append(second)

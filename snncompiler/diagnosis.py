@@ -40,7 +40,7 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler.batching import Axis, cut
 from snncompiler.calibration import rectifiers_of
 from snncompiler.errors import refuse
-from snncompiler.graph import with_outputs
+from snncompiler.graph import free_root, with_outputs
 from snncompiler.growth import STEADY, Growth
 from snncompiler.operators import rectified_input, rectifier
 from snncompiler.pipeline import Prepared
@@ -52,9 +52,6 @@ Part = Literal["unevenness", "rounding", "clipping"]
 #: The parts of the error that a layer makes itself.
 OWN: tuple[Part, ...] = ("unevenness", "rounding", "clipping")
 PARTS = (*OWN, "inherited")
-
-#: The input of the quantised ANN that takes T.
-LEVELS_INPUT = "snnc_quantised/steps"
 
 
 @dataclass(frozen=True)
@@ -261,13 +258,15 @@ def quantised_ann(prepared: Prepared, layers: tuple[Layer, ...]) -> onnx.ModelPr
     """The normalized ANN with every rectifier's output clipped to θ and quantised to T levels, with the
     thresholds and the first membrane potentials of the compiled file and without its schedules.
 
-    T is the input `LEVELS_INPUT`, a float32 scalar.  Raises Refused where the layers are not the
+    T is the last input, a float32 scalar.  Raises Refused where the layers are not the
     network's rectifiers.
     """
     model = onnx.ModelProto()
     model.CopyFrom(prepared.ann)
     graph = model.graph
-    graph.input.append(helper.make_tensor_value_info(LEVELS_INPUT, TensorProto.FLOAT, []))
+    root = free_root(model, "snnc_quantised")
+    steps = f"{root}/steps"
+    graph.input.append(helper.make_tensor_value_info(steps, TensorProto.FLOAT, []))
     by_name = {layer.name: layer for layer in layers}
     results = {node.name: node.outputs[0].name for node in rectifiers_of(prepared.graph)}
     if set(by_name) != set(results):
@@ -279,16 +278,16 @@ def quantised_ann(prepared: Prepared, layers: tuple[Layer, ...]) -> onnx.ModelPr
         if name is None:
             continue
         layer, result = by_name[name], results[name]
-        plain = f"snnc_quantised/{name}"
+        plain = f"{root}/{list(results).index(name)}"
         node.output[list(node.output).index(result)] = plain
-        made += _quantiser(graph, layer, plain, result)
+        made += _quantiser(graph, layer, plain, result, steps)
     del graph.node[:]
     graph.node.extend(made)
     return model
 
 
 def _quantiser(
-    graph: onnx.GraphProto, layer: Layer, plain: str, result: str
+    graph: onnx.GraphProto, layer: Layer, plain: str, result: str, steps: str
 ) -> list[onnx.NodeProto]:
     """result = θ/T · clip(floor(T·plain/θ + v(0)/θ), 0, G·T), with θ per spike."""
 
@@ -305,13 +304,13 @@ def _quantiser(
         x: f"{plain}/{x}" for x in ("sum", "full", "raw", "whole", "most", "low", "fit", "out")
     }
     return [
-        helper.make_node("Mul", [plain, LEVELS_INPUT], [names["sum"]]),
+        helper.make_node("Mul", [plain, steps], [names["sum"]]),
         helper.make_node("Add", [names["sum"], start], [names["full"]]),
         helper.make_node("Div", [names["full"], theta], [names["raw"]]),
         helper.make_node("Floor", [names["raw"]], [names["whole"]]),
-        helper.make_node("Mul", [levels, LEVELS_INPUT], [names["most"]]),
+        helper.make_node("Mul", [levels, steps], [names["most"]]),
         helper.make_node("Max", [names["whole"], zero], [names["low"]]),
         helper.make_node("Min", [names["low"], names["most"]], [names["fit"]]),
         helper.make_node("Mul", [names["fit"], theta], [names["out"]]),
-        helper.make_node("Div", [names["out"], LEVELS_INPUT], [result]),
+        helper.make_node("Div", [names["out"], steps], [result]),
     ]

@@ -118,6 +118,8 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
     model = attach_functions(unrolled, prepared.checked_model.opset_import)
     model.producer_version = __version__
     metadata = _metadata(prepared, calibration, options, chunk, names)
+    if "copies" in names:
+        metadata["snnc.copies"] = names["copies"]
     onnx.helper.set_model_props(model, metadata)
     if options.target == "cpu":
         lowered = lower_events(model, longer_chunks=options.chunk is None)
@@ -161,8 +163,10 @@ def window_of(prepared: Prepared, calibration: Calibration, options: Options, st
         raise refuse(
             "SNNC205", "time cannot be folded into the batch here", node=label(blocking[0])
         )
-    unrolled, _ = UnrollTime("fold", steps, steps, "cuda-graph").emit(graph)
-    return Window(unrolled, prepared.checked_model.opset_import, steps)
+    unrolled, names = UnrollTime("fold", steps, steps, "cuda-graph").emit(graph)
+    return Window(
+        unrolled, prepared.checked_model.opset_import, steps, names.get("first_image", "")
+    )
 
 
 def _check_options(prepared: Prepared, calibration: Calibration, options: Options) -> None:

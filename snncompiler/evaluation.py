@@ -16,7 +16,6 @@ from snncompiler.batching import RUN, Axis, Gathered, cut, differing, one_by_one
 from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Dataset, Preprocess, load_data
 from snncompiler.diagnosis import (
-    LEVELS_INPUT,
     Currents,
     Diagnosis,
     Quantised,
@@ -274,7 +273,7 @@ def evaluate(
             if session is None or growth:
                 layers = tuple(layer.at(count, growth) for layer in walk.layers)
                 session = create_session(quantised_ann(prepared, layers), threads=threads)
-            levels = {LEVELS_INPUT: np.array(count, np.float32)}
+            levels = {session.get_inputs()[-1].name: np.array(count, np.float32)}
             fixed = _as_many(prepared.fixed_batch, compiled)
             outputs = _run_batches(session, dataset, fixed, together, compiled.output_axes, levels)
             measured[count] = judge.quantised(outputs)

@@ -76,6 +76,25 @@ def unique_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
+def free_root(model: onnx.ModelProto, wanted: str) -> str:
+    """`wanted`, or `wanted_2` ... where a tensor or node of the model has a name below it.
+
+    Names that begin with the result and a slash are free in the graph and in all its subgraphs.
+    """
+    taken: set[str] = set()
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        for entry in (*graph.input, *graph.output, *graph.initializer):
+            taken.add(entry.name)
+        for node in graph.node:
+            taken.update((node.name, *node.input, *node.output))
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+    return unique_name(wanted, {name.split("/", 1)[0] for name in taken if "/" in name})
+
+
 def tensor_names(graph: Graph) -> set[str]:
     names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
     for node in graph.nodes:

@@ -28,8 +28,6 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Feeds = Mapping[str, Array]
 
-#: The input that tells a Poisson encoder which image is the first (`UnrollTime`).
-FIRST_IMAGE = "snnc_first_image"
 #: Currents of a layer are held where they take at most this many bytes, else computed twice.
 _HELD_BYTES = 384 << 20
 #: What a batch of a segment may take: its currents and the spikes that it reads.
@@ -52,17 +50,19 @@ _CUTS, _GRID = 256, 33
 class Window:
     """All time-steps of a network as one graph without control flow (`UnrollTime`, cuda-graph form).
 
-    `opsets` are those of the source; `steps` is the number of time-steps.
+    `opsets` are those of the source; `steps` is the number of time-steps; `first_image` names the input
+    that tells a Poisson encoder which image is the first, empty where there is none.
     """
 
     graph: onnx.GraphProto
     opsets: Sequence[onnx.OperatorSetIdProto]
     steps: int
+    first_image: str = ""
 
     @property
     def inputs(self) -> set[str]:
         """What the user feeds, and the number of the first image where it matters."""
-        given = {tensor.name for tensor in self.graph.initializer} - {FIRST_IMAGE}
+        given = {tensor.name for tensor in self.graph.initializer} - {self.first_image}
         return {entry.name for entry in self.graph.input} - given
 
     def neurons(self) -> list[onnx.NodeProto]:
@@ -137,7 +137,7 @@ class RunningNetwork:
             for name in reads:
                 if name in self.feeds:
                     given[name] = self.feeds[name][part]
-                elif name == FIRST_IMAGE:
+                elif name == window.first_image:
                     given[name] = np.array(part.start, np.int64)
             yield session.run(None, given)[0]
 

@@ -33,12 +33,18 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler import dialect
 from snncompiler.compiled import CompiledFile
 from snncompiler.errors import EnvironmentMissing, UsageError, refuse
+from snncompiler.graph import free_root
 from snncompiler.growth import STEADY, Growth
 from snncompiler.passes.lower_events import LayerNote, lower_events
+from snncompiler.passes.unroll_time import COPIES
 from snncompiler.runtime.session import create_session, runs_events
 from snncompiler.synapses import Synapses, synapses_of
 
 Array = NDArray[Any]
+
+
+#: What the names begin with that an instrumented copy adds; a number follows where a network has such.
+ROOT = "snnc_watch"
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Layer:
     membrane_start: NDArray[np.float32]
     levels: int = 1
     schedule: NDArray[np.float32] | None = None
+    #: What the names of everything that is watched begin with.
+    root: str = ROOT
 
     @property
     def signed(self) -> bool:
@@ -123,10 +131,9 @@ class Watched:
 
     @staticmethod
     def output(layer: Layer, what: str) -> str:
-        return f"snnc_watch/{layer.name}/{what}"
+        return f"{layer.root}/of/{layer.name}/{what}"
 
 
-_COPY = re.compile(r"^t\d+/")
 _TYPES = {
     "count": TensorProto.FLOAT,
     "events": TensorProto.FLOAT,
@@ -153,17 +160,18 @@ def watch(
     copy.CopyFrom(model)
     graph = copy.graph
     loops = _loops(graph)
+    names = _Names(free_root(model, ROOT), _copies_of(model))
     wanted = ["count", *(["current_sum", "membrane_max"] if currents else [])]
     zeros = {}
     for name, dtype in (("float", np.float32), ("double", np.float64)):
-        zero = numpy_helper.from_array(np.zeros((), dtype), f"snnc_watch/zero_{name}")
+        zero = numpy_helper.from_array(np.zeros((), dtype), f"{names.root}/zero/{name}")
         graph.initializer.append(zero)
         zeros[name] = zero.name
     starts = {k: zeros["double" if _TYPES[k] == TensorProto.DOUBLE else "float"] for k in _TYPES}
     if loops:
-        layers = _watch_loop(graph, loops[0], wanted, starts)
+        layers = _watch_loop(graph, loops[0], wanted, starts, names)
     elif _neurons(graph.node):
-        layers = _watch_copies(graph, wanted, starts)
+        layers = _watch_copies(graph, wanted, starts, names)
     else:
         raise refuse("SNNC401", "the model holds no spiking neurons", hint="compile it first")
     for layer in layers:
@@ -173,7 +181,8 @@ def watch(
             )
     found: list[Arrivals] = []
     if arrivals:
-        found = _watch_arrivals(graph, loops[0] if loops else None, layers, starts["count"])
+        loop = loops[0] if loops else None
+        found = _watch_arrivals(graph, loop, layers, starts["count"], names)
     _add_functions(copy, ["TimeSum", *(["EventSum"] if _is_lowered(layers) else [])])
     notes: tuple[LayerNote, ...] = ()
     if events:
@@ -184,8 +193,8 @@ def watch(
         return Watched(copy, tuple(layers), tuple(found), events=notes)
     loops = _loops(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    names = (metadata["snnc.steps_input"], metadata["snnc.chunk_input"])
-    start, states = _make_resumable(graph, loops[0], *names)
+    given = (metadata["snnc.steps_input"], metadata["snnc.chunk_input"])
+    start, states = _make_resumable(graph, loops[0], *given, names.root)
     carried = dict(zip(states, _carried(_body(_loops(graph)[0])), strict=True))
     return Watched(copy, tuple(layers), tuple(found), start, states, carried, notes)
 
@@ -201,6 +210,25 @@ def _carried(body: onnx.GraphProto) -> Iterator[tuple[str, bool]]:
                 for node in users
             ),
         )
+
+
+@dataclass(frozen=True)
+class _Names:
+    """The names that are added begin with `root`; those in copies of a step match `copies`."""
+
+    root: str
+    copies: re.Pattern[str] | None
+
+    def bare(self, name: str) -> str:
+        """The name without what tells the copies of a step apart."""
+        return self.copies.sub("", name) if self.copies else name
+
+
+def _copies_of(model: onnx.ModelProto) -> re.Pattern[str] | None:
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if metadata.get("snnc.unroll") != "steps" or metadata.get("snnc.emit") != "window":
+        return None
+    return re.compile(rf"^{metadata.get('snnc.copies', COPIES)}\d+/")
 
 
 def _add_functions(model: onnx.ModelProto, operators: list[str]) -> None:
@@ -253,7 +281,9 @@ def _kinds(operator: str, wanted: Sequence[str]) -> list[str]:
     return [*wanted, *(["events"] if "balance" in ports(operator) else [])]
 
 
-def _layer(node: onnx.NodeProto, name: str, values: Mapping[str, Any], start: str) -> Layer:
+def _layer(
+    node: onnx.NodeProto, name: str, values: Mapping[str, Any], start: str, root: str
+) -> Layer:
     """The layer of a neuron node; `start` names the constant that its membrane starts from."""
     schedule = _input(node, "schedule")
     threshold, first = (
@@ -264,9 +294,9 @@ def _layer(node: onnx.NodeProto, name: str, values: Mapping[str, Any], start: st
         # One value a channel, without the axes of the map; and zeros where there is no schedule.
         threshold, first = (row.reshape(-1, 1, 1) for row in (threshold, first))
         charges = charges[..., None, None] if charges is not None and charges.any() else None
-        return Layer(name, node.op_type, threshold, first, schedule=charges)
+        return Layer(name, node.op_type, threshold, first, schedule=charges, root=root)
     levels = next((int(a.i) for a in node.attribute if a.name == "levels"), 1)
-    return Layer(name, node.op_type, threshold, first, levels, charges)
+    return Layer(name, node.op_type, threshold, first, levels, charges, root)
 
 
 def _observe(
@@ -353,7 +383,11 @@ def _outside(inner: str, output: str, lowered: bool) -> onnx.NodeProto:
 
 
 def _watch_loop(
-    graph: onnx.GraphProto, loop: onnx.NodeProto, wanted: list[str], starts: dict[str, str]
+    graph: onnx.GraphProto,
+    loop: onnx.NodeProto,
+    wanted: list[str],
+    starts: dict[str, str],
+    names: _Names,
 ) -> list[Layer]:
     body = _body(loop)
     values = _initializers(graph, body)
@@ -366,10 +400,10 @@ def _watch_loop(
         if _input(node, "membrane") not in carried_in or node.output[1] not in carried_out:
             raise refuse("SNNC401", "its membrane is not carried on", node=node.name)
         place = carried_in.index(_input(node, "membrane"))
-        layer = _layer(node, node.name, values, loop.input[2 + place])
+        layer = _layer(node, node.name, values, loop.input[2 + place], names.root)
         layers.append(layer)
         kinds = _kinds(node.op_type, wanted)
-        where = f"snnc_watch/in/{node.name}"
+        where = f"{names.root}/in/{node.name}"
         before = {kind: f"{where}/{kind}_before" for kind in kinds}
         made, after = _observe(node, where, kinds, before)
         body.node.extend(made)
@@ -396,18 +430,20 @@ def _insert_behind(
     graph.node.extend([*nodes, *rest])
 
 
-def _watch_copies(graph: onnx.GraphProto, wanted: list[str], starts: dict[str, str]) -> list[Layer]:
+def _watch_copies(
+    graph: onnx.GraphProto, wanted: list[str], starts: dict[str, str], names: _Names
+) -> list[Layer]:
     values = _initializers(graph)
     state: dict[str, dict[str, str]] = {}
     layers: dict[str, Layer] = {}
     last: dict[str, str] = {}
     for node in _neurons(graph.node):
-        name = _COPY.sub("", node.name)
+        name = names.bare(node.name)
         if name not in layers:
-            layers[name] = _layer(node, name, values, _input(node, "membrane"))
+            layers[name] = _layer(node, name, values, _input(node, "membrane"), names.root)
             state[name] = {kind: starts[kind] for kind in _kinds(node.op_type, wanted)}
         kinds = _kinds(node.op_type, wanted)
-        made, state[name] = _observe(node, f"snnc_watch/in/{node.name}", kinds, state[name])
+        made, state[name] = _observe(node, f"{names.root}/in/{node.name}", kinds, state[name])
         graph.node.extend(made)
         last[name] = node.output[1]
     for name, layer in layers.items():
@@ -425,35 +461,40 @@ def _initializers(*graphs: onnx.GraphProto) -> dict[str, Any]:
 
 
 def _watch_arrivals(
-    graph: onnx.GraphProto, loop: onnx.NodeProto | None, layers: Sequence[Layer], zero: str
+    graph: onnx.GraphProto,
+    loop: onnx.NodeProto | None,
+    layers: Sequence[Layer],
+    zero: str,
+    names: _Names,
 ) -> list[Arrivals]:
     """Count the arrivals at every node with constant weights, or note its shape where it runs once."""
     inside = list(_body(loop).node) if loop is not None else _temporal(graph)
     values = _initializers(graph, *([_body(loop)] if loop is not None else []))
-    names = {name for node in inside for name in node.output}
+    made = {name for node in inside for name in node.output}
     into = _flows_into(inside)
     known = {layer.name: layer for layer in layers}
     counted: dict[str, str] = {}
     for node in _neurons(inside):
-        layer = known[_COPY.sub("", node.name)]
+        layer = known[names.bare(node.name)]
         if layer.levels == 1 and not layer.signed:
             counted[node.output[0]] = Watched.output(layer, "count")
     steps = next(iter(_input(node, "steps") for node in _neurons(inside)))
 
     found: dict[tuple[str, int], Arrivals] = {}
     sums: dict[str, list[tuple[str, bool]]] = {}
+    places: dict[str, int] = {}
     for node in inside:
         for number, synapses in enumerate(synapses_of(node, values)):
-            source, key = synapses.source, (_COPY.sub("", node.name), number)
-            if source not in names:
+            source, key = synapses.source, (names.bare(node.name), number)
+            if source not in made:
                 continue
             output = counted.get(source)
             if output is None:
-                bare = _COPY.sub("", source)
-                output = counted[source] = f"snnc_watch/arrived/{bare}"
+                place = places.setdefault(names.bare(source), len(places))
+                output = counted[source] = f"{names.root}/arrived/{place}"
                 lowered = node.op_type in dialect.EVENT_NEURONS
                 sums.setdefault(output, []).append((source, lowered))
-            layer_name = _COPY.sub("", into.get(node.name, node.name))
+            layer_name = names.bare(into.get(node.name, node.name))
             found.setdefault(key, Arrivals(synapses, output, layer_name))
     for output, sources in sums.items():
         if loop is not None:
@@ -466,11 +507,11 @@ def _watch_arrivals(
         synapses
         for node in graph.node
         for synapses in synapses_of(node, values)
-        if synapses.source not in names
+        if synapses.source not in made
     ]
     arrivals = list(found.values())
     for index, synapses in enumerate(once):
-        output = f"snnc_watch/shape/{index}"
+        output = f"{names.root}/shape/{index}"
         graph.node.append(helper.make_node("Shape", [synapses.source], [output]))
         graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
         arrivals.append(Arrivals(synapses, output))
@@ -562,18 +603,18 @@ def _count_copies(
 
 
 def _make_resumable(
-    graph: onnx.GraphProto, loop: onnx.NodeProto, steps: str, chunk: str
+    graph: onnx.GraphProto, loop: onnx.NodeProto, steps: str, chunk: str, root: str
 ) -> tuple[str, dict[str, tuple[Array, str]]]:
     """Let the Loop begin after a number of steps that are done, with states from outside."""
     at = next(index for index, node in enumerate(graph.node) if node == loop)
     loop = graph.node[at]
     body, values = _body(loop), _initializers(graph)
-    start, one = "snnc_watch/start", "snnc_watch/one"
+    start, one = f"{root}/start", f"{root}/one"
     graph.input.append(helper.make_tensor_value_info(start, TensorProto.INT64, []))
     graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), one))
 
     # Chunks from `start` to `steps`: their number, and the steps that are done before each.
-    left, rounded, less, trips = (f"snnc_watch/{x}" for x in ("left", "rounded", "less", "trips"))
+    left, rounded, less, trips = (f"{root}/{x}" for x in ("left", "rounded", "less", "trips"))
     size = chunk or one
     counting = [
         helper.make_node("Sub", [steps, start], [left]),
@@ -582,7 +623,7 @@ def _make_resumable(
         helper.make_node("Div", [rounded, size], [trips]),
     ]
     iteration = body.input[0].name
-    done = "snnc_watch/done"
+    done = f"{root}/done"
     for node in body.node:
         if chunk and node.op_type == "Mul" and iteration in node.input:
             # The file's own: iteration * chunk, which was the number of steps done.
@@ -603,12 +644,12 @@ def _make_resumable(
     aliases = {
         node.input[0]: node.output[0]
         for node in graph.node
-        if node.op_type == "Identity" and node.output[0].startswith("snnc_watch/")
+        if node.op_type == "Identity" and node.output[0].startswith(f"{root}/")
     }
     outputs = {entry.name for entry in graph.output}
     states = {}
     for place, carried in enumerate(loop.output):
-        name = f"snnc_watch/state/{place}"
+        name = f"{root}/state/{place}"
         first = numpy_helper.to_array(values[loop.input[2 + place]])
         kind = body.input[2 + place].type.tensor_type.elem_type
         graph.input.append(helper.make_tensor_value_info(name, kind, None))

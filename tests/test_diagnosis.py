@@ -16,7 +16,6 @@ import snncompiler
 from snncompiler import models, pipeline
 from snncompiler.compiled import read_compiled
 from snncompiler.diagnosis import (
-    LEVELS_INPUT,
     OWN,
     PARTS,
     Currents,
@@ -293,7 +292,9 @@ def test_the_quantised_ann_by_hand(neuron: str) -> None:
     layers = Walk(read_compiled(snn)).layers
     quantised = quantised_ann(pipeline.prepare(model), layers)
     for steps in (1, 4, 32):
-        (found,) = run_model(quantised, x=x, **{LEVELS_INPUT: np.array(steps, np.float32)})
+        (found,) = run_model(
+            quantised, x=x, **{quantised.graph.input[-1].name: np.array(steps, np.float32)}
+        )
         h = quantise(layers[0], np.maximum(x, 0) * np.float64(steps), steps)
         y = quantise(layers[1], np.maximum(x + h, 0) * steps, steps)
         # float32 may put a value that lies on the edge of two levels on the other one.
@@ -308,7 +309,7 @@ def test_with_many_levels_the_quantised_ann_is_the_ann_or_clips() -> None:
     prepared = pipeline.prepare(model)
     wide = compile_text(model, IMAGES, threshold="max")
     quantised = quantised_ann(prepared, Walk(read_compiled(wide)).layers)
-    (found,) = run_model(quantised, input=IMAGES, **{LEVELS_INPUT: steps})
+    (found,) = run_model(quantised, input=IMAGES, **{quantised.graph.input[-1].name: steps})
     (wanted,) = run_model(model, input=IMAGES)
     # 2^-17 of θ a rectifier, five of them.
     assert_close(found, wanted, relative=1e-3)
@@ -324,11 +325,8 @@ def test_a_rectifier_that_is_an_output_is_quantised_too() -> None:
     snn = compile_text(model, x, task="classification")
     found = diagnosed(model, snn, x, 1)
     layers = Walk(read_compiled(snn)).layers
-    (h, _) = run_model(
-        quantised_ann(pipeline.prepare(model), layers),
-        x=x,
-        **{LEVELS_INPUT: np.array(1, np.float32)},
-    )
+    quantised = quantised_ann(pipeline.prepare(model), layers)
+    (h, _) = run_model(quantised, x=x, **{quantised.graph.input[-1].name: np.array(1, np.float32)})
     assert set(np.unique(np.where(h == 0, 0, h / layers[0].threshold))) == {0.0, 1.0}
     assert found.quantised.agreement is not None
 
