@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -55,7 +56,7 @@ class Context:
     """What the passes know beside the graph."""
 
     findings: list[Finding] = field(default_factory=list)
-    facts: set[str] = field(default_factory=set)
+    facts: frozenset[str] = frozenset()
     layers: dict[str, LayerFacts] = field(default_factory=dict)
     #: Tensor name -> moments of its values, from batch-norm statistics.
     moments: dict[str, Moments] = field(default_factory=dict)
@@ -71,6 +72,10 @@ class Context:
     batch_lost: dict[str, str] = field(default_factory=dict)
     #: What depends on how many samples run at once, by folding for other numbers of them.
     by_batch: ByBatch = field(default_factory=ByBatch)
+
+    def apart(self) -> Context:
+        """The same knowledge for a copy of the graph: what is added to one is not in the other."""
+        return deepcopy(self)
 
     def note(self, code: str, message: str, node: str = "", hint: str = "") -> None:
         self.findings.append(Finding(code, message, severity="note", node=node, hint=hint))

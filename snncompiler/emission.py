@@ -52,9 +52,11 @@ MAX_CHUNK = 16
 
 
 def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options) -> Graph:
-    """The normalized ANN with neurons for its rectifiers and spikes between its layers."""
+    """The normalized ANN with neurons for its rectifiers and spikes between its layers.
+
+    `prepared` is one's own (`Prepared.apart`): what the passes learn of the copied graph goes into it.
+    """
     graph = prepared.graph.copy()
-    context = replace(prepared.context, findings=prepared.context.findings)
     run_passes(
         [
             *([EncodePoisson(calibration.input_scales)] if options.encode == "poisson" else []),
@@ -69,14 +71,20 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
             *([TelescopeAnalog()] if options.allow_analog else []),
         ],
         graph,
-        context,
+        prepared.context,
     )
     return graph
 
 
-def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx.ModelProto:
-    """The spiking network as an ONNX model.  The prepared graph is not changed.
+def emit(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    findings: list[Finding] | None = None,
+) -> onnx.ModelProto:
+    """The spiking network as an ONNX model.  The prepared network is not changed.
 
+    What there is to say of the emission is added to `findings`.
     Raises Refused where the calibration is of another model.
     """
     if calibration.model_sha256 != prepared.source.sha256:
@@ -87,12 +95,12 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
             hint="calibrate this model",
         )
     _check_fit(prepared, calibration)
+    prepared, before = prepared.apart(), len(prepared.findings)
     # Thresholds grow as they do in the calibration, whose schedules are for that.
     correction: Any = calibration.correction
     options = resolve(prepared, replace(options, growth=calibration.growth, correction=correction))
     _check_options(prepared, calibration, options)
     graph = spiking_graph(prepared, calibration, options)
-    context = replace(prepared.context, findings=prepared.context.findings)
     run_passes(
         [
             SinkTimeMean(inputs_vary=options.emit == "step"),
@@ -100,7 +108,7 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
             *([LowerPrecision()] if options.precision == "fp16" else []),
         ],
         graph,
-        context,
+        prepared.context,
     )
     infer_shapes(graph)
     options = _unrollable(graph, prepared, options)
@@ -124,10 +132,12 @@ def emit(prepared: Prepared, calibration: Calibration, options: Options) -> onnx
     if options.target == "cpu":
         lowered = lower_events(model, longer_chunks=options.chunk is None)
         model = lowered.model
-        _tell_lowering(lowered, context)
+        _tell_lowering(lowered, prepared.context)
         events = json.dumps([asdict(layer) for layer in lowered.layers])
         next(e for e in model.metadata_props if e.key == "snnc.events").value = events
     verify_output(model)
+    if findings is not None:
+        findings += prepared.findings[before:]
     return model
 
 
@@ -155,8 +165,9 @@ def window_of(prepared: Prepared, calibration: Calibration, options: Options, st
 
     Raises Refused where time cannot be folded into the batch.
     """
+    prepared = prepared.apart()
     graph = spiking_graph(prepared, calibration, options)
-    run_passes(_drive(calibration), graph, replace(prepared.context))
+    run_passes(_drive(calibration), graph, prepared.context)
     infer_shapes(graph)
     blocking = unfoldable(graph)
     if blocking:

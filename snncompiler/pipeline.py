@@ -122,7 +122,8 @@ def compile_model(
         if options.maxpool == "exact":
             check_folds(prepared)
         thresholds = calibrated(prepared, options, dataset, progress)
-    return Compiled(emit(prepared, thresholds, options), prepared, thresholds)
+    spiking = emit(prepared, thresholds, options, prepared.findings)
+    return Compiled(spiking, prepared, thresholds)
 
 
 def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, Options]:

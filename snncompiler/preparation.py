@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -94,6 +94,10 @@ class Prepared:
         if self.any_batch:
             return None
         return next((spec.shape[0] for spec in self.inputs if spec.shape and spec.shape[0]), 1)
+
+    def apart(self) -> Prepared:
+        """The same network for one emission, which leaves nothing behind in this one."""
+        return replace(self, context=self.context.apart())
 
     @property
     def output_axes(self) -> dict[str, Axis]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from helpers import Array, assert_close, compile_text, op_counts, parse, random,
 from onnx import helper
 
 from snncompiler import models, pipeline, preparation
+from snncompiler.diagnostics import Finding
 from snncompiler.errors import Refused
 from snncompiler.io import serialize
 from snncompiler.options import Options
@@ -274,6 +277,41 @@ def test_emitting_twice_gives_the_same_and_leaves_the_network_alone() -> None:
     again = pipeline.emit(compiled.prepared, compiled.calibration, Options())
     assert serialize(again) == serialize(compiled.model)
     assert serialize(preparation._as_model(compiled.prepared.graph)) == before
+
+
+def test_an_emission_leaves_nothing_behind_for_the_next() -> None:
+    """Facts, findings, layers and axes of one form are not those of another."""
+    x = random(4, 3, 2, 8, 8)
+    made = pipeline.compile_model(side(), Options(), x)
+    known = deepcopy(made.prepared.context)
+    forms: list[dict[str, Any]] = [
+        {"target": "cpu"}, {"encode": "poisson"}, {"emit": "step"}, {"unroll": "loop"},
+        {"emit": "cuda-graph", "batch": 2}, {"precision": "fp16"},
+    ]  # fmt: skip
+    calibration = replace(made.calibration, input_scales={"x": 4.0})
+    alone = [
+        serialize(pipeline.emit(pipeline.prepare(side()), calibration, Options(**form)))
+        for form in forms
+    ]
+    after_each_other = [
+        serialize(pipeline.emit(made.prepared, calibration, Options(**form)))
+        for form in [*forms, *forms[::-1]]
+    ]
+    assert after_each_other == alone + alone[::-1]
+    assert vars(made.prepared.context) == vars(known)
+
+
+def test_what_is_said_of_an_emission_is_said_once_and_to_who_asks() -> None:
+    text = """g (float[N,2,3] x) => (float[N,2,3] y)
+    { h = Relu (x)  t = Transpose <perm = [1, 0, 2]> (h)  r = Relu (t)
+      n = Neg (r)  b = Transpose <perm = [1, 0, 2]> (n)  s = Sub (x, b)  y = Relu (s) }"""
+    made = pipeline.compile_model(parse(text), Options(correction="none"), random(1, 4, 2, 3))
+    assert [f.code for f in made.prepared.findings].count("SNNC205") == 1
+    told: list[Finding] = []
+    pipeline.emit(made.prepared, made.calibration, Options(correction="none"), told)
+    pipeline.emit(made.prepared, made.calibration, Options(correction="none"))
+    assert [finding.code for finding in told] == ["SNNC205"]
+    assert [f.code for f in made.prepared.findings].count("SNNC205") == 1
 
 
 def test_a_saved_calibration_gives_the_same_bytes() -> None:
