@@ -24,6 +24,7 @@ from snncompiler.graph import (
     MAX_VALUES,
     Graph,
     Node,
+    constant,
     drop_dead,
     infer_node,
     is_live,
@@ -31,6 +32,8 @@ from snncompiler.graph import (
     label,
     remove_node,
     sort_nodes,
+    tensor_names,
+    unique_name,
     value,
 )
 from snncompiler.operators import random_reason, rectifier
@@ -71,7 +74,7 @@ class FoldConstants(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         other = None
-        if self.freeze_batch and any(node.op in ("Shape", "Size") for node in graph.nodes):
+        if self.freeze_batch and any(_tells_a_size(node) for node in graph.nodes):
             other = _folded_for(graph, OTHER_SAMPLES)
         if self.freeze_batch:
             _freeze(graph, 1)
@@ -109,6 +112,8 @@ class FoldConstants(Pass):
                     _make_constant(node, array)
                 continue
             infer_node(node, graph.opset)
+            if _has_mask(node):
+                _spell_mask(node, graph)
             # A rectifier of a constant is none: it folds, even so.
             folded = None
             if not read or rectifier(node) is not None:
@@ -215,6 +220,33 @@ def _repeats(one: NDArray[Any], many: NDArray[Any]) -> bool:
     except ValueError:
         return False
     return one.ndim == many.ndim and np.array_equal(spread, many)
+
+
+def _tells_a_size(node: Node) -> bool:
+    """Whether constants may follow from the number of samples at the node."""
+    return node.op in ("Shape", "Size") or _has_mask(node)
+
+
+def _has_mask(node: Node) -> bool:
+    return node.op == "Dropout" and len(node.outputs) > 1 and not random_reason(node)
+
+
+def _spell_mask(node: Node, graph: Graph) -> None:
+    """At inference Dropout drops nothing, so its mask is true everywhere.
+
+    What computes with it gets a constant, the user a comparison.
+    """
+    mask, taken = node.outputs[1], tensor_names(graph)
+    node.outputs.pop(1)
+    if mask.outputs and mask.shape is not None and all(known(dim) for dim in mask.shape):
+        ones = constant(f"{node.name}/mask", np.ones(mask.shape, np.bool_), taken)
+        for reader in list(mask.outputs):
+            for index in [i for i, tensor in enumerate(reader.inputs) if tensor is mask]:
+                reader.inputs[index] = ones
+    name = unique_name(f"{node.name}/mask", {one.name for one in graph.nodes})
+    inputs = [node.inputs[0], node.inputs[0]]
+    graph.nodes.append(gs.Node("Equal", name, inputs=inputs, outputs=[mask]))
+    infer_node(graph.nodes[-1], graph.opset)
 
 
 def _make_constant(node: Node, array: NDArray[Any]) -> None:

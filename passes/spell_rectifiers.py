@@ -245,6 +245,9 @@ def _bounded_relu(writer: _Writer, node: Node) -> None:
         relu, bound = producer(node.inputs[index]), value(node.inputs[1 - index])
         if len(node.inputs) != 2 or relu is None or relu.op != "Relu" or bound is None:
             continue
+        size = rank(relu.outputs[0])
+        if size is None or bound.ndim > size:
+            continue  # it spreads the others over more axes
         if bound.size == 1 and float(bound.reshape(())) > 0 and _only(writer, relu):
             _clip(writer, node, relu.inputs[0], float(bound.reshape(())))
             return

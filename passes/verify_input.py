@@ -79,15 +79,16 @@ def _refuse_compiled(model: onnx.ModelProto) -> None:
 
 
 def _unify_default_domain(model: onnx.ModelProto) -> None:
-    """`ai.onnx` is another spelling of the default domain."""
+    """`ai.onnx` is another spelling of the default domain; the same import again says nothing new."""
     owners = [model, *model.functions]
     for owner in owners:
-        imported = {entry.domain for entry in owner.opset_import}
-        for entry in list(owner.opset_import):
-            if entry.domain == "ai.onnx" and "" in imported:
-                owner.opset_import.remove(entry)
-            elif entry.domain == "ai.onnx":
-                entry.domain = ""
+        imports: list[tuple[str, int]] = []
+        for entry in owner.opset_import:
+            domain = "" if entry.domain == "ai.onnx" else entry.domain
+            if (domain, entry.version) not in imports:
+                imports.append((domain, entry.version))
+        del owner.opset_import[:]
+        owner.opset_import.extend(helper.make_opsetid(*entry) for entry in imports)
     for node in (*model.graph.node, *(n for f in model.functions for n in f.node)):
         if node.domain == "ai.onnx":
             node.domain = ""
@@ -113,8 +114,13 @@ def _versions(model: onnx.ModelProto) -> list[Finding]:
         )
     for domain, count in Counter(entry.domain for entry in model.opset_import).items():
         if count > 1:
-            text = f"domain '{domain or 'ai.onnx'}' is imported {count} times"
-            findings.append(Finding("SNNC102", text))
+            versions = [str(e.version) for e in model.opset_import if e.domain == domain]
+            text = (
+                f"domain '{domain or 'ai.onnx'}' is imported in {count} versions, "
+                f"{' and '.join(versions)}"
+            )
+            hint = "keep the one that the operators are of"
+            findings.append(Finding("SNNC102", text, hint=hint))
     for entry in model.opset_import:
         if entry.domain and not 1 <= entry.version < 1 << 31:
             text = f"version {entry.version} of domain '{entry.domain}' does not exist"

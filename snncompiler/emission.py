@@ -87,7 +87,7 @@ def emit(
     What there is to say of the emission is added to `findings`.
     Raises Refused where the calibration is of another model.
     """
-    if calibration.model_sha256 != prepared.source.sha256:
+    if not prepared.source.is_known_as(calibration.model_sha256):
         raise refuse(
             "SNNC306",
             f"the calibration is of the model {calibration.model_sha256[:12]}, "

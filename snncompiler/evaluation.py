@@ -197,7 +197,7 @@ def evaluate(
         raise UsageError(f"--limit {limit} is out of range", hint="at least 1 sample")
     compiled = read_compiled(snn)
     source = load(model)
-    if source.sha256 != compiled.metadata["snnc.source_sha256"]:
+    if not source.is_known_as(compiled.metadata["snnc.source_sha256"]):
         raise refuse(
             "SNNC402",
             f"{source.name} is not the network that the compiled file was made from",

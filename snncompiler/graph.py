@@ -44,10 +44,13 @@ def import_model(model: onnx.ModelProto) -> Graph:
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and tensor.shape is not None:
             tensor.shape = [None if dim in ("", BATCH) else dim for dim in tensor.shape]
-    taken: set[str] = set()
+    taken = {node.name for node in graph.nodes}
+    seen: set[str] = set()
     for number, node in enumerate(graph.nodes):
-        name = node.name or f"{node.op}_{number}"
-        node.name = unique_name(name, taken)
+        # What has a name of its own keeps it.
+        if not node.name or node.name in seen:
+            node.name = unique_name(node.name or f"{node.op}_{number}", taken)
+        seen.add(node.name)
     names = tensor_names(graph)
     for index, output in enumerate(graph.outputs):
         if isinstance(output, gs.Constant):

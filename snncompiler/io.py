@@ -16,6 +16,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from snncompiler.diagnostics import Finding, printable
 from snncompiler.errors import Refused, UsageError, refuse
+from snncompiler.graph import unique_name
 
 #: Protobuf cannot hold more in one message.
 MAX_PROTOBUF = (1 << 31) - 1
@@ -23,17 +24,27 @@ MAX_PROTOBUF = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was given: the proto with its external data loaded, its hash and its name."""
+    """A model as it was given: the proto with its external data loaded, its hash and its name.
+
+    `sha256` is of the model with its data inside, however it came: as a file with or without external
+    data, as bytes or as a ModelProto.  `file_sha256` is of a file's bytes and of its external data, by
+    which versions before knew it; the same for most models without external data.
+    """
 
     model: onnx.ModelProto
     sha256: str
     name: str
+    file_sha256: str = ""
+
+    def is_known_as(self, sha256: str) -> bool:
+        """Whether a compiled file or a calibration with this hash is of the model."""
+        return sha256 in (self.sha256, self.file_sha256)
 
 
 def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     """Read a model from a path, from bytes or from a ModelProto, which is copied.
 
-    The hash is of the file's bytes and, where there is any, of its external data.
+    Nodes of one name, which onnxruntime does not load, are told apart by numbers.
     Raises Refused where it is no ONNX model or its external data is unsafe or missing; UsageError
     where the path does not exist or is not a file.
     """
@@ -41,19 +52,57 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         _refuse_external(copy)
-        raw = copy.SerializeToString(deterministic=True)
         _check_names(copy, "the model")
-        return Source(copy, hashlib.sha256(raw).hexdigest(), copy.graph.name or "model")
+        return _source(copy, copy.graph.name or "model")
     if isinstance(model, bytes):
         parsed = _parse(model, "the bytes")
         _refuse_external(parsed)
-        return Source(parsed, hashlib.sha256(model).hexdigest(), "model")
+        return _source(parsed, "model", hashlib.sha256(model).hexdigest())
     path = Path(model)
     raw = read_file(path)
     proto = _parse(raw, str(path))
     digest = hashlib.sha256(raw)
+    del raw
     _load_external_data(proto, path.parent, digest.update)
-    return Source(proto, digest.hexdigest(), path.name)
+    return _source(proto, path.name, digest.hexdigest())
+
+
+def _source(model: onnx.ModelProto, name: str, file_sha256: str = "") -> Source:
+    sha256 = _identity(model)
+    _name_nodes_apart(model)
+    return Source(model, sha256, name, file_sha256)
+
+
+def _identity(model: onnx.ModelProto) -> str:
+    """The hash of a model with its data inside; of its parts where protobuf cannot hold the whole."""
+    if model.ByteSize() <= MAX_PROTOBUF:
+        return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    digest = hashlib.sha256()
+    held = [(tensor, tensor.raw_data) for tensor in _tensors(model) if len(tensor.raw_data) > 1024]
+    for tensor, data in held:
+        digest.update(data)
+        tensor.ClearField("raw_data")
+    digest.update(model.SerializeToString(deterministic=True))
+    for tensor, data in held:
+        tensor.raw_data = data
+    return digest.hexdigest()
+
+
+def _name_nodes_apart(model: onnx.ModelProto) -> None:
+    """Number the nodes of one graph that have the same name; it says nothing of what they compute."""
+    graphs = [model.graph]
+    while graphs:
+        nodes = graphs.pop().node
+        taken = {node.name for node in nodes}
+        seen: set[str] = set()
+        for node in nodes:
+            if node.name in seen:
+                node.name = unique_name(node.name, taken)
+            if node.name:
+                seen.add(node.name)
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
 
 
 def read_file(path: Path) -> bytes:

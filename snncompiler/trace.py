@@ -224,7 +224,7 @@ def _currents(
         return None
     options = compiled.options
     prepared = prepare(ann, allow_analog=options.allow_analog, maxpool=options.maxpool)
-    if prepared.source.sha256 != compiled.metadata["snnc.source_sha256"]:
+    if not prepared.source.is_known_as(compiled.metadata["snnc.source_sha256"]):
         raise refuse(
             "SNNC402",
             f"{prepared.source.name} is not the network that the compiled file was made from",

@@ -117,7 +117,7 @@ def verify(
     prepared = prepare(
         model, allow_analog=compiled.options.allow_analog, maxpool=compiled.options.maxpool
     )
-    if prepared.source.sha256 != compiled.metadata["snnc.source_sha256"]:
+    if not prepared.source.is_known_as(compiled.metadata["snnc.source_sha256"]):
         raise refuse(
             "SNNC402",
             f"{prepared.source.name} is not the network that the compiled file was made from",

@@ -14,10 +14,12 @@ from typing import BinaryIO
 import numpy as np
 import onnx
 import pytest
-from helpers import parse
+from helpers import parse, random
 from onnx import TensorProto
 
+import snncompiler
 from snncompiler import pipeline
+from snncompiler.compiled import read_compiled
 from snncompiler.errors import Refused, SnncError, UsageError
 from snncompiler.io import check_writable, load, save, serialize, write_atomically
 
@@ -137,6 +139,87 @@ def refusal(path: Path) -> str:
     return finding.message
 
 
+def test_where_the_weights_are_stored_does_not_matter(tmp_path: Path) -> None:
+    """A file with external data, what onnx.load makes of it, and its bytes are the same network."""
+    made, x = model(), random(1, 8, 2)
+    onnx.save(made, tmp_path / "one.onnx")
+    onnx.save(
+        made, tmp_path / "two.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.onnx"
+        loaded = onnx.load(path)
+        ways = [path, loaded, loaded.SerializeToString()]
+        assert len({load(way).sha256 for way in ways}) == 1
+        for way in ways:
+            snn = snncompiler.compile(way, calibration=x, steps=4)
+            calibration = read_compiled(snn).calibration
+            for other in ways:
+                snncompiler.evaluate(other, snn, x)
+                assert (
+                    snncompiler.compile(other, calibration=calibration, steps=4).graph == snn.graph
+                )
+    changed = onnx.load(tmp_path / "two.onnx")
+    changed.graph.initializer[0].raw_data = bytes(16)
+    with pytest.raises(Refused, match="SNNC402"):
+        snncompiler.evaluate(changed, snn, x)
+
+
+def test_a_file_that_another_library_wrote_is_the_same_network_when_it_is_loaded(
+    tmp_path: Path,
+) -> None:
+    """Fields in another order: the bytes differ, and the network does not."""
+    raw = model().SerializeToString()
+    producer = onnx.ModelProto(producer_name="rust").SerializeToString()
+    path = tmp_path / "net.onnx"
+    path.write_bytes(raw + producer)
+    assert onnx.load(path).SerializeToString() != raw + producer
+    assert load(path).sha256 == load(onnx.load(path)).sha256 == load(raw + producer).sha256
+    assert load(path).is_known_as(hashlib.sha256(raw + producer).hexdigest())
+
+
+def test_parts_of_a_model_that_is_too_large_for_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"w": np.ones((32, 32), np.float32), "v": np.zeros((32, 32), np.float32)}
+    made = parse(
+        "g (float[N,32] x) => (float[N,32] y) { h = MatMul (x, w)  y = Add (h, v) }", weights
+    )
+    monkeypatch.setattr("snncompiler.io.MAX_PROTOBUF", 100)
+    whole = load(made)
+    assert whole.model == made and whole.sha256 == load(made.SerializeToString()).sha256
+    made.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weights["w"], "v"))
+    assert load(made).sha256 != whole.sha256
+
+
+# --- names of nodes ---
+
+
+@pytest.mark.parametrize("name", ["same", ""])
+def test_nodes_of_one_name_are_told_apart(name: str) -> None:
+    """onnxruntime loads no model in which two nodes have the same name."""
+    weights = {"w": random(1, 3, 4), "g": np.ones(4, "f4"), "b": random(2, 4), "m": random(3, 4)}
+    made = parse(
+        """g (float[N,3] x) => (float[N,4] y)
+        { a = MatMul (x, w)  n = BatchNormalization (a, g, b, m, g)  r = Relu (n)
+          c = Sub (r, b)  y = Relu (c) }""",
+        weights,
+    )
+    for node in made.graph.node:
+        node.name = name
+    x = random(4, 6, 3)
+    snn = snncompiler.compile(made, calibration=x, steps=8)
+    assert len(read_compiled(snn).calibration.thresholds) == 2
+    snncompiler.evaluate(made, snn, x, diagnose=True)
+    assert {node.name for node in made.graph.node} == {name}  # what was given is not changed
+
+
+def test_a_node_without_a_name_does_not_take_that_of_another() -> None:
+    made = parse("""g (float[N,2] x) => (float[N,2] y)
+    { r = Relu (x)  n = Neg (r)  s = Add (n, r)  y = Relu (s) }""")
+    made.graph.node[3].name = "Relu_0"
+    snn = snncompiler.compile(made, calibration=random(1, 8, 2), steps=4)
+    assert list(read_compiled(snn).calibration.thresholds) == ["Relu_0_2", "Relu_0"]
+
+
 def test_external_data_is_loaded_and_hashed(tmp_path: Path) -> None:
     data = np.arange(4, dtype=np.float32).tobytes()
     path = external(tmp_path, data=b"12345678" + data, offset=8, length=16)
@@ -144,7 +227,9 @@ def test_external_data_is_loaded_and_hashed(tmp_path: Path) -> None:
     weight = source.model.graph.initializer[0]
     assert weight.raw_data == data and not weight.external_data
     assert weight.data_location == TensorProto.DEFAULT
-    assert source.sha256 == hashlib.sha256(path.read_bytes() + data).hexdigest()
+    # Compiled files of earlier versions name it so.
+    assert source.is_known_as(hashlib.sha256(path.read_bytes() + data).hexdigest())
+    assert not source.is_known_as(hashlib.sha256(data).hexdigest())
     assert pipeline.prepare(path).any_batch
 
 

@@ -273,6 +273,38 @@ def test_matmul_of_a_constant_on_the_left_stays() -> None:
     assert same(parse(text, {"w": random(1, 3, 4)}), "unify-linear", 3, 4, 2) == ["MatMul", "Relu"]
 
 
+# --- the mask of Dropout ---
+
+MASK = """g (float[N,2,4,4] x) => (float[N,3] y%s)
+{ c = Conv <pads = [1, 1, 1, 1]> (x, w)  r = Relu (c)  d, mask = Dropout (r)  %s
+  f = Flatten (k)  y = MatMul (f, z) }"""
+
+
+@pytest.mark.parametrize("output", [False, True])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "k = Identity (d)",
+        "m = Cast <to = 1> (mask)  k = Mul (r, m)",
+        "k = Where (mask, d, zero)",
+        "i = Not (mask)  m = Cast <to = 1> (i)  k = Sub (d, m)",
+        "m = Cast <to = 1> (mask)  s = ReduceMean <axes = [1, 2, 3]> (m)  k = Mul (d, s)",
+    ],
+)
+def test_the_mask_of_dropout_is_true_at_inference(step: str, output: bool) -> None:
+    text = MASK % (", bool[N,2,4,4] mask" if output else "", step)
+    weights = {"w": random(1, 2, 2, 3, 3), "z": random(2, 32, 3), "zero": np.zeros((), "f4")}
+    model, x = parse(text, weights), random(3, 8, 2, 4, 4)
+    wanted = run_model(model, x=x)
+    for native in (True, False):
+        found = create_session(compile_text(model, x, steps=512), threads=1, native=native).run(
+            None, {"x": x}
+        )
+        # C/T, with C of 10.
+        assert_close(found[0], wanted[0], relative=10 / 512)
+        assert not output or (found[1].all() and found[1].shape == (8, 2, 4, 4))
+
+
 # --- to-float32 ---
 
 CONVOLUTIONS = """g (float[N,2,6,6] x) => (float[N,5] y)

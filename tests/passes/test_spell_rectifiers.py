@@ -79,6 +79,20 @@ def test_every_function_ran() -> None:
     assert len(PIECEWISE) == 14
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("op", ["Min (r, c)", "Min (c, r)", "Max (r, c)", "Max (c, r)"])
+def test_a_bound_of_more_axes_gives_the_result_as_many(op: str, shape: tuple[int, ...]) -> None:
+    text = f"""g (float[N,4] x) => (float y)
+    {{ a = MatMul (x, w)  r = Relu (a)  b = {op}  y = MatMul (b, v) }}"""
+    weights = {"w": random(1, 4, 5), "v": random(2, 5, 3), "c": np.ones(shape, "f4")}
+    model, x = parse(text, weights), random(3, 6, 4)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    (wanted,) = run_model(model, x=x)
+    (found,) = run_model(compile_text(model, x, steps=512), x=x)
+    # C/T, with C of 10.
+    assert_close(found, wanted, relative=10 / 512)
+
+
 @pytest.mark.parametrize("kind", ["float16", "double"])
 def test_other_float_types_are_computed_in_float32(kind: str) -> None:
     dtype = {"float16": np.float16, "double": np.float64}[kind]

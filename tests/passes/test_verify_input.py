@@ -413,6 +413,24 @@ def test_values_of_bfloat16_are_refused_where_they_are_made() -> None:
     assert "BFLOAT16" in finding.message and "float32" in finding.hint
 
 
+@pytest.mark.parametrize(
+    "domains", [("", ""), ("", "ai.onnx"), ("ai.onnx", "ai.onnx"), ("ai.onnx", "")]
+)
+@pytest.mark.parametrize("version", [17, 18])
+def test_the_default_domain_twice(domains: tuple[str, str], version: int) -> None:
+    """skl2onnx writes it twice; two versions leave open which operators are meant."""
+    model = linear()
+    del model.opset_import[:]
+    for domain, number in zip(domains, (17, version), strict=True):
+        model.opset_import.append(onnx.helper.make_opsetid(domain, number))
+    if version == 17:
+        checked, _ = verify_input(model)
+        assert [(e.domain, e.version) for e in checked.opset_import] == [("", 17)]
+        return
+    (finding,) = refused(model)
+    assert finding.code == "SNNC102" and "2 versions, 17 and 18" in finding.message
+
+
 def test_weights_of_bfloat16_are_refused_by_name() -> None:
     model = linear(float_data=[1.0, 1.0, 0.0, 1.0])
     half = onnx.TensorProto(name="w", data_type=onnx.TensorProto.BFLOAT16, dims=[2, 2])
