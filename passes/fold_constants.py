@@ -234,19 +234,31 @@ def _has_mask(node: Node) -> bool:
 def _spell_mask(node: Node, graph: Graph) -> None:
     """At inference Dropout drops nothing, so its mask is true everywhere.
 
-    What computes with it gets a constant, the user a comparison.
+    What a rectifier depends on gets a constant, what the user reads a comparison.
     """
     mask, taken = node.outputs[1], tensor_names(graph)
     node.outputs.pop(1)
     if mask.outputs and mask.shape is not None and all(known(dim) for dim in mask.shape):
         ones = constant(f"{node.name}/mask", np.ones(mask.shape, np.bool_), taken)
-        for reader in list(mask.outputs):
+        for reader in [reader for reader in mask.outputs if _leads_to_a_rectifier(reader)]:
             for index in [i for i, tensor in enumerate(reader.inputs) if tensor is mask]:
                 reader.inputs[index] = ones
     name = unique_name(f"{node.name}/mask", {one.name for one in graph.nodes})
     inputs = [node.inputs[0], node.inputs[0]]
     graph.nodes.append(gs.Node("Equal", name, inputs=inputs, outputs=[mask]))
     infer_node(graph.nodes[-1], graph.opset)
+
+
+def _leads_to_a_rectifier(node: Node) -> bool:
+    waiting, seen = [node], {id(node)}
+    while waiting:
+        one = waiting.pop()
+        if rectifier(one) is not None:
+            return True
+        following = [reader for tensor in one.outputs for reader in tensor.outputs]
+        waiting += [reader for reader in following if id(reader) not in seen]
+        seen.update(id(reader) for reader in following)
+    return False
 
 
 def _make_constant(node: Node, array: NDArray[Any]) -> None:

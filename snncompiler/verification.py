@@ -348,7 +348,7 @@ def _same_by_events(
         found, _ = other.step(feeds, done, states)
         agreed = np.ones(batch, bool)
         for layer in dense.layers:
-            before = states[f"snnc_watch/in/{layer.name}/count_before"]
+            before = states[f"{layer.root}/in/{layer.name}/count_before"]
             ends = [_Fired.of(layer, values, before, wanted) for values in (wanted, found)]
             size, products = sizes[layer.name]
             ratio = ends[0].against(ends[1], layer, size, 2 * (products + 4) * unit)

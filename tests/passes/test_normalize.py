@@ -160,7 +160,16 @@ def test_what_does_something_stays() -> None:
     { a, mask = Dropout (x, half)  b = Cast <to = 6> (a)  c = Cast <to = 1> (b)
       d = Dropout (c, half, yes)  kept = Not (mask)  y = Relu (d) }"""
     found = ops(after(parse(text), "remove-noops")[0])
-    assert sorted(found) == ["Cast", "Cast", "Dropout", "Dropout", "Not", "Relu"]
+    # The mask of the first one is true everywhere: a comparison of the input with itself.
+    assert sorted(found) == ["Cast", "Cast", "Dropout", "Equal", "Not", "Relu"]
+
+
+def test_what_is_computed_of_a_mask_alone_has_all_samples() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y, bool[N,2] kept)
+    { d, mask = Dropout (x)  kept = Not (mask)  y = Relu (d) }"""
+    snn = compile_text(parse(text), random(0, 8, 2), steps=4)
+    _, kept = run_model(snn, x=random(1, 5, 2))
+    assert kept.shape == (5, 2) and not kept.any()
 
 
 def test_an_input_passed_on_keeps_its_names() -> None:
