@@ -24,7 +24,7 @@ from snncompiler import pipeline
 from snncompiler.calibration import limit_of
 from snncompiler.errors import Refused
 from snncompiler.options import Options
-from snncompiler.preparation import check_source, prepare
+from snncompiler.preparation import check_source, measure_folds, prepare
 from snncompiler.runtime.session import create_session
 from snncompiler.unrounded import unrounded
 
@@ -622,3 +622,29 @@ def test_rounding_is_no_difference() -> None:
         (rounded,) = create_session(model, threads=1, optimize=False).run(None, {"x": x})
         off += bool(np.abs(rounded - exact).max() > 0.01 * np.abs(exact).max())
     assert off > 4
+
+
+def test_what_folding_changed_leaves_the_rounding_out() -> None:
+    """A batch-norm folds behind a coarse quantization: float32 roundings only, not the steps of .2."""
+    model = parse(
+        """
+        g (float[N, 2, 5, 5] x) => (float[N, 3, 5, 5] y) {
+            c = Conv <pads = [1, 1, 1, 1]>(x, w)
+            r = Relu(c)
+            q = QuantizeLinear(r, s, z)
+            d = DequantizeLinear(q, s, z)
+            h = Conv <pads = [1, 1, 1, 1]>(d, v)
+            n = BatchNormalization(h, one, two, zero, four)
+            y = Relu(n)
+        }
+        """,
+        {
+            "w": random(1, 4, 2, 3, 3), "v": random(2, 3, 4, 3, 3), "s": np.float32(0.2),
+            "z": np.int8(0), "one": np.full(3, 1.5, np.float32), "two": np.full(3, 0.5, np.float32),
+            "zero": np.zeros(3, np.float32), "four": np.full(3, 4, np.float32),
+        },
+    )  # fmt: skip
+    prepared = prepare(model)
+    measure_folds(prepared, {"x": random(3, 1, 2, 5, 5)})
+    (layer,) = [one for one in prepared.context.layers.values() if one.folded]
+    assert layer.change is not None and layer.change[1] < 256 * 2.0**-24
