@@ -48,6 +48,7 @@ from snncompiler.passes.drop_fake_quant import DropFakeQuant
 from snncompiler.passes.fold_affine import FoldAffine
 from snncompiler.passes.fold_batch_norm import FoldBatchNorm
 from snncompiler.passes.fold_constants import FoldConstants
+from snncompiler.passes.fold_forward import FoldForward
 from snncompiler.passes.pool_spikes import PoolSpikes
 from snncompiler.passes.remove_noops import RemoveNoops
 from snncompiler.passes.spell_linear import SpellLinear
@@ -163,6 +164,7 @@ def normalization_passes(
         FoldBatchNorm(),
         FoldAffine(),
         PoolSpikes(),
+        FoldForward(),
         CheckConstraints(strict, allow_analog),
     ]
 
