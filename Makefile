@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = .demo
 
-.PHONY: demo test test-slow test-gpu fuzz lint types check docs bench clean
+ZOO = .zoo
+MODULE ?=
+
+.PHONY: demo test test-slow test-gpu fuzz lint types check docs bench zoo mutants clean
 
 demo: $(VENV)/.demo
 	@mkdir -p $(DEMO)
@@ -40,6 +43,26 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/unroll.py
 
+# The networks are written once, by PyTorch's exporters and tf2onnx, each in an environment of its own.
+zoo: $(VENV)/.dev $(ZOO)/.written
+	$(BIN)/python bench/zoo.py --networks $(ZOO)/networks --write docs/zoo.md
+
+# All that pyproject.toml lists takes an hour; one: make mutants MODULE=passes/fold_amplitude.py
+mutants: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[mutants]"
+	$(BIN)/python bench/mutants.py $(MODULE)
+
+$(ZOO)/.written: tests/zoo/generate.py tests/zoo/torch_networks.py
+	$(PYTHON) -m venv $(ZOO)/torch
+	$(ZOO)/torch/bin/python -m pip install -q "torch>=2.6" onnxscript
+	$(ZOO)/torch/bin/python -m pip install -q --no-deps torchvision
+	$(PYTHON) -m venv $(ZOO)/keras
+	$(ZOO)/keras/bin/python -m pip install -q tensorflow-cpu tf2onnx
+	$(ZOO)/torch/bin/python tests/zoo/generate.py torch $(ZOO)/networks
+	$(ZOO)/torch/bin/python tests/zoo/generate.py torchvision $(ZOO)/networks
+	$(ZOO)/keras/bin/python tests/zoo/generate.py keras $(ZOO)/networks
+	@touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -52,4 +75,4 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(ZOO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -378,6 +378,8 @@ def main() -> None:
             model = onnx.load(path)
             if recipe.refused:
                 onnx.helper.set_model_props(model, {"zoo.must_refuse": recipe.refused})
+            for node in model.graph.node:
+                del node.metadata_props[:]  # stack traces of this machine
             onnx.save(model, path)
             made = f"{model.producer_name} {model.producer_version}"
             print(f"{path.name}: {path.stat().st_size // 1000} kB, by {made}", flush=True)
