@@ -237,6 +237,22 @@ class _Writer:
         self.overridable.append(helper.make_tensor_value_info(name, TensorProto.INT64, []))
         return name
 
+    def at_least_one(self, number: str, one: str, what: str) -> str:
+        """The number, where it is at least 1; else the run ends at a node whose name says so."""
+        low, place = (self.name(f"snnc_{what}_{x}") for x in ("is_low", "place"))
+        checked, result = (
+            self.name(f"snnc_{what}_must_be_at_least_1"),
+            self.name(f"snnc_{what}_checked"),
+        )
+        only = self.constant(f"snnc_{what}_unit", [1])
+        self.nodes += [
+            helper.make_node("Less", [number, one], [low], name=low),
+            helper.make_node("Cast", [low], [place], name=place, to=TensorProto.INT64),
+            helper.make_node("Gather", [only, place], [checked], name=checked),
+            helper.make_node("Mul", [number, checked], [result], name=result),
+        ]
+        return result
+
     def encoder_inputs(self, seed: int) -> dict[str, str]:
         """What random spikes are drawn from, beside the time-step: the seed and the first image."""
         if all(node.op != "PoissonEncoder" for node in self.temporal):
@@ -487,14 +503,17 @@ class _Writer:
         """`fold` with chunks of `chunk` steps, or `loop` where it is None."""
         one = self.constant("snnc_one", 1)
         always = self.constant("snnc_true", True, np.bool_)
-        trips = steps
+        trips = self.at_least_one(steps, one, "steps")
         if chunk is not None:
-            less, rounded, trips = (self.name(f"snnc_{x}") for x in ("less", "rounded", "chunks"))
+            # (T - 1)/K + 1 is T/K rounded up, and no sum is larger than T.
+            size = self.at_least_one(chunk, one, "chunk")
+            less, whole, last = (self.name(f"snnc_{x}") for x in ("less", "whole", "chunks"))
             self.nodes += [
-                helper.make_node("Sub", [chunk, one], [less], name=less),
-                helper.make_node("Add", [steps, less], [rounded], name=rounded),
-                helper.make_node("Div", [rounded, chunk], [trips], name=trips),
+                helper.make_node("Sub", [trips, one], [less], name=less),
+                helper.make_node("Div", [less, size], [whole], name=whole),
+                helper.make_node("Add", [whole, one], [last], name=last),
             ]
+            trips = last
 
         # Constants of the region go into the loop's body, where onnxruntime can prepack them; the
         # states start from constants outside.

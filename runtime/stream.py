@@ -51,17 +51,19 @@ class Stream:
         self.outputs = compiled.outputs
         self._states = dict(compiled.states)
         self._held: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self.steps_done = 0
 
     def reset(self) -> None:
         """Forget every state: the next step is the first."""
-        self._held = {}
+        self._held, self._shapes = {}, {}
         self.steps_done = 0
 
     def step(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """One time-step with `inputs` (an array, or arrays by name), [N, ...] each.
 
-        Returns the outputs decoded so far, by name.  N may change after `reset` only.
+        Returns the outputs decoded so far, by name.  N and other open sizes may change after `reset`
+        only: UsageError.
         """
         feeds = inputs if isinstance(inputs, Mapping) else {self._inputs[0].name: inputs}
         if set(feeds) != {spec.name for spec in self._inputs}:
@@ -69,11 +71,21 @@ class Stream:
                 f"inputs {sorted(feeds)} were given, the network has "
                 f"{sorted(spec.name for spec in self._inputs)}"
             )
+        arrays = {
+            spec.name: np.ascontiguousarray(feeds[spec.name], dtype=spec.dtype)
+            for spec in self._inputs
+        }
+        for name, array in arrays.items():
+            before = self._shapes.get(name, array.shape)
+            if array.shape != before:
+                raise UsageError(
+                    f"the stream began with '{name}' of shape {list(before)}, this step has "
+                    f"{list(array.shape)}",
+                    hint="reset it first: its states are those of the samples before",
+                )
         binding = self._session.io_binding()
-        for spec in self._inputs:
-            binding.bind_cpu_input(
-                spec.name, np.ascontiguousarray(feeds[spec.name], dtype=spec.dtype)
-            )
+        for name, array in arrays.items():
+            binding.bind_cpu_input(name, array)
         for name, held in self._held.items():
             binding.bind_ortvalue_input(name, held)
         for name in self.outputs:
@@ -84,6 +96,7 @@ class Stream:
         values = dict(
             zip([*self.outputs, *self._states.values()], binding.get_outputs(), strict=True)
         )
+        self._shapes = {name: array.shape for name, array in arrays.items()}
         self._held = {name: values[carried] for name, carried in self._states.items()}
         self.steps_done += 1
         return {name: values[name].numpy() for name in self.outputs}

@@ -69,6 +69,7 @@ def calibrated(
         initial=float(options.initial or 0.0),
         reset=options.reset,
         schedule_steps=options.schedule_steps,
+        maxpool=options.maxpool,
         source="data",
         samples=0,
         seed=options.seed,

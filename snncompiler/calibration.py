@@ -53,8 +53,8 @@ class Calibration:
     last row for all later ones; empty without a correction.  growth: how θ grew to be what it is
     (`Growth`, as text); schedules are those for it.  neuron, initial, reset, schedule_steps: of the
     running network on which charges, and thresholds by `vin-max`, were found.  input_scales: input
-    name -> max |x|, for Poisson input.  source is "data", "batch-norm" or "synthetic"; data_sha256 is
-    of the calibration arrays.
+    name -> max |x|, for Poisson input.  maxpool: how the network pools.  source is "data", "batch-norm"
+    or "synthetic"; data_sha256 is of the calibration arrays.
     """
 
     thresholds: Mapping[str, NDArray[np.float32]]
@@ -76,6 +76,7 @@ class Calibration:
     reset: str = "soft"
     schedule_steps: int = 32
     input_scales: Mapping[str, float] = field(default_factory=dict)
+    maxpool: str = "exact"
 
     def to_json(self) -> str:
         """As JSON; float32 values are written so that they are read back exactly.
@@ -83,6 +84,8 @@ class Calibration:
         Schedules, of which there are many, as base64 of little-endian float32, with their shape.
         """
         content = {**self.__dict__, "thresholds": {}, "schedules": {}}
+        if self.maxpool == "exact":
+            del content["maxpool"]  # as calibrations before had it
         for name, theta in self.thresholds.items():
             content["thresholds"][name] = [float(str(value)) for value in theta]
         for name, charges in self.schedules.items():

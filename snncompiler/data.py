@@ -38,10 +38,10 @@ _LABEL_NAMES = ("y", "labels")
 class Preprocess:
     """How stored pixels become the network's input: ((value / scale) - mean) / std, per channel.
 
-    Applies to images and to integer arrays.  `layout` is what the network wants, from images stored
-    as NHWC; `size` (height, width) is a centre crop; `resize` comes before it; `bgr` swaps the
-    channels.  None means "not said": the layout is then read off the network's input, the scale is
-    255 for images and for uint8.
+    `layout` is what the network wants, from images stored as NHWC; `size` (height, width) is a centre
+    crop; `resize`, of image files alone, comes before it; `bgr` swaps three channels.  What applies to
+    none of a network's inputs is an error.  None means "not said": the layout is then read off the
+    network's input, the scale is 255 for images and for uint8.
     """
 
     layout: Layout | None = None
@@ -132,6 +132,8 @@ def load_data(
     """
     how = preprocess or Preprocess()
     if isinstance(data, Dataset):
+        if how != Preprocess():
+            raise UsageError("preprocessing does not apply to a Dataset, which is taken as it is")
         return _from_dataset(data, inputs)
     if isinstance(data, Mapping):
         return _from_arrays(dict(data), inputs, how, "the arrays")
@@ -204,6 +206,7 @@ def _from_arrays(
 ) -> Dataset:
     feeds: dict[str, Array] = {}
     findings: list[Finding] = []
+    applied: set[str] = set()
     rows = 1
     for spec in inputs:
         names = (spec.name, *_DATA_NAMES) if len(inputs) == 1 else (spec.name,)
@@ -219,7 +222,8 @@ def _from_arrays(
         if _holds_runs(array, spec):
             rows = int(spec.shape[0] or 1)
             array = array.reshape(-1, *array.shape[2:])
-        feeds[spec.name] = _fit(array, spec, how, f"array '{name}'", findings)
+        feeds[spec.name] = _fit(array, spec, how, f"array '{name}'", findings, applied)
+    _check_applied(how, applied, where)
     label_name = next((n for n in _LABEL_NAMES if n in arrays and n not in feeds), None)
     labels = None if label_name is None else np.asarray(arrays[label_name]).reshape(-1)
     return _checked(feeds, labels, findings, where, rows)
@@ -260,10 +264,34 @@ def _checked(
     return Dataset(feeds, labels, tuple(findings), rows)
 
 
+def _check_applied(how: Preprocess, applied: set[str], where: str) -> None:
+    """Raises UsageError for the options that apply to none of the arrays."""
+    asked = {name for name, given in vars(how).items() if given != getattr(Preprocess, name)}
+    for name in [name for name in _NEEDS if name in asked - applied]:
+        raise UsageError(f"--{name} does not apply to {where}", hint=_NEEDS[name])
+
+
+#: What an option of the preprocessing needs.
+_NEEDS = {
+    "resize": "it resamples image files; give arrays in the size that the network wants",
+    "size": "it crops images, arrays [n, H, W, C] or [n, C, H, W]",
+    "layout": "it is for images, arrays [n, H, W, C] or, for NCHW, [n, C, H, W]",
+    "bgr": "it swaps the three channels of images",
+    "scale": "it is for inputs of floating point",
+    "mean": "it is for inputs of floating point",
+    "std": "it is for inputs of floating point",
+}
+
+
 def _fit(
-    array: Array, spec: InputSpec, how: Preprocess, where: str, findings: list[Finding]
+    array: Array,
+    spec: InputSpec,
+    how: Preprocess,
+    where: str,
+    findings: list[Finding],
+    applied: set[str],
 ) -> Array:
-    """`array` preprocessed, of the input's type and shape."""
+    """`array` preprocessed, of the input's type and shape.  What was of use is added to `applied`."""
     if array.dtype.kind not in "fiub":
         raise refuse("SNNC302", f"{where} has type {array.dtype}, the network wants {spec.dtype}")
     stored_integers = array.dtype.kind in "iu" and spec.dtype.kind == "f"
@@ -271,7 +299,7 @@ def _fit(
         option is not None for option in (how.scale, how.mean, how.std, how.size, how.layout)
     )
     if stored_integers or asked or how.bgr:
-        array = _prepare(array, spec, how, where, findings)
+        array = _prepare(array, spec, how, where, findings, applied)
     array = np.ascontiguousarray(array.astype(spec.dtype, copy=False))
     if _fits(array, spec):
         return array
@@ -317,8 +345,36 @@ def _stored_as_images(shape: tuple[int, ...], spec: InputSpec, how: Preprocess) 
 
 
 def _prepare(
-    array: Array, spec: InputSpec, how: Preprocess, where: str, findings: list[Finding]
+    array: Array,
+    spec: InputSpec,
+    how: Preprocess,
+    where: str,
+    findings: list[Finding],
+    applied: set[str],
 ) -> Array:
+    image = _stored_as_images(array.shape, spec, how)
+    # Else the channels of four axes come first, as the network wants them.
+    channels_first = not image and array.ndim == 4 and how.layout != "NHWC"
+    if image or channels_first:
+        applied.add("layout")
+    if how.bgr and (image or channels_first) and array.shape[3 if image else 1] == 3:
+        array = array[..., ::-1] if image else array[:, ::-1]
+        applied.add("bgr")
+    if how.size and (image or channels_first):
+        array = _centre_crop(array, how.size, where, 1 if image else 2)
+        applied.add("size")
+    if spec.dtype.kind == "f":
+        array = _normalised(array, how, image, where, findings)
+        applied |= {"scale", "mean", "std"}
+    if image and (how.layout or _layout_of(spec)) == "NCHW":
+        array = array.transpose(0, 3, 1, 2)
+    return array
+
+
+def _normalised(
+    array: Array, how: Preprocess, image: bool, where: str, findings: list[Finding]
+) -> Array:
+    """((value / scale) - mean) / std in float32."""
     stored_as = array.dtype
     scale = how.scale
     if scale is None:
@@ -332,22 +388,12 @@ def _prepare(
                     hint="say --scale 1 if the network wants 0 to 255",
                 )
             )
-    values: Array = array.astype(np.float32)
-    image = _stored_as_images(values.shape, spec, how)
-    if image:
-        if how.bgr:
-            values = values[..., ::-1]
-        if how.size:
-            values = _centre_crop(values, how.size, where)
-    values = values / np.float32(scale)
+    values: Array = array.astype(np.float32) / np.float32(scale)
     axis = values.ndim - 1 if image or values.ndim != 4 else 1
     if how.mean is not None:
         values = values - _channel_values(how.mean, values, axis, "--mean")
     if how.std is not None:
         values = values / _channel_values(how.std, values, axis, "--std")
-    layout = how.layout or _layout_of(spec)
-    if image and layout == "NCHW":
-        values = values.transpose(0, 3, 1, 2)
     return values
 
 
@@ -369,14 +415,16 @@ def _layout_of(spec: InputSpec) -> Layout:
     return "NCHW"
 
 
-def _centre_crop(values: Array, size: tuple[int, int], where: str) -> Array:
-    height, width = values.shape[1:3]
+def _centre_crop(values: Array, size: tuple[int, int], where: str, axis: int) -> Array:
+    """The middle of images whose height is on `axis`."""
+    height, width = values.shape[axis : axis + 2]
     if height < size[0] or width < size[1]:
         raise refuse(
             "SNNC302", f"{where} is {height}x{width}, smaller than --size {size[0]}x{size[1]}"
         )
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    return values[:, top : top + size[0], left : left + size[1]]
+    rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
+    return values[:, rows, columns] if axis == 1 else values[..., rows, columns]
 
 
 # --- images ---
@@ -404,7 +452,9 @@ def _from_images(path: Path, inputs: Sequence[InputSpec], how: Preprocess) -> Da
             hint="say --resize HxW",
         )
     findings: list[Finding] = []
-    array = _fit(np.stack(pixels), spec, how, str(path), findings)
+    applied = {"resize"}
+    array = _fit(np.stack(pixels), spec, how, str(path), findings, applied)
+    _check_applied(how, applied, str(path))
     return _checked({spec.name: array}, _labels_of(names), findings, str(path))
 
 

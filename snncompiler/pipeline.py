@@ -142,6 +142,12 @@ def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, 
     running = bool(calibration.schedules) or calibration.method == "vin-max"
     names += ["neuron", "initial", "reset"] * running
     names += ["schedule_steps"] * (calibration.correction == "schedule")
+    if options.maxpool != calibration.maxpool:
+        raise UsageError(
+            f"the calibration is of the network with --maxpool {calibration.maxpool}, "
+            f"--maxpool {options.maxpool} is another",
+            hint="give the data, or the option of the calibration",
+        )
     own = {name: getattr(calibration, _KEPT_AS.get(name, name)) for name in names}
     asked = {name: getattr(options, name) for name in names}
     # What has its default was left open, but a neuron never is.
@@ -156,6 +162,12 @@ def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, 
             [*other, "encode"],
             {**asked, "encode": "poisson"},
             {**own, "encode": "constant"},
+        )
+    if options.encode == "constant" and running and calibration.input_scales:
+        other, asked, own = (
+            [*other, "encode"],
+            {**asked, "encode": "constant"},
+            {**own, "encode": "poisson"},
         )
     if other:
         wanted = ", ".join(f"--{name.replace('_', '-')} {asked[name]}" for name in other)

@@ -7,6 +7,7 @@ import signal
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -437,3 +438,60 @@ def test_whole_inputs_of_a_network_of_one_size_are_samples() -> None:
     assert len(drawn) == 3 and all((x == one).all(axis=(1, 2)).any() for one in drawn)
     with pytest.raises(Refused, match="SNNC302"):
         load_data({"x": x.reshape(10, 2, 3)}, [spec])
+
+
+# --- options that do not apply ---
+
+COLOURS = [InputSpec("x", (None, 3, 4, 5), np.dtype(np.float32))]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_channels_of_arrays_are_swapped_wherever_they_are(kind: type) -> None:
+    first = pixels(2, 3, 4, 5).astype(kind)
+    last = np.ascontiguousarray(first.transpose(0, 2, 3, 1))
+    swapped = load_data({"x": first}, COLOURS, Preprocess(bgr=True)).feeds["x"]
+    assert np.array_equal(swapped, load_data({"x": first}, COLOURS).feeds["x"][:, ::-1])
+    assert np.array_equal(swapped, load_data({"x": last}, COLOURS, Preprocess(bgr=True)).feeds["x"])
+
+
+def test_arrays_with_channels_first_are_cropped_in_the_middle() -> None:
+    big = pixels(2, 3, 8, 9)
+    found = load_data({"x": big}, COLOURS, Preprocess(size=(4, 5), scale=1.0)).feeds["x"]
+    assert np.array_equal(found, big[:, :, 2:6, 2:7])
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [("resize", (4, 5)), ("layout", "NHWC"), ("bgr", True), ("size", (4, 5))],
+)
+def test_an_option_that_does_not_apply_is_named(option: str, given: Any) -> None:
+    stored = {"resize": pixels(2, 4, 5, 3), "layout": pixels(2, 3, 4, 5)}
+    flat = [InputSpec("x", (None, 7), np.dtype(np.float32))]
+    array, spec = (stored[option], COLOURS) if option in stored else (pixels(2, 7), flat)
+    with pytest.raises(UsageError, match=f"--{option} does not apply"):
+        load_data({"x": array}, spec, Preprocess(**{option: given}))
+
+
+@pytest.mark.parametrize("option", ["scale", "mean", "std"])
+def test_whole_numbers_are_not_normalised(option: str) -> None:
+    """They would be rounded to 0; and uint8 is not divided by 255 where the network wants it."""
+    ids = [InputSpec("x", (None, 4, 5, 3), np.dtype(np.uint8))]
+    array = pixels(2, 4, 5, 3)
+    how = Preprocess(layout="NHWC", bgr=True)
+    assert np.array_equal(load_data({"x": array}, ids, how).feeds["x"], array[..., ::-1])
+    with pytest.raises(UsageError, match=f"--{option} does not apply"):
+        load_data({"x": array}, ids, Preprocess(**{option: 2.0 if option == "scale" else (2.0,)}))
+
+
+def test_an_option_applies_to_the_inputs_that_it_is_for() -> None:
+    inputs = [*COLOURS, InputSpec("v", (None, 7), np.dtype(np.float32))]
+    arrays = {"x": pixels(2, 3, 4, 5), "v": np.ones((2, 7), np.float32)}
+    found = load_data(arrays, inputs, Preprocess(bgr=True)).feeds
+    assert np.array_equal(found["x"], (arrays["x"][:, ::-1] / np.float32(255)).astype("f4"))
+    assert np.array_equal(found["v"], arrays["v"])
+
+
+def test_a_dataset_takes_no_preprocessing() -> None:
+    dataset = load_data({"x": pixels(2, 3, 4, 5)}, COLOURS)
+    with pytest.raises(UsageError, match="does not apply to a Dataset"):
+        load_data(dataset, COLOURS, Preprocess(scale=2.0))

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers import compile_text, parse, random
 from numpy.typing import NDArray
 
 import snncompiler
-from snncompiler import dialect
+from snncompiler import dialect, pipeline
+from snncompiler.errors import UsageError
 from snncompiler.models import path
+from snncompiler.options import Options
 from snncompiler.runtime import Stream, create_session
 
 NETWORKS = ["digits-cnn", "digits-resnet"]
@@ -214,3 +217,39 @@ def test_a_cuda_graph_gives_the_result_of_the_cpu() -> None:
     cpu = create_session(model).run(None, {"input": x})[0]
     found = [(logits.argmax(axis=1) == labels).sum() for logits in (cpu, runs[-1])]
     assert abs(int(found[0]) - int(found[1])) <= 1
+
+
+def test_a_stream_keeps_its_sizes_until_it_is_reset() -> None:
+    text = """g (float[N,2,L] x) => (float[N,3,L] y)
+    { c = Conv <pads = [1, 1]> (x, w)  r = Relu (c)  y = Neg (r) }"""
+    model, x = parse(text, {"w": random(1, 3, 2, 3)}), random(2, 4, 2, 8)
+    stream = Stream(compile_text(model, x, emit="step"))
+    first = stream.step(x[:1])["y"]
+    for other in (x, x[:1, :, :4], x[:0]):
+        with pytest.raises(UsageError, match="reset it first"):
+            stream.step(other)
+    assert stream.steps_done == 1
+    stream.reset()
+    assert np.array_equal(stream.step(x)["y"][:1], first)
+
+
+@pytest.mark.parametrize(("made", "asked"), [("average", "exact"), ("exact", "average")])
+def test_a_calibration_is_of_one_way_of_pooling(made: Any, asked: Any) -> None:
+    text = """g (float[N,2,8,8] x) => (float[N,2,4,4] y)
+    { r = Relu (x)  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)  y = Relu (p) }"""
+    model, x = parse(text), random(2, 4, 2, 8, 8)
+    found = pipeline.compile_model(model, Options(maxpool=made), x).calibration
+    again = pipeline.Calibration.from_json(found.to_json())
+    assert again.maxpool == made
+    pipeline.compile_model(model, Options(maxpool=made), again)
+    with pytest.raises(UsageError, match=f"--maxpool {made}"):
+        pipeline.compile_model(model, Options(maxpool=asked), again)
+
+
+def test_a_calibration_on_random_spikes_is_not_one_for_a_constant_input() -> None:
+    text = "g (float[N,4] x) => (float[N,3] y) { h = MatMul (x, w)  r = Relu (h)  y = Neg (r) }"
+    model, x = parse(text, {"w": random(1, 4, 3)}), random(2, 16, 4)
+    options = Options(encode="poisson", threshold="vin-max")
+    found = pipeline.compile_model(model, options, x).calibration
+    with pytest.raises(UsageError, match="--encode constant"):
+        pipeline.compile_model(model, Options(encode="constant"), found)

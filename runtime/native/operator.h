@@ -2,7 +2,7 @@
 // registration.
 #pragma once
 
-#include <functional>
+#include <algorithm>
 #include <iterator>
 #include <memory>
 #include <numeric>
@@ -24,8 +24,29 @@ inline std::string text(const Shape& shape) {
   return result + "]";
 }
 
+/// a * b and a + b: sizes and numbers of steps are whatever the user feeds, so none may wrap.
+inline std::int64_t times(std::int64_t a, std::int64_t b) {
+  std::int64_t result;
+  if (__builtin_mul_overflow(a, b, &result)) {
+    throw std::invalid_argument(std::to_string(a) + " times " + std::to_string(b) +
+                                " is more than 64 bits hold");
+  }
+  return result;
+}
+
+inline std::int64_t plus(std::int64_t a, std::int64_t b) {
+  std::int64_t result;
+  if (__builtin_add_overflow(a, b, &result)) {
+    throw std::invalid_argument(std::to_string(a) + " plus " + std::to_string(b) +
+                                " is more than 64 bits hold");
+  }
+  return result;
+}
+
 inline std::int64_t product(Shape::const_iterator begin, Shape::const_iterator end) {
-  return std::accumulate(begin, end, std::int64_t{1}, std::multiplies<>());
+  // Nothing is nothing, whatever the other sizes.
+  if (std::find(begin, end, 0) != end) return 0;
+  return std::accumulate(begin, end, std::int64_t{1}, times);
 }
 
 // --- onnxruntime in C++ ------------------------------------------------------------------------
@@ -173,6 +194,8 @@ class Context {
 
   template <typename T>
   T* output(std::size_t index, const Shape& shape) const {
+    // Every size that a kernel computes with is at most that of an input or of an output.
+    times(product(shape.begin(), shape.end()), sizeof(T));
     OrtValue* value = nullptr;
     call<ort::KernelContext_GetOutput>(api_, context_, index, shape.data(), shape.size(), &value);
     if (!value) throw std::invalid_argument("output " + std::to_string(index) + " is not wired");
@@ -220,6 +243,13 @@ inline std::int64_t number_of(const char* name, const Input& input, std::int64_t
   return number;
 }
 
+/// The number of time-steps before this call, of which `steps` follow.
+inline std::int64_t start_before(std::int64_t steps, const Input& input) {
+  const std::int64_t start = number_of("start", input, 0);
+  plus(start, steps);
+  return start;
+}
+
 /// The shape `[N, ...]` of the samples whose `held` time-steps are folded into `folded`.
 inline Shape samples_of(const char* name, const Shape& folded, std::int64_t held) {
   if (folded.empty()) {
@@ -237,7 +267,7 @@ inline Shape samples_of(const char* name, const Shape& folded, std::int64_t held
 
 inline Shape folded(const Shape& sample, std::int64_t steps) {
   Shape result = sample;
-  result[0] *= steps;
+  result[0] = times(result[0], steps);
   return result;
 }
 

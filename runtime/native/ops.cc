@@ -309,8 +309,8 @@ class ScheduledNeuron {
   void run(const Context& context) const {
     const Input current = context.input(0), threshold = context.input(1);
     const Input membrane = context.input(2), schedule = context.input(schedule_input);
-    const std::int64_t start = number_of("start", context.input(schedule_input + 1), 0);
     const std::int64_t steps = number_of("steps", context.input(schedule_input + 2), 1);
+    const std::int64_t start = start_before(steps, context.input(schedule_input + 1));
     const Shape sample = samples_of("current", current.shape, static_current_ ? 1 : steps);
     if (schedule.shape.empty() || schedule.shape[0] < 1) {
       throw std::invalid_argument("`schedule` of shape " + text(schedule.shape) + " has no rows");
@@ -413,8 +413,8 @@ class Drive {
       throw std::invalid_argument("`drive` of shape " + text(drive.shape) +
                                   " must have one axis and at least one element");
     }
-    const std::int64_t start = number_of("start", context.input(2), 0);
     const std::int64_t steps = number_of("steps", context.input(3), 1);
+    const std::int64_t start = start_before(steps, context.input(2));
     const Shape sample = samples_of("values", values.shape, 1);
     for_type(values.type, [&](auto zero) {
       using T = decltype(zero);
@@ -447,8 +447,8 @@ class AnalogOperator {
   template <typename Device>
   void run(const Context& context) const {
     const Input values = context.input(0), state = context.input(1);
-    const std::int64_t start = number_of("start", context.input(2), 0);
     const std::int64_t steps = number_of("steps", context.input(3), 1);
+    const std::int64_t start = start_before(steps, context.input(2));
     const Shape sample = samples_of("values", values.shape, steps);
     for_type(values.type, [&](auto zero) {
       using T = decltype(zero);
@@ -484,8 +484,8 @@ class PoissonEncoder {
     require_one("scale", scale);
     const std::int64_t seed = number_of("seed", context.input(2), any);
     const std::int64_t first_image = number_of("first_image", context.input(3), any);
-    const std::int64_t start = number_of("start", context.input(4), 0);
     const std::int64_t steps = number_of("steps", context.input(5), 1);
+    const std::int64_t start = start_before(steps, context.input(4));
     const Shape sample = samples_of("values", values.shape, 1);
     for_type(values.type, [&](auto zero) {
       using T = decltype(zero);
@@ -585,18 +585,18 @@ class SpikeMaxPool {
     for (std::size_t i = 0; i < rank; ++i) {
       const std::size_t axis = 3 - rank + i;
       const std::int64_t in = sample[2 + i], kernel = kernel_[i], stride = strides_[i];
-      std::int64_t begin = pads_[i], both = pads_[i] + pads_[rank + i];
+      std::int64_t begin = pads_[i], both = plus(pads_[i], pads_[rank + i]);
       if (auto_pad_ == "SAME_UPPER" || auto_pad_ == "SAME_LOWER") {
-        both = ((in + stride - 1) / stride - 1) * stride + kernel - in;
+        both = plus(times(plus(in, stride - 1) / stride - 1, stride), kernel) - in;
         if (both < 0) throw std::invalid_argument("`auto_pad` asks for negative padding");
         begin = (auto_pad_ == "SAME_LOWER" ? both + 1 : both) / 2;
       }
-      const std::int64_t room = in + both - dilations_[i] * (kernel - 1) - 1;
+      const std::int64_t room = plus(in, both) - times(dilations_[i], kernel - 1) - 1;
       std::int64_t out = room / stride + 1;
       if (ceil_mode_) {
-        out = (room + (room > 0 ? stride - 1 : 0)) / stride + 1;
+        out = plus(room, room > 0 ? stride - 1 : 0) / stride + 1;
         // A last window that starts in the padding at the end is dropped.
-        if ((out - 1) * stride >= in + begin) --out;
+        if (times(out - 1, stride) >= plus(in, begin)) --out;
       }
       if (out < 0) {
         throw std::invalid_argument("the window of `kernel_shape` " + text(kernel_) +
