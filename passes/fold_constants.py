@@ -26,6 +26,7 @@ from snncompiler.graph import (
     Node,
     constant,
     drop_dead,
+    held_as,
     infer_node,
     is_live,
     known,
@@ -130,7 +131,7 @@ class FoldConstants(Pass):
                 folds.append(_Done(node.op, [tensor.name for tensor in node.inputs], made))
                 for tensor in list(node.outputs):
                     if tensor.name in made:
-                        tensor.to_constant(made[tensor.name])
+                        tensor.to_constant(held_as(made[tensor.name]))
                 remove_node(node)
         drop_dead(graph)
         return folds
@@ -263,7 +264,7 @@ def _leads_to_a_rectifier(node: Node) -> bool:
 
 def _make_constant(node: Node, array: NDArray[Any]) -> None:
     tensor = node.outputs[0]
-    tensor.to_constant(array)
+    tensor.to_constant(held_as(array))
     remove_node(node)
 
 
@@ -271,6 +272,8 @@ def _constant_value(node: Node) -> NDArray[Any]:
     (kind, content), *_ = node.attrs.items()
     if isinstance(content, gs.Constant):
         return np.asarray(content.values)
+    if kind in ("value_string", "value_strings"):
+        return np.asarray(content, np.object_)
     dtype = {"value_float": np.float32, "value_floats": np.float32}.get(kind, np.int64)
     if kind not in ("value_float", "value_floats", "value_int", "value_ints"):
         raise refuse("SNNC109", f"a Constant given as {kind} is not supported", node=label(node))

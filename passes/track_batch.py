@@ -593,6 +593,14 @@ _RULES: dict[str, _Rule] = {
     "Resize": _resize,
     "Upsample": _resize,
     "ArrayFeatureExtractor": _embedding,
+    **dict.fromkeys(
+        (
+            "Imputer", "LabelEncoder", "LinearClassifier", "LinearRegressor", "Normalizer",
+            "OneHotEncoder", "SVMClassifier", "SVMRegressor", "TreeEnsembleClassifier",
+            "TreeEnsembleRegressor",
+        ),
+        _leading,
+    ),
     "Einsum": _einsum,
     "GatherND": _gather_nd,
     "ScatterND": _scatter_nd,

@@ -65,6 +65,9 @@ def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]
     findings += _checked(model)
     if errors_of(findings):
         raise Refused(*findings)
+    findings += _without_maps(model.graph)
+    if errors_of(findings):
+        raise Refused(*findings)
     return _at_base_opset(model), findings
 
 
@@ -580,6 +583,17 @@ def _type_name(kind: int) -> str:
 
 def _checked(model: onnx.ModelProto) -> list[Finding]:
     """What the ONNX checker and the strict shape inference say, in one line each."""
+    findings = [
+        Finding(
+            "SNNC109",
+            f"input '{entry.name}' is a {kind.removesuffix('_type').replace('_', ' ')}",
+            hint="export the network with tensors as inputs",
+        )
+        for entry in model.graph.input
+        if (kind := entry.type.WhichOneof("value") or "tensor_type") != "tensor_type"
+    ]
+    if findings:
+        return findings
     kinds = {tensor.name: tensor.type.tensor_type.elem_type for tensor in model.graph.input}
     findings = [
         Finding(
@@ -622,6 +636,55 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
             where = describe(node.op_type, node.name)
             findings.append(Finding("SNNC110", problem, node=where))
     return findings
+
+
+def _without_maps(graph: onnx.GraphProto) -> list[Finding]:
+    """Let a ZipMap, with which scikit-learn's scores end, give the array that it reads.
+
+    A map of each sample's scores is no value over which a mean can be taken or compared; what it holds
+    is the array's row, and its keys are constants, which are told.  Errors for other outputs that are
+    no tensors.
+    """
+    findings = []
+    arrays: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "ZipMap" and node.domain == "ai.onnx.ml":
+            keys = [key for a in node.attribute for key in (*a.ints, *a.strings)]
+            names = ", ".join(
+                k.decode(errors="replace") if isinstance(k, bytes) else str(k) for k in keys
+            )
+            text = f"its map is given as the array that it is made of; the columns are {names}"
+            where = describe(node.op_type, node.name)
+            findings.append(Finding("SNNC206", text, severity="note", node=where))
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
+            arrays.update(node.output)
+        elif node.op_type == "Identity" and node.domain == "" and arrays.intersection(node.input):
+            arrays.update(node.output)
+    for output in graph.output:
+        kind = output.type.WhichOneof("value")
+        if output.name in arrays:
+            output.type.Clear()
+            output.type.tensor_type.elem_type = TensorProto.FLOAT
+        elif kind not in (None, "tensor_type"):
+            findings.append(
+                Finding(
+                    "SNNC109",
+                    f"output '{output.name}' is a {kind.removesuffix('_type').replace('_', ' ')}",
+                    hint="leave it out of the outputs, and give the tensors that it is made of",
+                )
+            )
+    return findings
+
+
+def without_maps(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the arrays of its ZipMaps for its maps; itself where it has none."""
+    if all(node.op_type != "ZipMap" for node in model.graph.node):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _without_maps(copy.graph)
+    return copy
 
 
 def _types(graph: onnx.GraphProto) -> list[Finding]:

@@ -73,7 +73,8 @@ class Gathered:
             self.parts.append(value)
             self.weights.append(count / batch)
         else:
-            self.parts += list(np.moveaxis(value, self.axis, 0)[:count])
+            rows = np.moveaxis(value, self.axis, 0)[:count]
+            self.parts += [np.asarray(row, value.dtype) for row in rows]  # text, too
             self.weights += [1.0] * count
 
     def of(self, part: slice, run: int) -> list[Array]:

@@ -29,6 +29,7 @@ from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
 from snncompiler.data import Preprocess, load_data
 from snncompiler.diagnosis import Diagnosis
 from snncompiler.diagnostics import Finding, printable
+from snncompiler.emission import rehearse
 from snncompiler.errors import EnvironmentMissing, InternalError, SnncError, UsageError
 from snncompiler.evaluation import BATCH, Evaluation, evaluate
 from snncompiler.io import check_writable, save, write_atomically
@@ -340,6 +341,7 @@ def check(
     except EnvironmentMissing as missing:
         text = "the batch axis and the folding were not checked numerically"
         prepared.context.note("SNNC503", f"{text}: {missing.findings[0].message}")
+    rehearse(prepared, Options(strict=strict, allow_analog=allow_analog))
     content = report.constraints(prepared)
     if as_json:
         _print_json(content)

@@ -12,6 +12,7 @@ import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from snncompiler.diagnostics import describe
@@ -107,7 +108,23 @@ def tensor_names(graph: Graph) -> set[str]:
 
 def value(tensor: Tensor) -> NDArray[Any] | None:
     """The array of a constant tensor, None for any other."""
-    return tensor.values if isinstance(tensor, gs.Constant) else None
+    if not isinstance(tensor, gs.Constant):
+        return None
+    held = tensor._values
+    if isinstance(held, LazyValues) and held.tensor.data_type == onnx.TensorProto.STRING:
+        # graphsurgeon exports text only from the tensor that it came in, so that stays.
+        return np.asarray(held.load())
+    array: NDArray[Any] = tensor.values
+    return array
+
+
+def held_as(array: NDArray[Any]) -> NDArray[Any] | LazyValues:
+    """What a constant holds: the array, or text in the form in which graphsurgeon exports it."""
+    if array.dtype.kind not in "OUS":
+        return array
+    kind = onnx.TensorProto.STRING
+    text: Any = [str(one).encode() for one in array.reshape(-1)]
+    return LazyValues(onnx.helper.make_tensor("text", kind, array.shape, text))
 
 
 def is_live(tensor: Tensor) -> bool:
@@ -288,12 +305,55 @@ def infer_node(node: Node, opset: int) -> None:
         shape = [1, prod(picked) if all(known(dim) for dim in picked) else None]
         node.outputs[0].dtype, node.outputs[0].shape = node.inputs[0].dtype, shape
         return
+    if node.domain == "ai.onnx.ml" and node.op in _SHAPED:
+        for tensor, (kind, shape) in zip(node.outputs, _SHAPED[node.op](node), strict=False):
+            tensor.dtype = tensor.dtype if kind is None else np.dtype(kind)
+            tensor.shape = shape
+        return
     for tensor in node.outputs:
         if tensor.name in inferred and inferred[tensor.name].HasField("tensor_type"):
             kind = inferred[tensor.name].tensor_type
             tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
             tensor.shape = [_dim(dim) for dim in kind.shape.dim] if kind.HasField("shape") else None
             _check_size(node, tensor)
+
+
+def _as_input(node: Node) -> list[tuple[Any, Any]]:
+    return [(np.float32, node.inputs[0].shape)]
+
+
+def _one_hot(node: Node) -> list[tuple[Any, Any]]:
+    count = len(node.attrs.get("cats_int64s") or node.attrs.get("cats_strings") or [])
+    shape = node.inputs[0].shape
+    return [(np.float32, None if shape is None else [*shape, count])]
+
+
+def _targets(node: Node) -> list[tuple[Any, Any]]:
+    shape, count = node.inputs[0].shape, node.attrs.get("targets", node.attrs.get("n_targets", 1))
+    return [(np.float32, [None if shape is None else shape[0], int(count)])]
+
+
+def _classes(node: Node) -> list[tuple[Any, Any]]:
+    shape, keys = node.inputs[0].shape, ("int64s", "ints", "strings")
+    labels: list[Any] = next(
+        (found for k in keys if (found := node.attrs.get(f"classlabels_{k}"))), []
+    )
+    samples = None if shape is None else shape[0]
+    return [(None, [samples]), (np.float32, [samples, max(len(labels), 1)])]
+
+
+#: Types and shapes of the outputs of operators of ai.onnx.ml, which ONNX does not infer.
+_SHAPED: dict[str, Callable[[Node], list[tuple[Any, Any]]]] = {
+    "Imputer": _as_input,
+    "Normalizer": _as_input,
+    "OneHotEncoder": _one_hot,
+    "LinearRegressor": _targets,
+    "SVMRegressor": lambda node: [(np.float32, [*(node.inputs[0].shape or [None])[:1], 1])],
+    "TreeEnsembleRegressor": _targets,
+    "LinearClassifier": _classes,
+    "SVMClassifier": _classes,
+    "TreeEnsembleClassifier": _classes,
+}
 
 
 def _check_size(node: Node, tensor: Tensor) -> None:

@@ -53,13 +53,14 @@ from snncompiler.passes.pool_spikes import PoolSpikes
 from snncompiler.passes.remove_noops import RemoveNoops
 from snncompiler.passes.spell_linear import SpellLinear
 from snncompiler.passes.spell_max_pool import SpellMaxPool
+from snncompiler.passes.spell_ml import SpellMl
 from snncompiler.passes.spell_quantized import SpellQuantized
 from snncompiler.passes.spell_rectifiers import SpellRectifiers
 from snncompiler.passes.swap_max_pool import SwapMaxPool
 from snncompiler.passes.to_float32 import ToFloat32, has_other_floats
 from snncompiler.passes.track_batch import TrackBatch, name_batch
 from snncompiler.passes.unify_linear import UnifyLinear
-from snncompiler.passes.verify_input import verify_input
+from snncompiler.passes.verify_input import verify_input, without_maps
 from snncompiler.runtime.session import create_session
 from snncompiler.unrounded import NotUnrounded, unrounded
 
@@ -149,6 +150,7 @@ def normalization_passes(
 ) -> list[Pass]:
     """The graph passes from the checked source to the normalized ANN, in order."""
     return [
+        SpellMl(),
         ToFloat32(),
         SpellQuantized(),
         FoldConstants(freeze_batch),
@@ -355,8 +357,10 @@ def in_float32(checked: onnx.ModelProto) -> onnx.ModelProto:
 def runnable(source: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """The source as onnxruntime can run it, and why that is not as it stands; empty where it is.
 
-    On the CPU it has no float64 convolutions, for one: such a source runs in float32.
+    On the CPU it has no float64 convolutions, for one: such a source runs in float32.  Maps are given
+    as the arrays that they are made of, as in the compiled network.
     """
+    source = without_maps(source)
     if not has_other_floats(source):
         return source, ""
     try:
@@ -457,7 +461,7 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
     Refused, naming the output, rather than converting another network than the one given.
     """
     one = prepared.for_source(feeds)
-    given = prepared.source.model
+    given = without_maps(prepared.source.model)
     # Before the first spiking layer and behind the last one, the file's own rounding stays.
     kept = {
         tensor.name
@@ -498,9 +502,11 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
     for output, first, second, as_given in zip(
         prepared.graph.outputs, expected, found, rounded, strict=True
     ):
-        wide = np.asarray(first, np.float64)
         quantized = output.name in kept
-        if not (quantized or np.asarray(first).dtype.kind == "f") or not np.isfinite(wide).all():
+        if not (quantized or np.asarray(first).dtype.kind == "f"):
+            continue
+        wide = np.asarray(first, np.float64)
+        if not np.isfinite(wide).all():
             continue
         scale = float(np.abs(wide).max(initial=0))
         change = float(np.abs(wide - second).max(initial=0)) if wide.size else 0.0

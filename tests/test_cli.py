@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -1140,3 +1141,43 @@ def test_without_onnxruntime(built: dict[str, Path], tmp_path: Path) -> None:
     assert "SNNC503" in {finding["code"] for finding in found["findings"]}
     info = child("info", snn, PYTHONPATH=path)
     assert info.code == 0 and "digits-cnn.onnx" in info.out
+
+
+# --- what check and compile refuse ---
+
+#: Networks that are refused by one pass or another, and the options for both commands.
+REFUSED_BY_BOTH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "no rectifier": ("{ y = Neg (x) }", ()),
+    "not linear": ("{ a = Relu (x)  b = Exp (a)  y = Relu (b) }", ()),
+    "several": ("{ a = Relu (x)  b = Exp (a)  c = Mul (a, b)  y = Relu (c) }", ()),
+    "random": ("{ a = Relu (x)  e = RandomNormalLike (a)  y = Add (a, e) }", ()),
+    "bias": ("{ b = Add (x, x)  c = Gemm (x, w, v)  y = Relu (c) }", ("--strict",)),
+    "analog and not a float": (
+        "{ a = Relu (x)  i = Cast <to = 7> (a)  j = Cast <to = 1> (i)  y = Relu (j) }",
+        ("--allow-analog",)),
+    "analog and a choice": (
+        "{ a = Relu (x)  i = ArgMax <axis = 1> (a)  j = Cast <to = 1> (i)  b = Add (a, j)"
+        "  y = Relu (b) }",
+        ("--allow-analog",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED_BY_BOTH)
+def test_check_refuses_what_compile_refuses_with_the_same_findings(
+    kind: str, tmp_path: Path
+) -> None:
+    body, options = REFUSED_BY_BOTH[kind]
+    arrays = {
+        "w": np.eye(3, dtype=np.float32), "v": np.ones(3, np.float32),
+    }  # fmt: skip
+    used = {n: a for n, a in arrays.items() if re.search(rf"\b{n}\b", body)}
+    model = tmp_path / "net.onnx"
+    onnx.save(parse(f"g (float[N,3] x) => (float[N,M] y) {body}", used), model)
+    checked = snnc("check", model, *options, "--json")
+    compiled = snnc("compile", model, "-o", tmp_path / "snn.onnx", *options, "--json")
+    assert checked.code == compiled.code == 1
+    wanted, found = (
+        [f for f in ran.json()["findings"] if f["severity"] == "error"]
+        for ran in (checked, compiled)
+    )
+    assert found == wanted and wanted
