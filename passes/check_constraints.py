@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from snncompiler.diagnostics import Finding
+from snncompiler.diagnostics import Finding, describe
 from snncompiler.errors import Refused
 from snncompiler.graph import Graph, Node, label
 from snncompiler.operators import (
@@ -31,6 +31,7 @@ from snncompiler.passes.spell_max_pool import (
     fills_with_lowest,
     obstacle,
 )
+from snncompiler.patterns import written_out
 from snncompiler.timing import Timing, analyze
 
 
@@ -96,22 +97,43 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
                 hint="only rectifiers become spiking neurons",
             )
         ]
+    reasons = {
+        id(node): reason
+        for node in graph.nodes
+        if timing.phase(node) == "temporal"
+        and rectifier(node) is None
+        and not random_reason(node)
+        and (reason := blocking(node, timing))
+    }
+    refused = [node for node in graph.nodes if id(node) in reasons]
+    layers = {
+        id(part): layer
+        for layer in written_out(graph, refused, timing.inputs)
+        for part in layer.nodes
+    }
     found = []
-    for node in graph.nodes:
-        if timing.phase(node) != "temporal" or rectifier(node) is not None or random_reason(node):
-            continue
-        reason = blocking(node, timing)
-        if reason:
-            found.append(
-                Finding(
-                    "SNNC202",
-                    f"{node.op} stands between spiking layers: {reason}",
-                    node=label(node),
-                    hint=_REMEDIES.get(reason, _REMEDIES[NOT_LINEAR]),
-                )
-            )
+    for node in refused:
+        layer = layers.get(id(node))
+        if layer is None:
+            text = f"{node.op} stands between spiking layers: {reasons[id(node)]}"
+            hint = _REMEDIES.get(reasons[id(node)], _REMEDIES[NOT_LINEAR])
+            found.append(Finding("SNNC202", text, node=label(node), hint=hint))
+        elif node is next(part for part in layer.nodes if id(part) in reasons):
+            # Once for the whole layer, under the name that its last operator has.
+            text = f"{layer.name} stands between spiking layers: {NOT_LINEAR}"
+            where = describe(layer.text, layer.nodes[-1].name)
+            hint = _LAYERS.get(layer.name, _REMEDIES[NOT_LINEAR])
+            found.append(Finding("SNNC202", text, node=where, hint=hint))
     return found
 
+
+#: What helps against a layer that is written out, by its name.
+_LAYERS = {
+    "LayerNormalization": "train with batch-norm for it, or keep it analog with --allow-analog",
+    "RMSNormalization": "train with batch-norm for it, or keep it analog with --allow-analog",
+    "attention": "keep it analog with --allow-analog",
+    "gate": "train the network without its gates, or keep them analog with --allow-analog",
+}
 
 INDICES = "its indices are used"
 LOWEST = "it pads with minus infinity, which is no rate of spikes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich import box
@@ -133,9 +134,9 @@ def percent(share: float) -> str:
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """One line each; equal ones once."""
+    """One line each: those that differ in their node alone together, and every hint once."""
     style = {"error": "bold red", "warning": "yellow", "note": "dim"}
-    for finding in dict.fromkeys(findings):
+    for finding in summed_up(findings):
         console.print(
             str(finding),
             style=style[finding.severity],
@@ -143,6 +144,28 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
             highlight=False,
             soft_wrap=not console.is_terminal,
         )
+
+
+#: So many nodes are named where a finding is of several; of more only the first is.
+NAMED = 3
+
+
+def summed_up(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings for people: equal texts about several nodes as one, a hint where it comes first."""
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for finding in dict.fromkeys(findings):
+        key = (finding.severity, finding.code, finding.message, finding.hint)
+        groups.setdefault(key, []).append(finding)
+    told: set[str] = set()
+    made = []
+    for group in groups.values():
+        first = group[0]
+        nodes = [finding.node for finding in group]
+        where = ", ".join(nodes) if len(nodes) <= NAMED else f"{nodes[0]} and {len(nodes) - 1} more"
+        hint = "" if first.hint in told else first.hint
+        told.add(first.hint)
+        made.append(replace(first, node=where, hint=hint))
+    return made
 
 
 def print_constraints(console: Console, content: dict[str, Any]) -> None:
