@@ -149,7 +149,7 @@ def rehearse(prepared: Prepared, options: Options) -> None:
     for node in calib.rectifiers_of(prepared.graph):
         found = rectifier(node)
         top = 1.0 if found is None or found.cap is None else found.cap
-        spread = np.linspace(0.5, 1.0, calib.channels_of(node)) * top
+        spread = np.linspace(0.5, 1.0, max(calib.channels_of(node), 1)) * top
         thresholds[node.name] = spread.astype(np.float32)
     stand_in = Calibration(
         thresholds=thresholds,
