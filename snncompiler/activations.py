@@ -11,7 +11,8 @@ A Clip of the input, before any trained layer, is preprocessing: it is static an
 behind the last trained layer bounds what is read out, and is applied to the decoded values.  Where a
 network would have no spiking neuron at all, those behind its last trained layer become spiking too.
 What leads to an operator that is not linear, as a gate to a product, stays what it is, if that keeps
-the operator static.
+the operator static; so does what comes behind one that is applied to the decoded values, as the lower
+bound of a norm is.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _before_trained(graph: Graph) -> set[int]:
 
 
 def _without_gates(graph: Graph, chosen: set[int]) -> set[int]:
-    """Leave out what would make an operator spiking in time that is not linear and was static."""
+    """Leave out what would put an operator that is not linear between spiking layers."""
 
     def fires(node: Node) -> bool:
         return rectifier(node) is not None or id(node) in chosen
@@ -90,10 +91,22 @@ def _without_gates(graph: Graph, chosen: set[int]) -> set[int]:
             if node.op in (*_POOLING, *CANDIDATES) or not any(inputs):
                 continue
             if linear_reason(node, inputs):
-                gated |= _above(node) & chosen
+                late = any(before.inputs(node))  # it had spikes before it, but no neuron behind it
+                gated |= (_below(graph, node) if late else _above(node)) & chosen
         if not gated:
             return chosen
         chosen = chosen - gated
+
+
+def _below(graph: Graph, node: Node) -> set[int]:
+    """ids of the nodes that depend on `node`; the nodes are sorted."""
+    reached = {id(tensor) for tensor in node.outputs}
+    found: set[int] = set()
+    for other in graph.nodes:
+        if any(id(tensor) in reached for tensor in other.inputs):
+            found.add(id(other))
+            reached.update(id(tensor) for tensor in other.outputs)
+    return found
 
 
 def _above(node: Node) -> set[int]:

@@ -312,6 +312,29 @@ def test_what_leads_to_a_static_operator_that_is_not_linear_stays_static(kind: s
     ]
 
 
+#: Bounds of norms over what the last rectifier gave, with a trained layer behind: SSD, embeddings.
+NORMS = {
+    "L2": "q = ReduceL2 <axes = [1]> (r)  n = Clip (q, tenth)  a = Div (r, n)",
+    "by a square root": "p = Mul (r, r)  q = ReduceSum (p, axis)  n = Max (q, tenth)  m = Sqrt (n)"
+    "  a = Div (r, m)",
+    "range": "q = ReduceMax <axes = [1]> (r)  s = Sqrt (q)  n = Clip (s, tenth, top)  a = Div (r, n)",
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_the_bound_of_a_norm_in_the_read_out_is_no_activation(kind: str) -> None:
+    text = f"""g (float[N,5] x) => (float[N,4] y)
+    {{ h = MatMul (x, w)  r = Relu (h)  {NORMS[kind]}  y = MatMul (a, last) }}"""
+    arrays = {"w": random(2, 5, 6), "last": random(3, 6, 4), "axis": np.array([1]), **BOUNDS}
+    used = {n: a for n, a in arrays.items() if re.search(rf"\b{n}\b", text)}
+    model, x = parse(text, used), random(7, 4, 5)
+    (wanted,) = run_model(model, x=x)
+    snn = compile_text(model, x)
+    assert op_counts(snn)["RMPNeuron"] == 1
+    # C/T: one layer, off by θ/T, and a quotient of it.
+    assert_close(run_model(snn, x=x, snnc_steps=np.array(1024))[0], wanted, relative=10 / 1024)
+
+
 def test_whole_numbers_are_not_rectified() -> None:
     text = """g (int64[N,4] i) => (float[N,3] y) <int64 low = {-1}, int64 high = {3}, int64 zero = {0}>
     { c = Clip (i, low, high)  t = Greater (c, zero)  k = Cast <to = 7> (t)  d = Mul (c, k)
