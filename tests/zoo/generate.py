@@ -278,9 +278,7 @@ def torchvision_networks() -> dict[str, Recipe]:
         "densenet121_tv": Recipe(plain(models.densenet121, 8, "classifier"), picture),
         "fcn_resnet50_tv": Recipe(fcn, picture),
         "retinanet_fpn_tv": Recipe(retinanet, picture),
-        "ssd300_vgg16_tv": Recipe(
-            ssd, ((3, 300, 300),), "an L2 norm over channels between rectifiers"
-        ),
+        "ssd300_vgg16_tv": Recipe(ssd, ((3, 300, 300),)),
         "ssd_mobilenet_v2_tv": Recipe(ssd_mobilenet, picture),
         "mobilenet_v3_tv": Recipe(
             plain(models.mobilenet_v3_small, 8, "classifier.3"), picture, "HardSwish"
