@@ -40,11 +40,22 @@ class Score:
 
 
 def settings(root: Path) -> dict[str, Any]:
-    """`[tool.cosmic-ray]` of pyproject.toml: `timeout`, `excluded-operators`, and `tests` by module."""
+    """`[tool.cosmic-ray]` of pyproject.toml: `timeout`, `excluded-operators`, and `tests` by module.
+
+    A pass that is not named there has the test file of its own name, if there is one.
+    """
     import toml  # comes with cosmic-ray
 
     found: dict[str, Any] = toml.load(root / "pyproject.toml")["tool"]["cosmic-ray"]
+    found["tests"] = mirrored(root) | found["tests"]
     return found
+
+
+def mirrored(root: Path) -> dict[str, list[str]]:
+    """The test file of every pass that has one of its own name."""
+    names = sorted(path.stem for path in (root / "passes").glob("*.py"))
+    tests = {name: f"tests/passes/test_{name}.py" for name in names}
+    return {f"passes/{name}.py": [test] for name, test in tests.items() if (root / test).is_file()}
 
 
 def copied(root: Path, folder: Path) -> Path:
