@@ -182,8 +182,13 @@ def prepare(
     source = load(model)
     checked, findings = verify_input(source.model)
     options: dict[str, Any] = {"strict": strict, "allow_analog": allow_analog, "maxpool": maxpool}
-    _check_batch_axes(checked)
-    graph, context = _normalized(checked, findings, options)
+    no_samples = _inputs_without_samples(checked)
+    try:
+        graph, context = _normalized(checked, findings, options)
+    except Refused as refused:
+        raise Refused(*no_samples, *refused.findings) from None
+    if no_samples:
+        raise Refused(*no_samples)
     prepared = _prepared(source, checked, graph, context, any_batch=not context.batch_lost)
     if prepared.any_batch:
         return prepared
@@ -234,11 +239,9 @@ def _check_one_alone(prepared: Prepared) -> None:
         )
 
 
-def _check_batch_axes(checked: onnx.ModelProto) -> None:
-    """Refuse inputs of which there can be no sample i.
-
-    Data is samples along axis 0, of as many for every input.  Raises Refused with every such input.
-    """
+def _inputs_without_samples(checked: onnx.ModelProto) -> list[Finding]:
+    """The inputs of which there can be no sample i: data is samples along axis 0, of as many for
+    every input."""
     inputs = import_model(checked).inputs
     sizes = {tensor.name: tensor.shape[0] for tensor in inputs if tensor.shape}
     open_names = [name for name, size in sizes.items() if not known(size) or size == 0]
@@ -258,8 +261,7 @@ def _check_batch_axes(checked: onnx.ModelProto) -> None:
             )
             hint = "give it an axis for the samples in front, or make it a constant"
             findings.append(Finding("SNNC205", text, hint=hint))
-    if findings:
-        raise Refused(*findings)
+    return findings
 
 
 def _counts_samples(graph: Graph, frozen: Context) -> bool:

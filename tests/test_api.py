@@ -190,7 +190,7 @@ def test_verify_tells_every_check(snn: onnx.ModelProto) -> None:
     data: list[Any] = [None, TEST, {"input": TEST}, snncompiler.Dataset({"input": TEST})]
     for form in data:
         found = snncompiler.verify(CNN, snn, data=form)
-        assert found.passed and len(found.checks) == 6 and len(found.layers) == 4
+        assert found.passed and len(found.checks) == 8 and len(found.layers) == 4
         assert found.as_dict()["passed"] is True
     assert len(data) == 4
 

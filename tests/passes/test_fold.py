@@ -267,7 +267,9 @@ def test_extra_outputs_are_refused() -> None:
 def test_parameters_at_run_time_are_refused() -> None:
     weights = {"w": random(1, 2, 2, 1, 1), **bn(2)}
     del weights["g"]
-    (finding,) = refused(parse(REFUSED % (", float[2] g", "", "", "epsilon = 0.1"), weights))
+    # That `g` has no axis for the samples is found as well.
+    input_g, finding = refused(parse(REFUSED % (", float[2] g", "", "", "epsilon = 0.1"), weights))
+    assert input_g.code == "SNNC205" and "'g'" in input_g.message
     assert finding.code == "SNNC207" and "run time" in finding.message
 
 
