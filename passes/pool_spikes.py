@@ -20,7 +20,7 @@ from snncompiler.graph import Graph, Node, Tensor, drop_dead, label, producer, t
 from snncompiler.operators import rectifier
 from snncompiler.passes.base import Context, Pass
 from snncompiler.passes.fold_amplitude import poolable
-from snncompiler.passes.swap_max_pool import max_over
+from snncompiler.passes.swap_max_pool import MAX_STEPS, max_over
 from snncompiler.rewriting import Writer
 from snncompiler.signs import affine_step, course, never_negative, per_channel
 from snncompiler.timing import analyze
@@ -65,33 +65,44 @@ class _Rewriting:
         self.writer, self.pool, self.label, self.attrs = writer, pool, label(pool), pool.attrs
         #: How many rectifiers were added.
         self.rectified = 0
+        #: What was written already: a value may be read on many ways.
+        self.found: dict[tuple[int, int], Tensor] = {}
 
     def apply(self, op: str, *inputs: Tensor) -> Tensor:
         return self.writer.node(self.pool.name, op, list(inputs))
 
-    def most(self, x: Tensor, sign: int) -> Tensor:
+    def most(self, x: Tensor, sign: int, depth: int = 0) -> Tensor:
         """The maximum of x over every window, its minimum where `sign` is -1."""
+        key = (id(x), sign)
+        if key not in self.found:
+            self.found[key] = self._most(x, sign, depth)
+        return self.found[key]
+
+    def _most(self, x: Tensor, sign: int, depth: int) -> Tensor:
         if poolable(x):
             return max_over(self.writer, self.pool, x, np.full((), float(sign)))
-        node = producer(x)
+        node = producer(x) if depth < MAX_STEPS else None
         step = None if node is None else affine_step(node)
         if node is not None and step is not None and (step.uniform or poolable(step.source)):
-            return self._behind(node, step.source, step.uniform, sign)
+            return self._behind(node, step.source, step.uniform, sign, depth + 1)
         if node is not None and node.op in ("Add", "Sub") and not node.domain:
             first, second = node.inputs
             turn = 1 if node.op == "Add" else -1
             one, two = course(first), course(second)
             if one.of == two.of and one.direction == turn * two.direction:
-                halves = self.most(first, sign), self.most(second, turn * sign)
+                halves = (
+                    self.most(first, sign, depth + 1),
+                    self.most(second, turn * sign, depth + 1),
+                )
                 return self.apply(node.op, *halves)
         return self._rectify(x, sign)
 
-    def _behind(self, node: Node, source: Tensor, uniform: int, sign: int) -> Tensor:
+    def _behind(self, node: Node, source: Tensor, uniform: int, sign: int, depth: int) -> Tensor:
         """An affine step per channel, behind the pooling of its source."""
         at = next(index for index, tensor in enumerate(node.inputs) if tensor is source)
         if uniform:
             inputs = list(node.inputs)
-            inputs[at] = self.most(source, sign * uniform)
+            inputs[at] = self.most(source, sign * uniform, depth)
             return self._moved(node, inputs)
         # Slopes of both signs: σ·x is pooled, and multiplied by |s|.
         factors = per_channel(node.inputs[1 - at], source)
@@ -99,7 +110,7 @@ class _Rewriting:
         signs = np.where(factors < 0, -1.0, 1.0)
         turned = self.apply("Mul", source, self.writer.numbers(self.pool.name, signs, source))
         sizes = self.writer.numbers(self.pool.name, np.abs(factors), source)
-        return self._moved(node, [self.most(turned, sign), sizes])
+        return self._moved(node, [self.most(turned, sign, depth), sizes])
 
     def _moved(self, node: Node, inputs: list[Tensor]) -> Tensor:
         result = self.apply(node.op, *inputs)

@@ -33,6 +33,10 @@ from snncompiler.rewriting import Writer
 from snncompiler.signs import affine_step
 from snncompiler.timing import analyze
 
+#: Between a pooling and the rectifiers that it may be exchanged with, so many affine steps are looked
+#: through.
+MAX_STEPS = 64
+
 
 @dataclass(frozen=True)
 class SwapMaxPool(Pass):
@@ -98,9 +102,11 @@ class _Way:
     signs: NDArray[np.float64]
 
 
-def _ways(tensor: Tensor, graph: Graph, signs: NDArray[np.float64]) -> list[_Way] | None:
+def _ways(
+    tensor: Tensor, graph: Graph, signs: NDArray[np.float64], depth: int = 0
+) -> list[_Way] | None:
     """All that follows a pooling, up to rectifiers; None where something else reads it."""
-    if not tensor.outputs or readers(tensor, graph) != len(tensor.outputs):
+    if depth > MAX_STEPS or not tensor.outputs or readers(tensor, graph) != len(tensor.outputs):
         return None
     ways: list[_Way] = []
     for reader in tensor.outputs:
@@ -110,7 +116,7 @@ def _ways(tensor: Tensor, graph: Graph, signs: NDArray[np.float64]) -> list[_Way
         step = affine_step(reader)
         if step is None or step.source is not tensor:
             return None
-        further = _ways(reader.outputs[0], graph, signs * step.signs)
+        further = _ways(reader.outputs[0], graph, signs * step.signs, depth + 1)
         if further is None:
             return None
         ways += [_Way((reader, *way.steps), way.relu, way.signs) for way in further]

@@ -36,46 +36,52 @@ def per_channel(tensor: Tensor, like: Tensor) -> NDArray[np.float64] | None:
 
 def never_negative(tensor: Tensor) -> bool:
     """Whether no element of a value can be negative."""
-    array = value(tensor)
-    if array is not None:
-        return bool(np.all(array >= 0))
-    node = producer(tensor)
-    if node is None or node.domain:
-        return False
-    if rectifier(node) is not None or node.op in ("Abs", "Sigmoid", "Softmax", "HardSigmoid"):
-        return True
-    if node.op in ("Add", "Sum", "Mean", "Mul", "Max", "Min", "Concat"):
-        return all(never_negative(other) for other in node.inputs)
-    if node.op == "Sub":
-        return never_negative(node.inputs[0]) and _never_positive(node.inputs[1])
-    if node.op == "Neg":
-        return _never_positive(node.inputs[0])
-    if node.op == "Div":
-        divisor = value(node.inputs[1])
-        return divisor is not None and bool(np.all(divisor > 0)) and never_negative(node.inputs[0])
-    if node.op == "Pad":
-        fill = constant_input(node, 2)
-        filled = input_at(node, 2) is None or (fill is not None and bool(np.all(fill >= 0)))
-        return filled and never_negative(node.inputs[0])
-    if node.op in ("Resize", "Upsample"):
-        return node.attrs.get("mode") != "cubic" and never_negative(node.inputs[0])
-    return node.op in _KEEP_SIGN and never_negative(node.inputs[0])
+    pending, seen = [(tensor, 1)], {(id(tensor), 1)}
+    while pending:
+        needed = _needed(*pending.pop())
+        if needed is None:
+            return False
+        for other, sign in needed:
+            if (id(other), sign) not in seen:
+                seen.add((id(other), sign))
+                pending.append((other, sign))
+    return True
 
 
-def _never_positive(tensor: Tensor) -> bool:
-    """Whether that can be seen at once: a constant, -x, or x·c with a constant c."""
+def _needed(tensor: Tensor, sign: int) -> list[tuple[Tensor, int]] | None:
+    """What no element of `sign` times a value can be negative follows from: other values, and the
+    signs with which none of theirs may be negative either.  None where it does not follow."""
     array, node = value(tensor), producer(tensor)
     if array is not None:
-        return bool(np.all(array <= 0))
-    if node is None or node.domain or node.op not in ("Neg", "Mul"):
-        return False
+        return [] if np.all(sign * array >= 0) else None
+    if node is None or node.domain:
+        return None
     if node.op == "Neg":
-        return never_negative(node.inputs[0])
-    first, second = node.inputs
-    if value(first) is not None:
-        first, second = second, first
-    factor = value(second)
-    return factor is not None and bool(np.all(factor <= 0)) and never_negative(first)
+        return [(node.inputs[0], -sign)]
+    if sign < 0:
+        # Only what can be seen at once: x·c with a constant c.
+        first, second = node.inputs if node.op == "Mul" else (tensor, tensor)
+        if value(first) is not None:
+            first, second = second, first
+        factor = value(second)
+        return [(first, 1)] if factor is not None and np.all(factor <= 0) else None
+    if rectifier(node) is not None or node.op in ("Abs", "Sigmoid", "Softmax", "HardSigmoid"):
+        return []
+    if node.op in ("Add", "Sum", "Mean", "Mul", "Max", "Min", "Concat"):
+        return [(other, 1) for other in node.inputs]
+    if node.op == "Sub":
+        return [(node.inputs[0], 1), (node.inputs[1], -1)]
+    kept = [(node.inputs[0], 1)] if node.inputs else None
+    if node.op == "Div":
+        divisor = value(node.inputs[1])
+        return kept if divisor is not None and np.all(divisor > 0) else None
+    if node.op == "Pad":
+        fill = constant_input(node, 2)
+        filled = input_at(node, 2) is None or (fill is not None and np.all(fill >= 0))
+        return kept if filled else None
+    if node.op in ("Resize", "Upsample"):
+        return kept if node.attrs.get("mode") != "cubic" else None
+    return kept if node.op in _KEEP_SIGN else None
 
 
 @dataclass(frozen=True)
@@ -140,24 +146,49 @@ def course(tensor: Tensor) -> Course:
     Two values with the same course take their maximum at the same place of every window.  `of` holds
     ids of tensors, so it is good while the graph is not changed.
     """
-    here = Course(id(tensor), 1)
+    found: dict[int, Course] = {}
+    pending = [tensor]
+    while pending:
+        here = pending[-1]
+        before = _before(here)
+        missing = [other for other in before if id(other) not in found]
+        if missing:
+            pending += missing
+        else:
+            found[id(pending.pop())] = _next(here, [found[id(other)] for other in before])
+    return found[id(tensor)]
+
+
+def _before(tensor: Tensor) -> list[Tensor]:
+    """The values whose courses the course of `tensor` follows from."""
     node = producer(tensor)
     if node is None or node.domain:
-        return here
+        return []
     if rectifier(node) is not None:
-        return course(node.inputs[rectified_input(node)])
+        return [node.inputs[rectified_input(node)]]
     step = affine_step(node)
     if step is not None:
-        before = course(step.source)
-        return Course(before.of, before.direction * step.uniform) if step.uniform else here
+        return [step.source] if step.uniform else []
+    if node.op in ("Add", "Sub"):
+        return list(node.inputs)
+    return [node.inputs[0]] if node.op == "MaxPool" else []
+
+
+def _next(tensor: Tensor, before: list[Course]) -> Course:
+    """The course of a value from those of `_before`."""
+    here, node = Course(id(tensor), 1), producer(tensor)
+    if not before or node is None:
+        return here
+    first = before[0]
+    if rectifier(node) is not None:
+        return first
     if node.op == "MaxPool":
         # f(x) that rises with x has f(max x) as its maximum, one that falls f(min x).
-        before = course(node.inputs[0])
         window = repr(sorted(node.attrs.items()))
-        return Course((before.of, before.direction, window), before.direction)
-    if node.op in ("Add", "Sub"):
-        first, second = (course(other) for other in node.inputs)
-        turn = -1 if node.op == "Sub" else 1
-        if first.of == second.of and first.direction == turn * second.direction:
-            return first
-    return here
+        return Course((first.of, first.direction, window), first.direction)
+    step = affine_step(node)
+    if step is not None:
+        return Course(first.of, first.direction * step.uniform)
+    turn = -1 if node.op == "Sub" else 1
+    same = first.of == before[1].of and first.direction == turn * before[1].direction
+    return first if same else here

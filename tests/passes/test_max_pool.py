@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -350,3 +351,22 @@ def test_maps_of_any_size(name: str) -> None:
             session = create_session(snn, threads=1, **more)
             (decoded,) = session.run(None, {"x": other, "snnc_steps": np.array(1024)})
             assert_close(decoded, wanted, relative=UNITS / 1024)
+
+
+@pytest.mark.parametrize("kind", ["a chain of norms", "a sum of itself"])
+def test_what_is_pooled_may_be_deep(kind: str) -> None:
+    """3,000 steps above a pooling, and 60 of which each is read twice: no walk is recursive without a
+    bound, none goes every way."""
+    count, step = {
+        "a chain of norms": (3000, "t%d = Mul (t%d, k)"),
+        "a sum of itself": (60, "t%d = Add (t%d, t%d)"),
+    }[kind]
+    lines = [step % ((i + 1, *[i] * (step.count("%d") - 1))) for i in range(count)]
+    text = "g (float[N,2,4,4] x) => (float[N,2,2,2] y) {{ t0 = Relu (x)\n{}\n{}\n{} }}".format(
+        "\n".join(lines),
+        f"p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (t{count})",
+        "c = Conv (p, w)  y = Relu (c)",
+    )
+    weights = {"w": random(1, 2, 2, 1, 1), "k": np.full((1, 2, 1, 1), 0.999, np.float32)}
+    prepared = pipeline.prepare(parse(text, weights))
+    assert Counter(node.op for node in prepared.graph.nodes)["Relu"] in (2, 3)
