@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from snncompiler.graph import (
     BATCH,
+    WHOLE_AXIS,
     Graph,
     Node,
     Tensor,
@@ -41,10 +42,6 @@ from snncompiler.passes.base import ByBatch, Context, Pass
 
 #: What the batch dimension is called in the models that we write, where no other has that name.
 BATCH_NAMES = ("N", "batch")
-
-
-#: Where a Slice ends that takes all there is.
-_ALL = np.iinfo(np.int32).max
 
 
 #: More axes than any tensor has.
@@ -302,7 +299,9 @@ def _slice(node: Node, axes: dict[str, int]) -> list[int | None]:
         raise Lost("it cuts the batch axis")
     if axis in sliced:
         at, ends, steps = sliced.index(axis), constant_input(node, 2), constant_input(node, 4)
-        whole = starts is not None and starts[at] == 0 and ends is not None and ends[at] >= _ALL
+        whole = (
+            starts is not None and starts[at] == 0 and ends is not None and ends[at] >= WHOLE_AXIS
+        )
         if not whole or (input_at(node, 4) is not None and (steps is None or steps[at] != 1)):
             raise Lost("it cuts the batch axis")
     return [axis]

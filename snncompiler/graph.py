@@ -28,6 +28,9 @@ Tensor: TypeAlias = gs.Tensor
 #: A run-time value may not have more elements than this for one sample: 8 GiB in float32.
 MAX_VALUES = 1 << 31
 
+#: Where a Slice ends that takes all there is.
+WHOLE_AXIS = np.iinfo(np.int32).max
+
 #: Constants up to this many elements are shown to the shape inference as data (Reshape targets,
 #: pads, axes); larger ones are weights.
 _DATA_ELEMENTS = 4096
@@ -316,6 +319,38 @@ def infer_node(node: Node, opset: int) -> None:
             tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
             tensor.shape = [_dim(dim) for dim in kind.shape.dim] if kind.HasField("shape") else None
             _check_size(node, tensor)
+    for axis in _axes_left_alone(node):
+        shape = node.outputs[0].shape
+        if shape is not None and shape[axis] is None:
+            shape[axis] = node.inputs[0].shape[axis]
+
+
+def _axes_left_alone(node: Node) -> list[int]:
+    """The axes that an operator with a factor or a range for each of its axes leaves as they are.
+
+    ONNX infers nothing along an axis of unknown size there, though once as much, or all of it, is that
+    size again: without this the batch would be lost behind every Resize.
+    """
+    if node.op not in ("Resize", "Slice", "Tile", "Upsample") or not node.inputs[0].shape:
+        return []
+    axes = list(range(len(node.inputs[0].shape)))
+    if node.op == "Slice":
+        starts, ends = constant_input(node, 1), constant_input(node, 2)
+        listed, steps = constant_input(node, 3), constant_input(node, 4)
+        at_run_time = [listed is None and input_at(node, 3) is not None]
+        at_run_time += [steps is None and input_at(node, 4) is not None]
+        if starts is None or ends is None or any(at_run_time):
+            return []
+        named = axes[: len(starts)] if listed is None else [axes[int(axis)] for axis in listed]
+        steps = np.ones_like(starts) if steps is None else steps
+        whole = (starts == 0) & (ends >= WHOLE_AXIS) & (steps == 1)
+        return [axis for axis, all_of_it in zip(named, whole, strict=True) if all_of_it]
+    factors = constant_input(node, 2 if node.op == "Resize" else 1)
+    mode = node.attrs.get("coordinate_transformation_mode", "")
+    axes = [axes[int(axis)] for axis in node.attrs.get("axes", axes)]
+    if factors is None or factors.size != len(axes) or mode == "tf_crop_and_resize":
+        return []
+    return [axis for axis, factor in zip(axes, factors, strict=True) if factor == 1]
 
 
 def _as_input(node: Node) -> list[tuple[Any, Any]]:

@@ -234,6 +234,29 @@ def test_time_cannot_be_folded_where_the_batch_is_elsewhere() -> None:
         compile_text(parse(text), x, chunk=4)
 
 
+@pytest.mark.parametrize(
+    "middle",
+    [
+        'm = Resize <mode = "linear"> (h, , twice)',
+        "m = Tile (h, times)",
+        "m = Slice (h, from, to)",
+        "m = Slice (h, from, to, each, one)",
+    ],
+)
+def test_time_folds_behind_what_leaves_the_batch_alone(middle: str) -> None:
+    # ONNX infers nothing of an axis of unknown size there: "1 times it" and "all of it" are known.
+    text = f"""g (float[N,2,4,6] x) => (float[N,2,?,?] y)
+    <float[4] twice = {{1, 1, 2, 2}}, int64[4] times = {{1, 1, 2, 1}}, int64[4] from = {{0, 0, 0, 1}},
+     int64[4] to = {{9223372036854775807, 2147483647, 9, 6}}, int64[4] each = {{-4, 1, 2, 3}},
+     int64[4] one = {{1, 1, 1, 1}}>
+    {{ h = Relu (x)  {middle}  n = Neg (m)  y = LeakyRelu (n) }}"""
+    x = random(0, 3, 2, 4, 6)
+    decodes(text, FEW, x=x)
+    compiled = pipeline.compile_model(parse(text), Options(threshold="vin-max"), x)
+    assert {p.key: p.value for p in compiled.model.metadata_props}["snnc.unroll"] == "fold"
+    assert not [finding for finding in compiled.prepared.findings if finding.code == "SNNC205"]
+
+
 @pytest.mark.parametrize("way", ["fold", "loop", "steps"])
 def test_shapes_of_temporal_values_are_no_temporal_values(way: str) -> None:
     # Height and width are unknown, so the exporter computes the sizes when running.
