@@ -397,7 +397,8 @@ def test_a_calibration_for_another_form_of_the_network_is_refused() -> None:
     options = Options(task="classification", maxpool="average")
     calibration = pipeline.compile_model(model, options, x).calibration
     assert calibration.growth != "none"
+    exact = replace(options, maxpool="exact", allow_analog=True)
+    with pytest.raises(UsageError, match="with --maxpool average"):
+        pipeline.compile_model(model, exact, calibration)
     with pytest.raises(UsageError, match="is kept analog"):
-        pipeline.compile_model(
-            model, replace(options, maxpool="exact", allow_analog=True), calibration
-        )
+        pipeline.compile_model(model, exact, replace(calibration, maxpool="exact"))

@@ -14,7 +14,8 @@ import onnx
 import pytest
 from helpers import Array, op_counts, parse, random, run_model
 from hypothesis import given, settings
-from test_convergence import ROUNDING, Network, error_bound, networks
+from random_networks import ROUNDING, Network, error_bound
+from test_convergence import networks
 
 from snncompiler import calibrating, dialect, pipeline, running
 from snncompiler.calibration import Calibration
@@ -419,7 +420,7 @@ def test_bias_and_potential_bring_the_first_layer_nearer(correction: str) -> Non
 @settings(max_examples=12)
 @given(network=networks())
 def test_a_schedule_vanishes_as_one_over_t(network: Network) -> None:
-    """Within the bound of test_convergence.py, with S charges of at most θ/2 more at every neuron.
+    """Within the bound of random_networks.py, with S charges of at most θ/2 more at every neuron.
 
     Charges count like currents that are off by their sum: D grows by S·θ/2, and so E = D + θ/2.
     """

@@ -143,7 +143,7 @@ class EventLayer {
     const Input current = context.input(first), threshold = context.input(neuron);
     const Input membrane = context.input(neuron + 1), schedule = context.input(neuron + 2);
     const std::int64_t steps = number_of("steps", context.input(neuron + 4), 1);
-    const std::int64_t start = start_before(steps, context.input(neuron + 3));
+    const std::int64_t start = number_of("start", context.input(neuron + 3), 0);
     events::Call call{};
     std::vector<Source> sources;
     Shape out;

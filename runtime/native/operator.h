@@ -243,13 +243,6 @@ inline std::int64_t number_of(const char* name, const Input& input, std::int64_t
   return number;
 }
 
-/// The number of time-steps before this call, of which `steps` follow.
-inline std::int64_t start_before(std::int64_t steps, const Input& input) {
-  const std::int64_t start = number_of("start", input, 0);
-  plus(start, steps);
-  return start;
-}
-
 /// The shape `[N, ...]` of the samples whose `held` time-steps are folded into `folded`.
 inline Shape samples_of(const char* name, const Shape& folded, std::int64_t held) {
   if (folded.empty()) {

@@ -310,7 +310,7 @@ class ScheduledNeuron {
     const Input current = context.input(0), threshold = context.input(1);
     const Input membrane = context.input(2), schedule = context.input(schedule_input);
     const std::int64_t steps = number_of("steps", context.input(schedule_input + 2), 1);
-    const std::int64_t start = start_before(steps, context.input(schedule_input + 1));
+    const std::int64_t start = number_of("start", context.input(schedule_input + 1), 0);
     const Shape sample = samples_of("current", current.shape, static_current_ ? 1 : steps);
     if (schedule.shape.empty() || schedule.shape[0] < 1) {
       throw std::invalid_argument("`schedule` of shape " + text(schedule.shape) + " has no rows");
@@ -414,7 +414,7 @@ class Drive {
                                   " must have one axis and at least one element");
     }
     const std::int64_t steps = number_of("steps", context.input(3), 1);
-    const std::int64_t start = start_before(steps, context.input(2));
+    const std::int64_t start = number_of("start", context.input(2), 0);
     const Shape sample = samples_of("values", values.shape, 1);
     for_type(values.type, [&](auto zero) {
       using T = decltype(zero);
@@ -448,7 +448,7 @@ class AnalogOperator {
   void run(const Context& context) const {
     const Input values = context.input(0), state = context.input(1);
     const std::int64_t steps = number_of("steps", context.input(3), 1);
-    const std::int64_t start = start_before(steps, context.input(2));
+    const std::int64_t start = number_of("start", context.input(2), 0);
     const Shape sample = samples_of("values", values.shape, steps);
     for_type(values.type, [&](auto zero) {
       using T = decltype(zero);
@@ -485,7 +485,7 @@ class PoissonEncoder {
     const std::int64_t seed = number_of("seed", context.input(2), any);
     const std::int64_t first_image = number_of("first_image", context.input(3), any);
     const std::int64_t steps = number_of("steps", context.input(5), 1);
-    const std::int64_t start = start_before(steps, context.input(4));
+    const std::int64_t start = number_of("start", context.input(4), 0);
     const Shape sample = samples_of("values", values.shape, 1);
     for_type(values.type, [&](auto zero) {
       using T = decltype(zero);

@@ -83,8 +83,9 @@ def test_no_number_ends_the_process(name: str) -> None:
             )
         elif native and which == "start" and number < 0:
             assert "`start` must be at least 0" in shapes[0], what
-        elif native and which == "start" and number == (1 << 63) - 1:
-            assert "more than 64 bits hold" in shapes[0], what
+        elif native and which == "start":
+            # However late it is: what depends on the step holds its last value (test_operators.py).
+            assert not isinstance(shapes[0], str), what
         elif which == "steps" and samples and number > 1:
             # 24 samples of 2^18 values, 2^31 times: no memory has that.
             assert isinstance(shapes[0], str), what
