@@ -90,9 +90,9 @@ def compile_model(
     )
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
-    check_batch(prepared, options.seed)
     dataset = None
     if isinstance(calibration, Calibration):
+        check_batch(prepared, options.seed)
         thresholds, options = _as_asked(calibration, options)
         options = resolve(prepared, options)
     else:
@@ -102,6 +102,8 @@ def compile_model(
             together = max((prepared.fixed_batch or 1) // loaded.rows, 1)
             dataset = loaded.sample(samples, options.seed, together)
             _warn_constant(prepared, dataset)
+            prepared.take_sizes_of(dataset.feeds)
+        check_batch(prepared, options.seed)
         labels = dataset.labels if dataset else None
         options = resolve(prepared, options, data=dataset is not None, labels=labels)
         if options.alpha == "auto":

@@ -71,6 +71,12 @@ Array = NDArray[Any]
 BATCH_TOLERANCE = 1e-4
 #: What sizes are taken to be, in checks, that the source leaves open.
 OPEN_SIZE = 32
+#: And where the source does not run so, as with a Reshape to one size: the first of these with which it
+#: does.  Not 1, which runs wherever it is repeated.
+OTHER_SIZES = (*range(2, 65), 80, 96, 100, 112, 128, 160, 192, 224, 240, 256, 299, 300, 320, 384, 416,
+               448, 512, 600, 608, 640, 1024)  # fmt: skip
+#: Inputs of more values than this are not tried.
+MAX_TRIED = 1 << 23
 #: Relative tolerance against the source: folding rounds every weight once, and the roundings of tens of
 #: layers add up; float16 sources are computed in float32 on purpose, and keep 11 bits.
 SOURCE_TOLERANCE = 1e-2
@@ -90,6 +96,9 @@ class Prepared:
     #: Whether the outputs depend on how many samples run at once, as the source's do.
     counts_samples: bool = False
     checked_model: onnx.ModelProto = field(default_factory=onnx.ModelProto)
+    #: The shape of one sample of every input in checks, with sizes for what the source leaves open;
+    #: empty where it runs with none that was tried.
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -129,6 +138,11 @@ class Prepared:
     def samples_of_source(self) -> int:
         """How many samples that is: one where a whole input is one."""
         return self.source_batch if self.any_batch else 1
+
+    def take_sizes_of(self, feeds: Mapping[str, Array]) -> None:
+        """Let checks have the sizes of data, where no others are known to run."""
+        if not self.sizes:
+            self.sizes = {name: array.shape[1:] for name, array in feeds.items()}
 
     def for_source(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As many samples as the source takes, from the first on; repeated where there are fewer."""
@@ -190,6 +204,7 @@ def prepare(
     if no_samples:
         raise Refused(*no_samples)
     prepared = _prepared(source, checked, graph, context, any_batch=not context.batch_lost)
+    prepared.sizes = _sizes_that_run(prepared)
     if prepared.any_batch:
         return prepared
     leading = [tensor.shape[0] for tensor in import_model(checked).inputs if tensor.shape]
@@ -199,6 +214,7 @@ def prepare(
         graph, kept = _normalized(checked, findings, {**options, "freeze_batch": False})
         lost, kept.batch_lost = kept.batch_lost, {}
         whole = _prepared(source, checked, graph, kept, any_batch=True)
+        whole.sizes = prepared.sizes
         whole.counts_samples = _counts_samples(graph, context)
         if _same_for_three(whole):
             for where, reason in (context.batch_lost if whole.counts_samples else lost).items():
@@ -377,17 +393,43 @@ def runnable(source: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     return source, ""
 
 
+def _sizes_that_run(prepared: Prepared) -> dict[str, tuple[int, ...]]:
+    """`Prepared.sizes`: one number for all that is open, with which the source runs."""
+    inputs = prepared.inputs
+    if not any(None in spec.shape[1:] for spec in inputs):
+        return {spec.name: _sample_shape(spec, OPEN_SIZE) for spec in inputs}
+    try:
+        session = _checking(runnable(prepared.source.model)[0])
+    except Exception:  # whoever needs a session tells why there is none
+        return {spec.name: _sample_shape(spec, OPEN_SIZE) for spec in inputs}
+    for size in (OPEN_SIZE, *OTHER_SIZES):
+        sizes = {spec.name: _sample_shape(spec, size) for spec in inputs}
+        if any(prod(shape) > MAX_TRIED for shape in sizes.values()):
+            break
+        one = {
+            spec.name: np.zeros((prepared.source_batch, *sizes[spec.name]), spec.dtype)
+            for spec in inputs
+        }
+        with contextlib.suppress(Exception):  # onnxruntime's own classes have no common base
+            session.run(None, one)
+            return sizes
+    return {}
+
+
+def _sample_shape(spec: InputSpec, size: int) -> tuple[int, ...]:
+    return tuple(size if dim is None else dim for dim in spec.shape[1:])
+
+
 def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Array]:
-    """Seeded standard-normal inputs; unknown sizes are taken as OPEN_SIZE.
+    """Seeded standard-normal inputs; sizes that the source leaves open are those of `Prepared.sizes`.
 
     Where the network takes one size only, each of the `samples` is a whole input.
     """
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for spec in prepared.inputs:
-        shape = [OPEN_SIZE if dim is None else dim for dim in spec.shape]
-        if shape:
-            shape[0] = samples * (prepared.fixed_batch or 1)
+        inner = prepared.sizes.get(spec.name, _sample_shape(spec, OPEN_SIZE))
+        shape = (samples * (prepared.fixed_batch or 1), *inner)
         if spec.dtype.kind == "f":
             feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         else:
@@ -415,9 +457,17 @@ def check_batch(prepared: Prepared, seed: int) -> None:
     except EnvironmentMissing:
         raise
     except Exception as error:  # onnxruntime's own classes have no common base
+        reason = str(error).splitlines()[0][:300]
+        if not prepared.sizes:
+            raise refuse(
+                "SNNC205",
+                "the sizes that the source leaves open are not free: with no number for all of them "
+                f"that was tried does it run: {reason}",
+                hint="export it with the sizes that it takes, or compile it with data of these sizes",
+            ) from None
         raise refuse(
             "SNNC205",
-            f"the network does not run with three samples: {str(error).splitlines()[0][:300]}",
+            f"the network does not run with three samples: {reason}",
             hint="export the model with a dynamic batch axis",
         ) from None
     for index, (name, place) in enumerate(prepared.output_axes.items()):

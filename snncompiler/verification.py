@@ -123,11 +123,12 @@ def verify(
             f"{prepared.source.name} is not the network that the compiled file was made from",
             hint=f"that was {compiled.metadata['snnc.source']}",
         )
-    check_batch(prepared, compiled.options.seed)
     if data is None:
         feeds: Mapping[str, Array] = synthetic_feeds(prepared, SAMPLES, compiled.options.seed)
     else:
         feeds = load_data(data, prepared.inputs, preprocess).head(SAMPLES).feeds
+        prepared.take_sizes_of(feeds)
+    check_batch(prepared, compiled.options.seed)
     if compiled.fixed_batch is not None:
         have = min(len(next(iter(feeds.values()))), compiled.fixed_batch)
         feeds = filled(feeds, slice(0, have), compiled.fixed_batch)

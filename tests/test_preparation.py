@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -275,3 +276,48 @@ def test_labels_of_whole_inputs(case: str) -> None:
     assert found.results[0].agreement == 1.0 and found.results[0].accuracy == 0.75
     some = snncompiler.evaluate(model, snn, {"x": x, "labels": labels}, limit=10)
     assert some.samples == 10 and some.ann_accuracy == 0.5
+
+
+#: What takes maps of one size only, though height and width are declared open: statements, the rank of
+#: the result, and the weights for maps of 6 by the given width.
+TAKEN: dict[str, tuple[str, int, Callable[[int], dict[str, Array]]]] = {
+    "row": ("m = Add (c, k)", 4, lambda width: {"k": random(10, width)}),
+    "reshaped": ("m = Reshape (c, k)", 4, lambda width: {"k": np.array([0, 2, 12, width])}),
+    "batch open": ("m = Reshape (c, k)", 4, lambda width: {"k": np.array([-1, 4, 6, width])}),
+    "flat": (
+        "f = Flatten (c)  m = MatMul (f, k)", 2, lambda width: {"k": random(11, 24 * width, 5)}
+    ),
+}  # fmt: skip
+
+
+def of_one_size(case: str, width: int) -> onnx.ModelProto:
+    middle, rank, weights = TAKEN[case]
+    out = ",".join("?" * rank)
+    text = f"""g (float[N,3,H,W] x) => (float[{out}] y)
+    {{ a = Conv <pads = [1, 1, 1, 1]> (x, w)  r = Relu (a)  c = Neg (r)  {middle}
+      y = LeakyRelu <alpha = 0.5> (m) }}"""
+    return parse(text, {"w": WEIGHTS["w"], **weights(width)})
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_sizes_that_are_not_as_open_as_they_are_declared(case: str) -> None:
+    model, x = of_one_size(case, 6), random(12, 5, 3, 6, 6)
+    snncompiler.check(model)
+    (wanted,) = run_model(model, x=x)
+    (found,) = run_model(compile_text(model, x, steps=64), x=x)
+    assert_close(found, wanted, relative=4 / 64)
+    # Without data, too: a size is found with which it runs.
+    with_stand_ins = pipeline.compile_model(model, Options()).model
+    assert run_model(with_stand_ins, x=x)[0].shape == wanted.shape
+
+
+@pytest.mark.parametrize("case", ["reshaped", "flat"])
+def test_of_two_sizes_that_differ_the_data_tells(case: str) -> None:
+    model, x = of_one_size(case, 4), random(13, 5, 3, 6, 4)
+    assert pipeline.prepare(model).sizes == {}
+    with pytest.raises(Refused, match="sizes that the source leaves open are not free"):
+        pipeline.compile_model(model, Options())
+    (wanted,) = run_model(model, x=x)
+    spiking = compile_text(model, x, steps=64)
+    assert_close(run_model(spiking, x=x)[0], wanted, relative=4 / 64)
+    assert snncompiler.verify(model, spiking, data=x).passed
