@@ -372,13 +372,31 @@ def in_float32(checked: onnx.ModelProto) -> onnx.ModelProto:
     return _as_model(graph)
 
 
+def _with_open_batch(source: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with any number of samples where it says 0 of them, as some exporters write it;
+    onnxruntime would take none but 0.  The model itself where it does not."""
+    leading = [entry.type.tensor_type.shape.dim[:1] for entry in source.graph.input]
+    if not any(
+        dim.HasField("dim_value") and dim.dim_value == 0 for dims in leading for dim in dims
+    ):
+        return source
+    copy = onnx.ModelProto()
+    copy.CopyFrom(source)
+    del copy.graph.value_info[:]
+    for entry in (*copy.graph.input, *copy.graph.output):
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value == 0:
+                dim.Clear()
+    return copy
+
+
 def runnable(source: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """The source as onnxruntime can run it, and why that is not as it stands; empty where it is.
 
     On the CPU it has no float64 convolutions, for one: such a source runs in float32.  Maps are given
-    as the arrays that they are made of, as in the compiled network.
+    as the arrays that they are made of, as in the compiled network, and 0 samples are any number.
     """
-    source = without_maps(source)
+    source = _with_open_batch(without_maps(source))
     if not has_other_floats(source):
         return source, ""
     try:

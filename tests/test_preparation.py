@@ -321,3 +321,17 @@ def test_of_two_sizes_that_differ_the_data_tells(case: str) -> None:
     spiking = compile_text(model, x, steps=64)
     assert_close(run_model(spiking, x=x)[0], wanted, relative=4 / 64)
     assert snncompiler.verify(model, spiking, data=x).passed
+
+
+def test_no_samples_are_any_number_and_no_size_is_none() -> None:
+    # Some exporters write 0 for the batch; onnxruntime would take 0 samples of it, and no other number.
+    text = """g (float[0,3,6,6] x) => (float[0,4,6,6] y)
+    { a = Conv <pads = [1, 1, 1, 1]> (x, w)  y = Relu (a) }"""
+    model, x = parse(text, {"w": WEIGHTS["w"]}), random(14, 5, 3, 6, 6)
+    spiking = compile_text(model, x, steps=64)
+    found = snncompiler.evaluate(model, spiking, x, steps=[64])
+    assert found.samples == 5 and found.results[0].relative_error < 4 / 64
+    for sizes, axis in (("N,3,0,6", 2), ("0,3,6,0", 3)):
+        text = f"g (float[{sizes}] x) => (float[N,3,6,6] y) {{ y = Relu (x) }}"
+        (finding,) = refused(parse(text))
+        assert finding.code == "SNNC107" and f"axis {axis} is 0" in finding.message
