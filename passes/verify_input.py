@@ -59,9 +59,7 @@ def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]
     if errors_of(findings):
         raise Refused(*findings)
     _forget_initializer_inputs(model.graph)
-    findings += _cut_by_slicing(model.graph)
-    if errors_of(findings):
-        raise Refused(*findings)
+    _cut_by_slicing(model.graph, _opset(model) or NEWEST_OPSET)
     findings += _checked(model)
     if errors_of(findings):
         raise Refused(*findings)
@@ -346,13 +344,12 @@ def _names(graph: onnx.GraphProto) -> set[str]:
     return names.union(*((*node.input, *node.output) for node in graph.node))
 
 
-def _cut_by_slicing(graph: onnx.GraphProto) -> list[Finding]:
-    """Write a Pad with negative pads as a Pad and a Slice; findings where that cannot be done.
+def _cut_by_slicing(graph: onnx.GraphProto, opset: int) -> None:
+    """Write a Pad with negative pads as a Pad and a Slice.
 
     onnx's shape inference ends the process where such a Pad leaves less than nothing; a Slice leaves
-    nothing then.
+    nothing then.  Pads are an attribute before opset 11, and what a Slice cuts before opset 10.
     """
-    findings = []
     taken = _names(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -362,45 +359,49 @@ def _cut_by_slicing(graph: onnx.GraphProto) -> list[Finding]:
     nodes = []
     for node in graph.node:
         nodes.append(node)
-        given = [
-            a for a in node.attribute if node.op_type == "Pad" and a.name in ("pads", "paddings")
-        ]
-        if any(pad < 0 for attribute in given for pad in attribute.ints):
-            findings.append(
-                Finding(
-                    "SNNC110",
-                    "its pads are negative",
-                    node=describe(node.op_type, node.name),
-                    hint="use Slice to cut, or export with opset 11 or later",
-                )
-            )
-        if node.op_type != "Pad" or len(node.input) < 2 or node.input[1] not in constants:
+        given = next((a for a in node.attribute if a.name in ("pads", "paddings")), None)
+        if node.op_type != "Pad":
             continue
-        pads = numpy_helper.to_array(constants[node.input[1]]).reshape(-1)
+        if given is not None:
+            pads = np.array(given.ints, np.int64)
+        elif len(node.input) > 1 and node.input[1] in constants:
+            pads = numpy_helper.to_array(constants[node.input[1]]).reshape(-1).astype(np.int64)
+        else:
+            continue
         if not (pads < 0).any():
             continue
         axes = node.input[3] if len(node.input) > 3 else ""
-        begins, ends = np.split(pads.astype(np.int64), 2)
+        begins, ends = np.split(pads, 2)
         base = unique_name(f"{node.output[0]}/cut", taken)
         limits = {
-            "pads": np.maximum(pads, 0).astype(np.int64),
             "starts": np.maximum(-begins, 0),
             "ends": np.where(ends < 0, ends, np.iinfo(np.int64).max),
             "axes": np.arange(begins.size),
         }
-        if axes:
-            del limits["axes"]
-        made = {name: unique_name(f"{base}/{name}", taken) for name in limits}
-        for name, values in limits.items():
-            graph.initializer.append(numpy_helper.from_array(values, made[name]))
-        result = node.output[0]
-        node.input[1], node.output[0] = made["pads"], base
-        names = [base, made["starts"], made["ends"], axes or made["axes"]]
-        nodes.append(helper.make_node("Slice", names, [result], name=f"{node.name or base}/slice"))
+        values = {**limits, "pads": np.maximum(pads, 0)}
+        if given is not None:
+            given.ints[:] = values.pop("pads").tolist()
+        if axes or opset < 10:
+            del values["axes"]
+        if opset < 10:
+            del values["starts"], values["ends"]
+        made = {name: unique_name(f"{base}/{name}", taken) for name in values}
+        for name, array in values.items():
+            graph.initializer.append(numpy_helper.from_array(array, made[name]))
+        result, node.output[0] = node.output[0], base
+        if given is None:
+            node.input[1] = made["pads"]
+        name = f"{node.name or base}/slice"
+        if opset < 10:
+            cut = helper.make_node("Slice", [base], [result], name=name)
+            cut.attribute.extend(helper.make_attribute(*limit) for limit in limits.items())
+        else:
+            names = [base, made["starts"], made["ends"], axes or made["axes"]]
+            cut = helper.make_node("Slice", names, [result], name=name)
+        nodes.append(cut)
     if len(nodes) > len(graph.node):
         del graph.node[:]
         graph.node.extend(nodes)
-    return findings
 
 
 def _group_problem(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> str:

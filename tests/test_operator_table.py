@@ -214,6 +214,8 @@ CASES: dict[str, list[Case]] = {
         Case("p = Pad (s, k, v)", weights={"k": ints(0, 1, 1, 0, 0, 0, 0, 1), "v": np.float32(1.5)}),
         Case("p = Pad (s, k)", weights={"k": ints(0, 0, -1, 0, 0, 0, 0, -2)}),
         Case("p = Pad (s, k)", weights={"k": ints(0, -1, 0, 0, 0, 0, 0, 0)}),
+        Case("p = Pad <pads = [0, 0, -1, 0, 0, 0, 1, -2]> (s)", opset=10),
+        Case("p = Pad <pads = [0, -1, 0, 2, 0, 0, 0, -1]> (s)", opset=9),
         *[
             Case(
                 f'p = Pad <mode = "{mode}"> (s, k)',
@@ -724,6 +726,6 @@ def test_every_operator_of_the_tables_was_tested() -> None:
     assert set(CASES) | set(ONE_BY_ONE) == set(LINEAR)
     spelled = {"Relu", "Clip", "Max", *spell_rectifiers._ALWAYS, *spell_rectifiers._BETWEEN}
     assert set(SPELLINGS) == spelled
-    assert sum(map(len, CASES.values())) == 210
+    assert sum(map(len, CASES.values())) == 212
     assert len(BROKEN) == 19
     assert (len(POOLINGS), sum(map(len, SPELLINGS.values()))) == (12, 48)
