@@ -698,16 +698,6 @@ def _types(graph: onnx.GraphProto) -> list[Finding]:
             findings.append(
                 Finding("SNNC107", f"input '{entry.name}' has a negative size: {sizes}")
             )
-        inner = entry.type.tensor_type.shape.dim[1:]
-        empty = [n for n, d in enumerate(inner, 1) if d.HasField("dim_value") and d.dim_value == 0]
-        if empty:
-            findings.append(
-                Finding(
-                    "SNNC107",
-                    f"input '{entry.name}' holds nothing: its size along axis {empty[0]} is 0",
-                    hint="export it with a size there, or with a name where any will do",
-                )
-            )
     for entry in (*graph.output, *graph.value_info):
         other = entry.type.WhichOneof("value") not in (None, "tensor_type")
         untyped = entry.type.WhichOneof("value") is None and entry not in graph.output

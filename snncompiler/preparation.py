@@ -476,6 +476,14 @@ def check_batch(prepared: Prepared, seed: int) -> None:
         raise
     except Exception as error:  # onnxruntime's own classes have no common base
         reason = str(error).splitlines()[0][:300]
+        for spec in prepared.inputs:
+            if 0 in spec.shape[1:]:
+                raise refuse(
+                    "SNNC107",
+                    f"input '{spec.name}' holds nothing, its size along axis "
+                    f"{spec.shape.index(0, 1)} is 0, and with nothing it does not run: {reason}",
+                    hint="export it with a size there, or with a name where any will do",
+                ) from None
         if not prepared.sizes:
             raise refuse(
                 "SNNC205",

@@ -332,6 +332,9 @@ def test_no_samples_are_any_number_and_no_size_is_none() -> None:
     found = snncompiler.evaluate(model, spiking, x, steps=[64])
     assert found.samples == 5 and found.results[0].relative_error < 4 / 64
     for sizes, axis in (("N,3,0,6", 2), ("0,3,6,0", 3)):
-        text = f"g (float[{sizes}] x) => (float[N,3,6,6] y) {{ y = Relu (x) }}"
-        (finding,) = refused(parse(text))
-        assert finding.code == "SNNC107" and f"axis {axis} is 0" in finding.message
+        empty = parse(
+            text.replace("0,3,6,6", sizes).replace("0,4,6,6", "?,?,?,?"), {"w": WEIGHTS["w"]}
+        )
+        with pytest.raises(Refused, match=f"size along axis {axis} is 0") as caught:
+            pipeline.compile_model(empty, Options())
+        assert codes(caught.value.findings) == ["SNNC107"]
