@@ -37,8 +37,6 @@ class RemoveNoops(Pass):
                 continue
             if id(result) in named:
                 named.add(id(source))
-            if id(result) in named:
-                named.add(id(source))
             remove_node(node)
             replace_uses(result, source, graph)
         drop_dead(graph)
