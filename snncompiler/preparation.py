@@ -603,6 +603,41 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
                 f"without its rounding the source gives another '{output.name}' by up to "
                 f"{share:.3g} of {scale:.3g}, on one sample",
             )
+    _check_samples_alike(prepared, source, feeds)
+
+
+def _check_samples_alike(
+    prepared: Prepared, source: onnx.ModelProto, feeds: Mapping[str, Array]
+) -> None:
+    """Refuse a source that computes a sample otherwise among three than alone, as by its place.
+
+    One that does not run with three, or gives outputs of other shapes then, was exported for one
+    sample.
+    """
+    if not prepared.any_batch or prepared.counts_samples:
+        return
+    enough = all(len(array) >= 3 for array in feeds.values())
+    three = {n: a[:3] for n, a in (feeds if enough else synthetic_feeds(prepared, 3, 0)).items()}
+    session = _checking(source)
+    if any(isinstance(entry.shape[0], int) and entry.shape[0] for entry in session.get_inputs()):
+        return
+    try:
+        expected = session.run(None, three)
+    except Exception:  # onnxruntime's own classes have no common base
+        return
+    found = _checking(prepared.ann).run(None, three)
+    for output, first, second in zip(prepared.graph.outputs, expected, found, strict=True):
+        if np.asarray(first).dtype.kind != "f" or np.shape(first) != np.shape(second):
+            continue
+        scale = float(np.abs(second).max(initial=0))
+        change = float(np.abs(np.asarray(first, np.float64) - second).max(initial=0))
+        if np.isfinite(first).all() and change > SOURCE_TOLERANCE * scale:
+            raise refuse(
+                "SNNC205",
+                f"the source computes '{output.name}' of a sample otherwise among three samples than "
+                f"alone: {change:.3g} of {scale:.3g}",
+                hint="export it so that all samples are treated alike",
+            )
 
 
 def measure_folds(prepared: Prepared, feeds: Mapping[str, Array]) -> None:

@@ -350,6 +350,7 @@ def test_steps_within_a_delay_are_left_out(tmp_path: Path) -> None:
     assert list(found) == ["16"]
 
 
+@pytest.mark.slow
 def test_what_a_compilation_with_data_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

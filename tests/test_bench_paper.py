@@ -196,6 +196,7 @@ def test_a_seed_changes_the_random_input_and_nothing_else() -> None:
         paper.with_seed(constant, 1)
 
 
+@pytest.mark.slow
 def test_a_small_run_gives_every_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

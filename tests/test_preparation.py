@@ -338,3 +338,23 @@ def test_no_samples_are_any_number_and_no_size_is_none() -> None:
         with pytest.raises(Refused, match=f"size along axis {axis} is 0") as caught:
             pipeline.compile_model(empty, Options())
         assert codes(caught.value.findings) == ["SNNC107"]
+
+
+ONE_ROW = """g (float[%s,6] x) => (float[%s,3] y)
+{ a = MatMul (x, w)  r = Relu (a)  q = ScatterElements <axis = 1> (r, at, put)  y = MatMul (q, v) }"""
+
+
+@pytest.mark.parametrize("batch", ["N", "1"])
+def test_a_source_that_treats_samples_by_their_place_is_refused(batch: str) -> None:
+    """Among three samples only the first is written to; alone each of them is."""
+    weights = {
+        "w": random(1, 6, 8), "v": random(2, 8, 3),
+        "at": np.array([[0, 3]]), "put": np.array([[2, -1]], np.float32),
+    }  # fmt: skip
+    model, x = parse(ONE_ROW % (batch, batch), weights), random(3, 8, 6)
+    if batch == "1":
+        assert pipeline.compile_model(model, Options(), x).prepared.any_batch
+        return
+    with pytest.raises(Refused, match="otherwise among three samples than alone") as caught:
+        pipeline.compile_model(model, Options(), x)
+    assert [finding.code for finding in caught.value.findings] == ["SNNC205"]

@@ -81,6 +81,7 @@ def compile_all(material: Material, *, heavy: bool) -> None:
         assert len(snn.graph.output) >= 1, name
 
 
+@pytest.mark.slow
 def test_each_compiles(material: Material) -> None:
     compile_all(material, heavy=False)
 

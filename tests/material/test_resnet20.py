@@ -85,6 +85,7 @@ def drops(
     return lost
 
 
+@pytest.mark.slow
 def test_accuracy_on_100_images(material: Material, build: Build) -> None:
     name = EXPORTS[0]
     # The demand is 3 points on all 370 images, calibrated with 256; on 100 of them one image is a

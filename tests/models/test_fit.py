@@ -121,6 +121,7 @@ def test_seeded() -> None:
     assert same(first, second) and not same(first, other)
 
 
+@pytest.mark.slow
 def test_learns_what_can_be_learnt() -> None:
     data, unseen = pictures(400), pictures(200, seed=1)
     how = {"width": 0.5, "batch": 20, "epochs": 6, "dropout": 0.0, "peak_rate": 0.05}

@@ -24,6 +24,8 @@ CONVERTED: dict[str, tuple[dict[str, int], float]] = {
     "light_squeezenet": ({"width": 8, "size": 64}, 0.05),
     "light_vgg19": ({"width": 16}, 0.03),
 }
+#: Those that the default suite runs, beside the stored ones; `make test-slow` runs them all.
+QUICK = ("light_inception_v2", "light_squeezenet")
 #: They hold LRN, by node; with the error at T = 128 where it is kept analog.
 REFUSED: dict[str, tuple[list[str], float]] = {
     "light_bvlc_alexnet": (["LRN"] * 2, 0.04),
@@ -32,7 +34,10 @@ REFUSED: dict[str, tuple[list[str], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONVERTED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CONVERTED],
+)
 def test_structural_networks_converge(name: str) -> None:
     smaller, allowed = CONVERTED[name]
     coarse, fine = errors(bench.light(name, **smaller), None, (32, 512))
