@@ -332,7 +332,10 @@ def measured(
     return found
 
 
-@pytest.mark.parametrize("neuron", ["binary", "burst:2", "signed:2"])
+@pytest.mark.parametrize(
+    "neuron",
+    ["burst:2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("binary", "signed:2"))],
+)
 def test_both_ways_to_measure_find_the_same(tmp_path: Path, neuron: str) -> None:
     """`evaluate`, and all outputs beside the ANN's, which held-out samples need."""
     one, two = (

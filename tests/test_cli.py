@@ -456,6 +456,7 @@ def test_thresholds_grow_as_asked_for(tmp_path: Path) -> None:
     assert refused.code == 2 and "steps and factors rise" in refused.err
 
 
+@pytest.mark.slow
 def test_alpha_is_searched_if_it_is_asked_for(tmp_path: Path) -> None:
     target = tmp_path / "a.onnx"
     ran = good(

@@ -18,7 +18,7 @@ from snncompiler.models import path
 from snncompiler.options import Options
 from snncompiler.runtime import Stream, create_session
 
-NETWORKS = ["digits-cnn", "digits-resnet"]
+NETWORKS = ["digits-cnn", pytest.param("digits-resnet", marks=pytest.mark.slow)]
 HOW = snncompiler.Preprocess(scale=16)
 STEPS = 12
 

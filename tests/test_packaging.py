@@ -158,6 +158,7 @@ def test_wheel_holds_the_package_and_nothing_else(archives: tuple[Path, Path]) -
     assert not [name for name in names if "__pycache__" in name]
 
 
+@pytest.mark.slow
 def test_source_archive_builds_the_same_wheel(
     archives: tuple[Path, Path], python: Path, tmp_path: Path
 ) -> None:

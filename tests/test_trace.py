@@ -193,7 +193,12 @@ def test_the_command_writes_what_it_says(snn: Path, tmp_path: Path) -> None:
 
 @needs_matplotlib
 @pytest.mark.parametrize(
-    ("kind", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+    ("kind", "start"),
+    [
+        ("svg", b"<?xml"),
+        pytest.param("png", b"\x89PNG", marks=pytest.mark.slow),
+        pytest.param("pdf", b"%PDF", marks=pytest.mark.slow),
+    ],
 )
 def test_plots(kind: str, start: bytes, snn: Path, tmp_path: Path) -> None:
     args = ("trace", snn, "--data", TEST, *SCALED, "-T", 8, "-o", tmp_path / "t.npz")

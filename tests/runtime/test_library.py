@@ -122,6 +122,7 @@ def resident_bytes() -> int:
     return int(pages) * 4096
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("library")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_thousand_sessions_leave_nothing_behind() -> None:
