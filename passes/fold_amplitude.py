@@ -18,7 +18,6 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from snncompiler import dialect
-from snncompiler.calibration import channels_of
 from snncompiler.errors import InternalError
 from snncompiler.graph import (
     Graph,
@@ -41,7 +40,13 @@ from snncompiler.graph import (
     unique_name,
     value,
 )
-from snncompiler.operators import carries_spikes, moves_spikes, rectifier, turns_signs
+from snncompiler.operators import (
+    carries_spikes,
+    moves_spikes,
+    rectified_channels,
+    rectifier,
+    turns_signs,
+)
 from snncompiler.passes.base import Context, Pass
 from snncompiler.timing import analyze
 
@@ -423,7 +428,7 @@ class _Amplitudes:
         if node.domain or result.shape is None:
             return None
         if rectifier(node) is not None:
-            channels = channels_of(node)
+            channels = rectified_channels(node)
             self.numbers += channels
             own = np.arange(self.numbers - channels, self.numbers, dtype=np.float32) + 1
             spread = (1, channels, *[1] * (len(result.shape) - 2)) if channels > 1 else 1

@@ -23,6 +23,7 @@ from snncompiler.data import Dataset
 from snncompiler.emission import emit, window_of
 from snncompiler.errors import Refused, UsageError
 from snncompiler.growth import STEADY, Growth
+from snncompiler.operators import rectified_channels
 from snncompiler.options import DEFAULT_GROWTH, Options, no_growth
 from snncompiler.passes.unroll_time import ReadOut
 from snncompiler.preparation import Prepared, resolve, synthetic_feeds
@@ -254,7 +255,7 @@ def _outputs(
 
 def _running_layers(prepared: Prepared) -> list[running.Layer]:
     return [
-        running.Layer(node.name, node.outputs[0].name, calib.channels_of(node))
+        running.Layer(node.name, node.outputs[0].name, rectified_channels(node))
         for node in calib.rectifiers_of(prepared.graph)
     ]
 

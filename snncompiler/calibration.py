@@ -22,7 +22,7 @@ from snncompiler.errors import refuse
 from snncompiler.graph import Graph, Node, label, producer, value, with_outputs
 from snncompiler.growth import NONE, Growth
 from snncompiler.histogram import Histogram
-from snncompiler.operators import rectified_input, rectifier
+from snncompiler.operators import rectified_channels, rectified_input, rectifier
 from snncompiler.passes.base import Context, Moments
 from snncompiler.runtime.session import create_session
 from snncompiler.thresholds import STRATEGIES, Settings
@@ -127,12 +127,6 @@ def depth_of(graph: Graph) -> int:
     return max((depths.get(id(tensor), 0) for tensor in graph.outputs), default=0)
 
 
-def channels_of(node: Node) -> int:
-    """Channels (axis 1) of a rectifier's output; 1 where there is no such axis or it is unknown."""
-    shape = node.outputs[0].shape
-    return int(shape[1]) if shape and len(shape) > 1 and isinstance(shape[1], int) else 1
-
-
 def observe(
     model: onnx.ModelProto,
     graph: Graph,
@@ -151,7 +145,7 @@ def observe(
     session = create_session(
         with_outputs(model, outputs), optimize=len(model.graph.node) <= LARGE_GRAPH
     )
-    histograms = {node.name: Histogram(channels_of(node)) for node in nodes}
+    histograms = {node.name: Histogram(rectified_channels(node)) for node in nodes}
     samples = len(next(iter(feeds.values())))
     if batch is not None:
         samples -= samples % batch

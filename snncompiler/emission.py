@@ -27,7 +27,7 @@ from snncompiler.graph import (
     label,
 )
 from snncompiler.growth import NONE, Growth
-from snncompiler.operators import rectifier
+from snncompiler.operators import rectified_channels, rectifier
 from snncompiler.options import Options
 from snncompiler.passes.attach_functions import attach_functions
 from snncompiler.passes.base import Context, Pass, run_passes
@@ -149,7 +149,7 @@ def rehearse(prepared: Prepared, options: Options) -> None:
     for node in calib.rectifiers_of(prepared.graph):
         found = rectifier(node)
         top = 1.0 if found is None or found.cap is None else found.cap
-        spread = np.linspace(0.5, 1.0, max(calib.channels_of(node), 1)) * top
+        spread = np.linspace(0.5, 1.0, max(rectified_channels(node), 1)) * top
         thresholds[node.name] = spread.astype(np.float32)
     stand_in = Calibration(
         thresholds=thresholds,
@@ -234,7 +234,7 @@ def _check_fit(prepared: Prepared, calibration: Calibration) -> None:
         findings.append(Finding("SNNC306", f"the calibration has {text} for it", node=name))
     for name in [name for name in nodes if name in calibration.thresholds]:
         theta = np.asarray(calibration.thresholds[name], np.float32)
-        sizes = (1, calib.channels_of(nodes[name]))
+        sizes = (1, rectified_channels(nodes[name]))
         if theta.ndim != 1 or theta.size not in sizes:
             text = f"its thresholds have shape {list(theta.shape)}, not [1] or [{sizes[1]}]"
             findings.append(Finding("SNNC306", text, node=name))
@@ -248,7 +248,7 @@ def _check_fit(prepared: Prepared, calibration: Calibration) -> None:
             text = "no schedule" if name in nodes else "a schedule, but no such rectifier"
             findings.append(Finding("SNNC306", f"the calibration has {text} for it", node=name))
     for name in [name for name in nodes if name in calibration.schedules]:
-        charges, channels = calibration.schedules[name], calib.channels_of(nodes[name])
+        charges, channels = calibration.schedules[name], rectified_channels(nodes[name])
         if charges.ndim != 2 or charges.shape[0] < 1 or charges.shape[1] != channels:
             text = f"its schedule has shape {list(charges.shape)}, not [S, {channels}]"
             findings.append(Finding("SNNC306", text, node=name))

@@ -89,6 +89,12 @@ def rectified_input(node: Node) -> int:
     return 1 if node.op == "Max" and value(node.inputs[0]) is not None else 0
 
 
+def rectified_channels(node: Node) -> int:
+    """Channels (axis 1) of a rectifier's output; 1 where there is no such axis or it is unknown."""
+    shape = node.outputs[0].shape
+    return int(shape[1]) if shape and len(shape) > 1 and isinstance(shape[1], int) else 1
+
+
 #: Their outputs are drawn anew at every run.
 RANDOM = {
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
