@@ -599,7 +599,12 @@ def check(text: str, case: Case, constants: dict[str, Array], neurons: int | Non
 
 def cases(table: Mapping[str, list[Case]]) -> list[object]:
     return [
-        pytest.param(case, source, id=f"{op}-{index}-{source}")
+        pytest.param(
+            case,
+            source,
+            id=f"{op}-{index}-{source}",
+            marks=[pytest.mark.slow] * (source != "spikes"),
+        )
         for op, listed in table.items()
         for index, case in enumerate(listed)
         for source in ("spikes", "currents")
