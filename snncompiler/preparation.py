@@ -567,7 +567,8 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
         # Optimized, products with weights of few bits would run in kernels of few bits: some of
         # them saturate, others round their input as well.
         narrow = any(node.op_type == "DequantizeLinear" for node in source.graph.node)
-        expected = _checking(source, optimize=not narrow).run(None, one)
+        session = _checking(source, optimize=not narrow)
+        expected = session.run(None, one)
         rounded = expected if exact is given else _checking(runnable(given)[0]).run(None, one)
     except Exception as error:  # onnxruntime's own classes have no common base
         prepared.context.note(
@@ -603,13 +604,12 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
                 f"without its rounding the source gives another '{output.name}' by up to "
                 f"{share:.3g} of {scale:.3g}, on one sample",
             )
-    _check_samples_alike(prepared, source, feeds)
+    _check_samples_alike(prepared, session, feeds)
 
 
-def _check_samples_alike(
-    prepared: Prepared, source: onnx.ModelProto, feeds: Mapping[str, Array]
-) -> None:
-    """Refuse a source that computes a sample otherwise among three than alone, as by its place.
+def _check_samples_alike(prepared: Prepared, session: Any, feeds: Mapping[str, Array]) -> None:
+    """Refuse a source, of which this is a session, that computes a sample otherwise among three than
+    alone, as by its place.
 
     One that does not run with three, or gives outputs of other shapes then, was exported for one
     sample.
@@ -618,7 +618,6 @@ def _check_samples_alike(
         return
     enough = all(len(array) >= 3 for array in feeds.values())
     three = {n: a[:3] for n, a in (feeds if enough else synthetic_feeds(prepared, 3, 0)).items()}
-    session = _checking(source)
     if any(isinstance(entry.shape[0], int) and entry.shape[0] for entry in session.get_inputs()):
         return
     try:
