@@ -37,15 +37,18 @@ types: $(VENV)/.dev
 
 check: lint types test
 
+# The pages that come from the code, then the site in .site/, which opens from the file system.
 docs: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]"
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/unroll.py
 
 # The networks are written once, by PyTorch's exporters and tf2onnx, each in an environment of its own.
 zoo: $(VENV)/.dev $(ZOO)/.written
-	$(BIN)/python bench/zoo.py --networks $(ZOO)/networks --write docs/zoo.md
+	$(BIN)/python bench/zoo.py --networks $(ZOO)/networks --write docs/explanation/zoo.md
 
 # All that pyproject.toml lists takes an hour; one: make mutants MODULE=passes/fold_amplitude.py
 mutants: $(VENV)/.dev
@@ -75,4 +78,4 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(ZOO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(ZOO) .site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Accuracy of compiled networks against time-steps: the tables of docs/accuracy.md, one command.
+"""Accuracy of compiled networks against time-steps: docs/explanation/accuracy.md, one command.
 
     python bench/accuracy.py [--only NAME,..] [--settings NAME ..] [--draws 5] [--steps 4,8,..]
                              [--limit N] [--samples 256] [--held-out]

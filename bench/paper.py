@@ -1028,7 +1028,7 @@ Deeper High-Accuracy and Low-Latency Spiking Neural Network", CVPR 2020, on netw
 constrained as its own are (no bias, no batch-norm, average pooling, dropout while training) and
 compiled with its settings: the initial potential 0, θ of a layer from the largest current of the
 running network, times α, the mean of all steps as the read-out, no correction. So these are not the
-figures of this compiler's defaults (`docs/accuracy.md`). The networks are smaller and less trained
+figures of this compiler's defaults ([accuracy](accuracy.md)). The networks are smaller and less trained
 than the paper's, the largest currents are those of few pictures over the compiler's 256 steps, and
 accuracy is that of few pictures: mind the intervals, which are 95 % and paired (`bench/accuracy.py`
 has the formula).

@@ -35,7 +35,7 @@ NEURONS = ("RMPNeuron", "ScheduledRMPNeuron")
 #: Kernels of at most so many rows and columns, and bytes of at most this value.
 MAX_KERNEL, MAX_LEVELS = 16, 64
 #: Steps of a chunk that memory alone does not ask for (`snncompiler.emission`); of one whose weights,
-#: larger than a core's cache, come from far away every time (docs/performance.md).
+#: larger than a core's cache, come from far away every time (docs/explanation/performance.md).
 MAX_CHUNK, MAX_CHUNK_FAR = 16, 32
 FAR_BYTES = 2**21
 #: Operators that are lowered where the layer before them is.

@@ -98,7 +98,7 @@ def create_session(
         if lowered is None:
             return None
         # A plan for all tensors of a run at once takes up to a third more memory, and is no faster
-        # (docs/performance.md).
+        # (docs/explanation/performance.md).
         options.enable_mem_pattern = False
         # onnxruntime keeps bytes as long as the session, and holds the weights of a file twice while it
         # reads it; a file of weights beside it is mapped, and stays so when it is deleted.

@@ -63,7 +63,7 @@ def compile(
         (all for None), or a Calibration, which no option may contradict; without it, thresholds come
         from batch-norm statistics or synthetic input, and nothing is corrected.
     steps: time-steps T.  task: what the outputs are; it chooses whatever is left at "auto" or None
-        (docs/accuracy.md).
+        (docs/explanation/accuracy.md).
     threshold, percentile, tau, per_channel, alpha: how θ follows from the ANN's activations, or for
         `vin-max` from the running network's currents; alpha scales it (the paper's α), "auto" searches.
     correction, schedule_steps: charges that correct the running network, found layer by layer.

@@ -1,7 +1,7 @@
 """Findings: what the compiler has to say about a model, with stable codes.
 
 A finding is data.  An *error* refuses the model, a *warning* and a *note* are printed and go into
-the reports.  Codes never change their meaning; `docs/errors.md` is generated from `CODES`.
+the reports.  Codes never change their meaning; `docs/reference/errors.md` is generated from `CODES`.
 """
 
 from __future__ import annotations

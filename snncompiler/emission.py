@@ -48,7 +48,7 @@ from snncompiler.version import __version__
 
 #: Bytes of spikes and currents that one chunk may hold for one sample.
 CHUNK_BYTES = 16 << 20
-#: More steps than this in a chunk gain nothing (docs/performance.md).
+#: More steps than this in a chunk gain nothing (docs/explanation/performance.md).
 MAX_CHUNK = 16
 
 

@@ -25,7 +25,7 @@ DEFAULT_STEPS = 64
 MAX_STEPS = 1 << 24
 #: A schedule of more steps would be longer than any window in which it helps.
 MAX_SCHEDULE = 1024
-#: How θ of a classifier grows (docs/accuracy.md).
+#: How θ of a classifier grows (docs/explanation/accuracy.md).
 DEFAULT_GROWTH = "0.85@1,0.9@9,1@13,1.15@33,1.3@65"
 
 
@@ -160,7 +160,7 @@ class Options:
         depth: int,
         hindrance: str = "",
     ) -> Options:
-        """Everything that was left open, chosen for the task (docs/accuracy.md).
+        """Everything that was left open, chosen for the task (docs/explanation/accuracy.md).
 
         `data`: there is calibration data; without it nothing can be corrected on the running network.
         `depth`: the most spiking layers on a way through the network.  `hindrance`: why thresholds
@@ -201,7 +201,8 @@ class Options:
             growth = str(Growth.parse(growth))
             if growth != NONE and hindrance:
                 raise no_growth(growth, hindrance)
-        # The more layers, the longer the last ones need to find their rate (docs/accuracy-choices.md).
+        # The more layers, the longer the last ones need to find their rate
+        # (docs/explanation/accuracy-choices.md).
         power = min(max(depth - 3, 0) // 2, 3) if classifies and not self.paper else 0
         read_out = f"ramp:{power}" if power else "mean"
         return replace(

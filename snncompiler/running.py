@@ -40,7 +40,8 @@ POSITIONS = 4096
 LEAST_POSITIONS = 32
 #: Biases of a channel that differ by more than this part of θ are not one.
 UNEVEN = 1e-3
-#: Weight of the mean against the single neurons, in `best_schedule` (docs/accuracy-choices.md).
+#: Weight of the mean against the single neurons, in `best_schedule`
+#: (docs/explanation/accuracy-choices.md).
 BIAS_WEIGHT = 4.0
 #: Charges that are tried for binary neurons, and for those of several levels.
 _CUTS, _GRID = 256, 33

@@ -148,8 +148,8 @@ def test_mean_and_deviation() -> None:
 
 
 def test_the_command_names_no_folder() -> None:
-    given = "all --results r --images 9 --material=m --models x --threads 1 --write docs/paper.md"
-    shown = "python bench/paper.py all --images 9 --write docs/paper.md"
+    given = "all --results r --images 9 --material=m --models x --threads 1 --write paper.md"
+    shown = "python bench/paper.py all --images 9 --write paper.md"
     assert paper.command_line(given.split()) == shown
 
 
