@@ -16,6 +16,7 @@ import typer
 
 from snncompiler.cli import app
 from snncompiler.diagnostics import CODES
+from snncompiler.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -71,6 +72,11 @@ def test_codes_that_are_used_are_those_that_are_listed() -> None:
         if source.name != "diagnostics.py":
             used |= set(re.findall(r"SNNC\d{3}", source.read_text(encoding="utf-8")))
     assert used == set(CODES)
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, flags=re.MULTILINE)[1] == __version__  # type: ignore[index]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *OUTSIDE], ids=name_of)
