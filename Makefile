@@ -7,7 +7,7 @@ DEMO = .demo
 ZOO = .zoo
 MODULE ?=
 
-.PHONY: demo test test-slow test-gpu fuzz lint types check docs bench zoo mutants clean
+.PHONY: demo test test-slow test-gpu fuzz golden lint types check docs bench zoo mutants clean
 
 demo: $(VENV)/.demo
 	@mkdir -p $(DEMO)
@@ -27,6 +27,10 @@ test-gpu: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz/fuzz_convergence.py --count 2000 --seed 0
+
+# The texts of tests/golden anew, where a change of the emission is meant.
+golden: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/test_golden.py --write-golden
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -19,3 +20,9 @@ settings.load_profile("snnc")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker for every core: libraries that start a thread for every core would fight over them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-golden", action="store_true", help="write tests/golden anew (make golden)"
+    )
