@@ -5,6 +5,9 @@ BIN = $(VENV)/bin
 DEMO = .demo
 
 ZOO = .zoo
+# One torchvision belongs to one torch. Their index of CPU builds saves some gigabytes of CUDA; where it
+# can't be reached, pip warns and takes what it finds, or: make zoo TORCH="torch==... torchvision==..."
+TORCH ?= --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 torchvision==0.28.0
 MODULE ?=
 
 .PHONY: demo test test-slow test-gpu fuzz golden lint types check docs bench zoo mutants clean
@@ -50,9 +53,12 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/unroll.py
 
-# The networks are written once, by PyTorch's exporters and tf2onnx, each in an environment of its own.
+# The networks are written once, by PyTorch's exporters and tf2onnx, each in an environment of its own
+# (some minutes); to convert them all takes about an hour on two cores. What was measured is kept in
+# $(ZOO)/rows.jsonl, and a run that was cut goes on there.
 zoo: $(VENV)/.dev $(ZOO)/.written
-	$(BIN)/python bench/zoo.py --networks $(ZOO)/networks --write docs/explanation/zoo.md
+	$(BIN)/python bench/zoo.py --networks $(ZOO)/networks --rows $(ZOO)/rows.jsonl \
+	    --write docs/explanation/zoo.md
 
 # All that pyproject.toml lists takes an hour; one: make mutants MODULE=passes/fold_amplitude.py
 mutants: $(VENV)/.dev
@@ -61,8 +67,7 @@ mutants: $(VENV)/.dev
 
 $(ZOO)/.written: tests/zoo/generate.py tests/zoo/torch_networks.py
 	$(PYTHON) -m venv $(ZOO)/torch
-	$(ZOO)/torch/bin/python -m pip install -q "torch>=2.6" onnxscript
-	$(ZOO)/torch/bin/python -m pip install -q --no-deps torchvision
+	$(ZOO)/torch/bin/python -m pip install -q $(TORCH) onnxscript
 	$(PYTHON) -m venv $(ZOO)/keras
 	$(ZOO)/keras/bin/python -m pip install -q tensorflow-cpu tf2onnx
 	$(ZOO)/torch/bin/python tests/zoo/generate.py torch $(ZOO)/networks

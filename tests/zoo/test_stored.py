@@ -57,5 +57,6 @@ def test_one_of_a_folder_is_measured(tmp_path: Path) -> None:
     row = bench.measure("gcn_ts17", tmp_path, [8, 64], 2, 60, STORED)
     assert row["result"] == "converted" and row["exporter"].startswith("pytorch ")
     assert row["results"]["64"]["error"] < row["results"]["8"]["error"] / 2
+    assert row["converged"] and row["family"] == "seeded weights, PyTorch by TorchScript"
     refused = bench.measure(REFUSED[0], tmp_path, [8], 2, 60, STORED)
     assert refused["codes"] == ["SNNC202"] and not refused["relu"]
