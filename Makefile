@@ -38,6 +38,7 @@ golden: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -60,7 +61,7 @@ zoo: $(VENV)/.dev $(ZOO)/.written
 	$(BIN)/python bench/zoo.py --networks $(ZOO)/networks --rows $(ZOO)/rows.jsonl \
 	    --write docs/explanation/zoo.md
 
-# All that pyproject.toml lists takes an hour; one: make mutants MODULE=passes/fold_amplitude.py
+# All that pyproject.toml lists takes an hour; one: make mutants MODULE=passes/spike/fold_amplitude.py
 mutants: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[mutants]"
 	$(BIN)/python bench/mutants.py $(MODULE)

@@ -55,14 +55,15 @@ from numpy.typing import NDArray
 import snncompiler
 from bench.networks import CLASSIFIERS, REGRESSORS, WINDOWS, Case, Data
 from bench.zoo import entries, material_root
-from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
-from snncompiler.data import Dataset
+from snncompiler.analysis.instrument import Watched, watch
+from snncompiler.emission.compiled import CompiledFile, read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.io import load
-from snncompiler.passes.unroll_time import ReadOut
+from snncompiler.ir.readout import ReadOut
+from snncompiler.network.batching import batches, filled
+from snncompiler.network.data import Dataset
+from snncompiler.network.load import load
 from snncompiler.runtime import library
 from snncompiler.runtime.session import create_session
-from snncompiler.watch import Watched, watch
 
 Array = NDArray[Any]
 Row = dict[str, Any]
@@ -155,7 +156,7 @@ class Figures:
 def paired_interval(differences: Array) -> tuple[float, float]:
     """The 95 % interval of a mean of paired differences in [-1, 1], as shares (see the module).
 
-    For differences of -1, 0 and 1 it is that of `snncompiler.evaluation.paired_interval`.
+    For differences of -1, 0 and 1 it is that of `snncompiler.analysis.evaluate.paired_interval`.
     """
     d = np.asarray(differences, np.float64)
     count, total, squares = d.size + 2, d.sum(), np.square(d).sum() + 2

@@ -55,9 +55,9 @@ from bench.accuracy import (
 )
 from bench.networks import CLASSIFIERS, Case, Data
 from bench.zoo import entries, material_root
-from snncompiler.compiled import batches
-from snncompiler.data import Dataset
-from snncompiler.io import load
+from snncompiler.network.batching import batches
+from snncompiler.network.data import Dataset
+from snncompiler.network.load import load
 from snncompiler.runtime.session import create_session
 
 Array = NDArray[Any]

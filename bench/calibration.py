@@ -31,7 +31,7 @@ from rich.console import Console
 from bench.accuracy import chosen, environment, numbers, positive
 from bench.networks import CLASSIFIERS, REGRESSORS, Data
 from bench.zoo import entries, material_root
-from snncompiler.report import table
+from snncompiler.cli.tables import table
 
 Row = dict[str, Any]
 CASES = {**CLASSIFIERS, **REGRESSORS}

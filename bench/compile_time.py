@@ -24,7 +24,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from snncompiler.report import table
+from snncompiler.cli.tables import table
 
 Row = dict[str, float]
 
@@ -54,7 +54,7 @@ def measure(count: int) -> Row:
     import onnxruntime
 
     from snncompiler import pipeline
-    from snncompiler.options import Options
+    from snncompiler.ir.settings import Options
 
     raw = chain(count).SerializeToString()
     started = time.process_time()

@@ -35,7 +35,7 @@ import onnxruntime
 
 import snncompiler
 from snncompiler import Calibration, Dataset, Refused, UsageError
-from snncompiler.compiled import read_compiled
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.pipeline import prepare
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -56,12 +56,12 @@ from rich.console import Console
 
 from bench.networks import CLASSIFIERS, Data
 from bench.zoo import entries, material_root
-from snncompiler import dialect
-from snncompiler.evaluation import evaluate
-from snncompiler.options import Options
+from snncompiler.analysis.evaluate import evaluate
+from snncompiler.cli.plots import new_figure, save_figure
+from snncompiler.cli.tables import table
+from snncompiler.ir import dialect
+from snncompiler.ir.settings import Options
 from snncompiler.pipeline import compile_model
-from snncompiler.plots import new_figure, save_figure
-from snncompiler.report import table
 from snncompiler.runtime import create_session, library
 
 Row = dict[str, Any]

@@ -27,11 +27,12 @@ from rich.console import Console
 from bench.accuracy import environment, numbers
 from bench.networks import CLASSIFIERS, Data
 from bench.zoo import material_root
-from snncompiler.compiled import CompiledFile, batches, filled, read_compiled
-from snncompiler.data import Dataset
-from snncompiler.options import Options
+from snncompiler.cli.tables import table
+from snncompiler.emission.compiled import CompiledFile, read_compiled
+from snncompiler.ir.settings import Options
+from snncompiler.network.batching import batches, filled
+from snncompiler.network.data import Dataset
 from snncompiler.pipeline import compile_model
-from snncompiler.report import table
 from snncompiler.runtime import create_session
 
 Array = NDArray[Any]

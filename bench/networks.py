@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.zoo import entries, preprocess_of
-from snncompiler.data import IMAGE_SUFFIXES, Dataset, InputSpec, load_data
+from snncompiler.network.data import IMAGE_SUFFIXES, Dataset, InputSpec, load_data
 from snncompiler.pipeline import prepare
 
 Array = NDArray[Any]

@@ -29,7 +29,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from snncompiler import dialect
+from snncompiler.ir import dialect
 from snncompiler.runtime import create_session, doctor
 
 STEPS = 32

@@ -46,12 +46,12 @@ import snncompiler
 from bench.accuracy import environment, markdown, paired_interval
 from bench.networks import Stored, stored
 from bench.zoo import material_root
-from snncompiler.compiled import read_compiled
-from snncompiler.data import Preprocess, load_data
+from snncompiler.calibration.window import is_neuron
+from snncompiler.cli.plots import new_figure
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import SnncError
-from snncompiler.graph import with_outputs
-from snncompiler.plots import new_figure
-from snncompiler.running import is_neuron
+from snncompiler.ir.graph import with_outputs
+from snncompiler.network.data import Preprocess, load_data
 from snncompiler.runtime.reference import hard_reset_neuron, rmp_neuron
 from snncompiler.runtime.session import create_session
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from bench import events
-from snncompiler.report import table
+from snncompiler.cli.tables import table
 from snncompiler.runtime import build, library
 
 #: A layer has tables up to so many inputs of a neuron times channels (event_kernels.cc).

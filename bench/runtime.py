@@ -47,8 +47,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from rich.console import Console
 
-from snncompiler.passes.unroll_time import Unroll
-from snncompiler.report import table
+from snncompiler.cli.tables import table
+from snncompiler.ir.settings import Unroll
 
 Row = dict[str, Any]
 Turn = Callable[[], Row]  # what a cell does in its turn: seconds of a run, by batch size
@@ -122,10 +122,10 @@ def export_cell(request: Row) -> Row:
 
 def compile_cell(request: Row) -> Row:
     """Compile once per T and way to unroll; each file, or why there is none."""
-    from snncompiler.data import load_data
+    from snncompiler.emission.save import serialize
     from snncompiler.errors import Refused
-    from snncompiler.io import serialize
-    from snncompiler.options import Options
+    from snncompiler.ir.settings import Options
+    from snncompiler.network.data import load_data
     from snncompiler.pipeline import calibrated, emit, prepare
 
     prepared = prepare(request["model"])

@@ -23,15 +23,15 @@ from typing import Any
 
 from rich.console import Console
 
+from snncompiler.cli.tables import table
 from snncompiler.models import path
-from snncompiler.report import table
 
 Row = dict[str, Any]
 
 
 def measure(model: str, unroll: str, steps: int, chunk: int, threads: int, repeat: int) -> Row:
     """In this process: session creation and run time in seconds, peak memory in MiB."""
-    from snncompiler.options import Options
+    from snncompiler.ir.settings import Options
     from snncompiler.pipeline import compile_model, synthetic_feeds
     from snncompiler.runtime.session import create_session
 

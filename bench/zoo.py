@@ -304,7 +304,7 @@ class Samples:
 
 def samples_of(entry: Row | None, root: Path, prepared: Any) -> Samples:
     """The data of a network: its own set, or seeded random input."""
-    from snncompiler.data import Dataset, load_data
+    from snncompiler.network.data import Dataset, load_data
     from snncompiler.pipeline import synthetic_feeds
 
     inputs = prepared.inputs
@@ -327,7 +327,7 @@ def samples_of(entry: Row | None, root: Path, prepared: Any) -> Samples:
 
 
 def _part(data: Any, start: int, stop: int) -> Any:
-    from snncompiler.data import Dataset
+    from snncompiler.network.data import Dataset
 
     return Dataset({name: array[start:stop] for name, array in data.feeds.items()})
 
@@ -348,8 +348,8 @@ def measure(
 ) -> Row:
     """Check, compile and run one network, within `timeout` seconds where it can be foreseen."""
     from snncompiler import Refused
-    from snncompiler.compiled import read_compiled
-    from snncompiler.options import Options
+    from snncompiler.emission.compiled import read_compiled
+    from snncompiler.ir.settings import Options
     from snncompiler.pipeline import calibrated, compile_model, emit, prepare
 
     begun = time.perf_counter()
@@ -406,7 +406,7 @@ def run(
     threads: int,
 ) -> Row:
     """Agreement and relative error at every T that the time allows, on as many samples."""
-    from snncompiler.compiled import filled
+    from snncompiler.network.batching import filled
     from snncompiler.runtime.session import create_session
 
     snn = create_session(compiled.model, threads=threads)
@@ -469,8 +469,7 @@ def gathered(
 ) -> list[Any]:
     """The outputs of a source or a compiled network on all samples, `size` of them at once if it takes
     any number; the compiled file says along which axes they lie."""
-    from snncompiler.batching import Gathered
-    from snncompiler.compiled import batches, filled
+    from snncompiler.network.batching import Gathered, batches, filled
 
     given = {tensor.name for tensor in compiled.inputs}
     dims = [one.shape[0] for one in session.get_inputs() if one.name in given and one.shape]
@@ -493,7 +492,7 @@ def run_ann(model: onnx.ModelProto, data: Any, compiled: Any, threads: int = 2) 
 
 def compare(ann: list[Any], snn: list[Any], input_size: int) -> tuple[float | None, float | None]:
     """Relative error of all float outputs; agreement of the arg-max where they are class scores."""
-    from snncompiler.batching import differing, squares
+    from snncompiler.network.batching import differing, squares
 
     error = norm = 0.0
     agreement = None

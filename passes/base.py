@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from snncompiler.diagnostics import Finding
 from snncompiler.errors import InternalError, SnncError
-from snncompiler.graph import Graph
+from snncompiler.findings import Finding
+from snncompiler.ir.graph import Graph
 
 #: A per-channel Gaussian model of a tensor: mean and standard deviation, each [C].
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]

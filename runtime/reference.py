@@ -1,6 +1,6 @@
 """Numpy reference of the operators of `ai.snnc`: their meaning, one short function each.
 
-Arrays are as in `snncompiler.dialect`: temporal ones `[steps*N, ...]` with the time-steps outermost,
+Arrays are as in `snncompiler.ir.dialect`: temporal ones `[steps*N, ...]` with the time-steps outermost,
 static ones and states `[N, ...]`.  All arithmetic is float32, in the order that is written here;
 the function bodies and the native kernels give the same bits.
 """

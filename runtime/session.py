@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 from google.protobuf.message import DecodeError
 
-from snncompiler import dialect
 from snncompiler.errors import EnvironmentMissing, UsageError
+from snncompiler.ir import dialect
+from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import library
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ Device = Literal["cpu", "cuda", "auto"]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 CUDA_REMEDY = 'needs an NVIDIA GPU and pip install "snnc[gpu]"; "snnc[cpu]" excludes it'
+
+#: onnxruntime's optimizer takes longer than the calibration itself on graphs of more nodes.
+LARGE_GRAPH = 4000
 
 
 def import_onnxruntime() -> Any:
@@ -56,10 +60,10 @@ def create_session(
     `native` True requires the native library, False leaves it out, and "auto" uses it where it is
     installed for the device; without it, the function bodies in the model run.
     `events` lets the native library compute on the CPU by events, where a compiled network has layers
-    for which there is such a form (`snncompiler.passes.lower_events`); sums are then made in another
-    order than by onnxruntime's convolutions, and the session, made from a file that is gone afterwards,
-    cannot change its providers (`set_providers`).  False leaves every layer as it stands in the file,
-    and so does, with a RuntimeWarning, an onnxruntime that does not load what was lowered.
+    for which there is such a form (`snncompiler.passes.lower.lower_events`); sums are then made in
+    another order than by onnxruntime's convolutions, and the session, made from a file that is gone
+    afterwards, cannot change its providers (`set_providers`).  False leaves every layer as it stands in
+    the file, and so does, with a RuntimeWarning, an onnxruntime that does not load what was lowered.
     Raises EnvironmentMissing for what is missing or broken.
     """
     if device not in ("cpu", "cuda", "auto") or native not in (True, False, "auto"):
@@ -135,8 +139,6 @@ def runs_events() -> bool:
 
 def _by_events(source: str | bytes) -> onnx.ModelProto | None:
     """A compiled network with its layers in event-driven form; None for anything else."""
-    from snncompiler.passes.lower_events import lower_events
-
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         if dialect.DOMAIN.encode() not in data:

@@ -7,6 +7,7 @@ device between the steps, by onnxruntime's IOBinding.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,8 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from snncompiler.compiled import read_compiled
-from snncompiler.errors import UsageError
+from snncompiler.errors import UsageError, refuse
 from snncompiler.runtime.session import CUDA, Device, create_session
 
 Array = NDArray[Any]
@@ -39,17 +39,27 @@ class Stream:
         device: Device = "cpu",
         threads: int | None = None,
     ) -> None:
-        compiled = read_compiled(model)
-        if compiled.options.emit != "step":
+        self._session = create_session(model, device=device, threads=threads)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if "snnc.version" not in metadata:
+            raise refuse(
+                "SNNC401",
+                "the model was not compiled by snnc",
+                hint="give the file that snnc compile --emit step wrote",
+            )
+        if metadata.get("snnc.emit") != "step":
             raise UsageError(
                 "this file runs a whole window of time-steps",
                 hint="compile it with --emit step to step it",
             )
-        self._session = create_session(compiled.model, device=device, threads=threads)
+        #: State input -> the output that carries it on.
+        self._states: dict[str, str] = json.loads(metadata["snnc.states"])
+        #: The inputs that change with time; states have a value at the start.
+        self._inputs = {entry.name: _dtype(entry.type) for entry in self._session.get_inputs()}
+        carried = set(self._states.values())
+        names = [entry.name for entry in self._session.get_outputs()]
+        self.outputs = [name for name in names if name not in carried]
         self._device = "cuda" if CUDA in self._session.get_providers() else "cpu"
-        self._inputs = compiled.inputs
-        self.outputs = compiled.outputs
-        self._states = dict(compiled.states)
         self._held: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.steps_done = 0
@@ -65,15 +75,14 @@ class Stream:
         Returns the outputs decoded so far, by name.  N and other open sizes may change after `reset`
         only: UsageError.
         """
-        feeds = inputs if isinstance(inputs, Mapping) else {self._inputs[0].name: inputs}
-        if set(feeds) != {spec.name for spec in self._inputs}:
+        feeds = inputs if isinstance(inputs, Mapping) else {next(iter(self._inputs)): inputs}
+        if set(feeds) != set(self._inputs):
             raise UsageError(
-                f"inputs {sorted(feeds)} were given, the network has "
-                f"{sorted(spec.name for spec in self._inputs)}"
+                f"inputs {sorted(feeds)} were given, the network has {sorted(self._inputs)}"
             )
         arrays = {
-            spec.name: np.ascontiguousarray(feeds[spec.name], dtype=spec.dtype)
-            for spec in self._inputs
+            name: np.ascontiguousarray(feeds[name], dtype=dtype)
+            for name, dtype in self._inputs.items()
         }
         for name, array in arrays.items():
             before = self._shapes.get(name, array.shape)
@@ -105,3 +114,9 @@ class Stream:
         """`step` for every frame."""
         for frame in frames:
             yield self.step(frame)
+
+
+def _dtype(kind: str) -> np.dtype[Any]:
+    """numpy's type for onnxruntime's name of a tensor type, as `tensor(float)`."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))

@@ -6,14 +6,19 @@ report = snncompiler.check("resnet20.onnx")
 result = snncompiler.evaluate("resnet20.onnx", snn, "test.npz", steps=[16, 32, 64])
 """
 
-from snncompiler.api import check, compile
-from snncompiler.calibration import Calibration
-from snncompiler.data import Dataset, Preprocess
-from snncompiler.diagnostics import Finding
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from snncompiler.errors import EnvironmentMissing, InternalError, Refused, SnncError, UsageError
-from snncompiler.evaluation import Evaluation, evaluate
-from snncompiler.verification import Verification, verify
+from snncompiler.findings import Finding
 from snncompiler.version import __version__
+
+if TYPE_CHECKING:
+    from snncompiler.analysis.evaluate import Evaluation, evaluate
+    from snncompiler.analysis.verify import Verification, verify
+    from snncompiler.api import check, compile
+    from snncompiler.calibration.record import Calibration
+    from snncompiler.network.data import Dataset, Preprocess
 
 __all__ = [
     "Calibration",
@@ -33,3 +38,29 @@ __all__ = [
     "evaluate",
     "verify",
 ]
+
+#: Where the names are that load onnx and numpy.  They are looked up at their first use, so that
+#: `import snncompiler.errors` and `snnc --help` do not wait for them.
+_LATER = {
+    "Calibration": "calibration.record",
+    "Dataset": "network.data",
+    "Evaluation": "analysis.evaluate",
+    "Preprocess": "network.data",
+    "Verification": "analysis.verify",
+    "check": "api",
+    "compile": "api",
+    "evaluate": "analysis.evaluate",
+    "verify": "analysis.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"snncompiler.{_LATER[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -1,5 +1,5 @@
 """`python -m snncompiler` is `snnc`."""
 
-from snncompiler.cli import main
+from snncompiler.cli.main import main
 
 main()

@@ -7,9 +7,19 @@ from typing import Any, Literal
 
 import onnx
 
-from snncompiler.data import Preprocess
-from snncompiler.options import DEFAULT_STEPS, MaxPooling, Options, Target, Task
-from snncompiler.passes.unroll_time import Emit, Unroll
+from snncompiler.analysis.constraints import constraints
+from snncompiler.ir.settings import (
+    DEFAULT_STEPS,
+    Correction,
+    Emit,
+    MaxPooling,
+    Method,
+    Options,
+    Target,
+    Task,
+    Unroll,
+)
+from snncompiler.network.data import Preprocess
 from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
     CalibrationLike,
@@ -17,9 +27,6 @@ from snncompiler.pipeline import (
     compile_model,
     prepare,
 )
-from snncompiler.report import constraints
-from snncompiler.running import Correction
-from snncompiler.thresholds import Method
 
 
 def compile(
@@ -59,9 +66,9 @@ def compile(
     """Compile a trained ReLU network into a spiking one (RMP-SNN, Han, Srinivasan, Roy, CVPR 2020).
 
     model: path, bytes or ModelProto of the ANN; it is not changed.
-    calibration: data as for `snncompiler.data.load_data`, of which `samples` are drawn by `seed`
-        (all for None), or a Calibration, which no option may contradict; without it, thresholds come
-        from batch-norm statistics or synthetic input, and nothing is corrected.
+    calibration: data as for `snncompiler.network.data.load_data`, of which `samples` are drawn by
+        `seed` (all for None), or a Calibration, which no option may contradict; without it, thresholds
+        come from batch-norm statistics or synthetic input, and nothing is corrected.
     steps: time-steps T.  task: what the outputs are; it chooses whatever is left at "auto" or None
         (docs/explanation/accuracy.md).
     threshold, percentile, tau, per_channel, alpha: how θ follows from the ANN's activations, or for

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from snncompiler.diagnostics import Finding
+from snncompiler.findings import Finding
 
 
 class SnncError(Exception):

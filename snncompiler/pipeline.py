@@ -17,26 +17,20 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from snncompiler import calibration as calib
-from snncompiler.calibrating import HELD_OUT, Progress, calibrated, searched_alpha
-from snncompiler.calibration import Calibration
-from snncompiler.data import Dataset, Preprocess, load_data
-from snncompiler.emission import emit
+from snncompiler.calibration.calibrate import Progress, calibrated
+from snncompiler.calibration.record import Calibration
+from snncompiler.calibration.search import HELD_OUT, searched_alpha
+from snncompiler.emission.emit import emit
 from snncompiler.errors import UsageError, refuse
-from snncompiler.growth import NONE, Growth
-from snncompiler.options import Options, check_range, check_type
-from snncompiler.passes.unroll_time import NODE_BUDGET
-from snncompiler.preparation import (
-    Prepared,
-    check_batch,
-    check_folds,
-    check_source,
-    measure_folds,
-    normalization_passes,
-    prepare,
-    resolve,
-    synthetic_feeds,
-)
+from snncompiler.ir.growth import NONE, Growth
+from snncompiler.ir.operators import rectifiers_of
+from snncompiler.ir.settings import Options, check_range, check_type
+from snncompiler.network.checks import check_batch, check_folds, check_source, measure_folds
+from snncompiler.network.data import Dataset, Preprocess, load_data
+from snncompiler.network.prepare import normalization_passes, prepare
+from snncompiler.network.prepared import Prepared, synthetic_feeds
+from snncompiler.network.task import resolve
+from snncompiler.passes.time.unroll_time import NODE_BUDGET
 
 __all__ = [
     "CALIBRATION_SAMPLES", "CalibrationLike", "Compiled", "Prepared", "Progress", "calibrated",
@@ -112,7 +106,7 @@ def compile_model(
                     f"--alpha auto needs at least {HELD_OUT} calibration samples",
                     hint="give --calibration DATA, or a number for --alpha",
                 )
-            options, dataset = searched_alpha(prepared, options, dataset, progress)
+            options, dataset = searched_alpha(prepared, options, dataset, emit, progress)
         feeds = (
             dataset.feeds
             if dataset
@@ -187,7 +181,7 @@ _KEPT_AS = {"threshold": "method"}
 
 def _check_steps_budget(prepared: Prepared, steps: int) -> None:
     """Refuse early what `steps` would refuse after the calibration: a lower bound of its nodes."""
-    neurons = len(calib.rectifiers_of(prepared.graph))
+    neurons = len(rectifiers_of(prepared.graph))
     if steps * neurons > NODE_BUDGET:
         raise refuse(
             "SNNC209",

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from snncompiler import pipeline
-from snncompiler.diagnostics import Finding
 from snncompiler.errors import Refused
-from snncompiler.graph import Graph, export_model, import_model
-from snncompiler.options import Options
+from snncompiler.findings import Finding
+from snncompiler.ir.graph import Graph, export_model, import_model
+from snncompiler.ir.settings import Options
 from snncompiler.passes.base import Context, run_passes
-from snncompiler.passes.verify_input import verify_input
+from snncompiler.passes.source.verify_input import verify_input
 from snncompiler.runtime.session import create_session
 
 Array = NDArray[Any]

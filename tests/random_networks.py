@@ -26,13 +26,13 @@ from helpers import Array, assert_close, run_model
 from onnx import helper, numpy_helper
 
 from snncompiler import pipeline
-from snncompiler.calibration import Calibration
-from snncompiler.data import Dataset
+from snncompiler.analysis.instrument import Watched, watch
+from snncompiler.calibration.record import Calibration
 from snncompiler.errors import Refused
-from snncompiler.options import Options
-from snncompiler.passes.lower_events import lower_events
+from snncompiler.ir.settings import Options
+from snncompiler.network.data import Dataset
+from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import create_session, library_path
-from snncompiler.watch import Watched, watch
 
 #: What the bound is for: no charges, and every step counts alike.
 PLAIN: dict[str, Any] = {"threshold": "max", "correction": "none", "readout": "mean"}

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 import snncompiler
 from snncompiler import models
-from snncompiler.compiled import read_compiled
-from snncompiler.options import Options
+from snncompiler.emission.compiled import read_compiled
+from snncompiler.ir.settings import Options
 from snncompiler.pipeline import compile_model, prepare
 
 CNN, RESNET = models.path("digits-cnn"), models.path("digits-resnet")

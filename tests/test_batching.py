@@ -14,12 +14,12 @@ from helpers import Array, compile_text, parse, random, run_model
 
 import snncompiler
 from snncompiler import pipeline
-from snncompiler.batching import CONSTANT, RUN, Gathered, differing, squares
-from snncompiler.cli import app
-from snncompiler.compiled import read_compiled
+from snncompiler.analysis.trace import trace
+from snncompiler.cli.main import app
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused
+from snncompiler.network.batching import CONSTANT, RUN, Gathered, differing, squares
 from snncompiler.runtime.session import create_session
-from snncompiler.trace import trace
 
 SAMPLES, SIZE = 7, 6
 IMAGES = random(0, SAMPLES, 3, SIZE, SIZE)

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snncompiler import models, pipeline
-from snncompiler.calibration import Calibration, Observation, observe
+from snncompiler.calibration.histogram import BINS, Histogram
+from snncompiler.calibration.observe import Observation, observe
+from snncompiler.calibration.record import Calibration
 from snncompiler.errors import Refused, UsageError
-from snncompiler.graph import with_outputs
-from snncompiler.histogram import BINS, Histogram
-from snncompiler.options import Options
+from snncompiler.ir.graph import with_outputs
+from snncompiler.ir.settings import Options
 
 # --- histograms ---
 

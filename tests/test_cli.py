@@ -27,10 +27,11 @@ from helpers import parse
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from snncompiler import dialect, models
-from snncompiler.cli import app
-from snncompiler.compiled import CompiledFile, read_compiled
-from snncompiler.diagnostics import CODES
+from snncompiler import models
+from snncompiler.cli.main import app
+from snncompiler.emission.compiled import CompiledFile, read_compiled
+from snncompiler.findings import CODES
+from snncompiler.ir import dialect
 from snncompiler.runtime.session import create_session
 from snncompiler.version import __version__
 
@@ -1073,7 +1074,7 @@ def test_a_fault_of_ours_is_code_4_without_a_traceback(monkeypatch: pytest.Monke
     def fail(*args: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("snncompiler.report.constraints", fail)
+    monkeypatch.setattr("snncompiler.analysis.constraints.constraints", fail)
     ran = snnc("check", CNN)
     assert (ran.code, ran.out) == (4, "")
     (message,) = errors(ran)
@@ -1083,10 +1084,10 @@ def test_a_fault_of_ours_is_code_4_without_a_traceback(monkeypatch: pytest.Monke
 #: Runs the command line and interrupts itself, as Ctrl-C does, when `where` is called.
 INTERRUPT = """
 import os, signal, sys
-import snncompiler.calibration, snncompiler.io
-from snncompiler.cli import main
+import snncompiler.calibration.observe as observing
+from snncompiler.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
-owner, name = {"calibration": (snncompiler.calibration, "observe"), "write": (os, "fsync")}[sys.argv[1]]
+owner, name = {"calibration": (observing, "observe"), "write": (os, "fsync")}[sys.argv[1]]
 real = getattr(owner, name)
 def interrupted(*args, **options):
     os.kill(os.getpid(), signal.SIGINT)

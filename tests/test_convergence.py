@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from random_networks import PLAIN, STEPS, Network, check, grow, spike_counts
 
 from snncompiler import pipeline
-from snncompiler.options import Options
+from snncompiler.ir.settings import Options
 from snncompiler.passes import lower_events as lower_pass
 from snncompiler.runtime import library_path
 

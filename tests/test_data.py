@@ -14,8 +14,8 @@ import pytest
 from helpers import Array
 from PIL import Image
 
-from snncompiler.data import Dataset, InputSpec, Preprocess, load_data
 from snncompiler.errors import Refused, SnncError, UsageError
+from snncompiler.network.data import Dataset, InputSpec, Preprocess, load_data
 
 IMAGE = InputSpec("input", (None, 3, 5, 6), np.dtype(np.float32))
 GREY = InputSpec("input", (None, 1, 5, 6), np.dtype(np.float32))

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import snncompiler
 from snncompiler import models, pipeline
-from snncompiler.compiled import read_compiled
-from snncompiler.diagnosis import (
+from snncompiler.analysis.diagnose import (
     OWN,
     PARTS,
     Currents,
@@ -25,9 +24,11 @@ from snncompiler.diagnosis import (
     quantised_ann,
     split,
 )
+from snncompiler.analysis.instrument import Layer, Watched
+from snncompiler.analysis.walk import Walk
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.growth import Growth
-from snncompiler.watch import Layer, Walk, Watched
+from snncompiler.ir.growth import Growth
 
 CNN, RESNET = models.path("digits-cnn"), models.path("digits-resnet")
 ONE = "g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from snncompiler.cli import app
-from snncompiler.diagnostics import CODES
+from snncompiler.cli.main import app
+from snncompiler.findings import CODES
 from snncompiler.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,10 +12,11 @@ from helpers import compile_text, parse, random
 from numpy.typing import NDArray
 
 import snncompiler
-from snncompiler import dialect, pipeline
+from snncompiler import pipeline
 from snncompiler.errors import UsageError
+from snncompiler.ir import dialect
+from snncompiler.ir.settings import Options
 from snncompiler.models import path
-from snncompiler.options import Options
 from snncompiler.runtime import Stream, create_session
 
 NETWORKS = ["digits-cnn", pytest.param("digits-resnet", marks=pytest.mark.slow)]

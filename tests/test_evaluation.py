@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 import snncompiler
 from snncompiler import models
-from snncompiler.compiled import read_compiled
+from snncompiler.analysis.evaluate import BATCH, DIAGNOSIS_BATCH, paired_interval
+from snncompiler.analysis.instrument import Watched, watch
+from snncompiler.analysis.walk import Walk, common_chunk
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.evaluation import BATCH, DIAGNOSIS_BATCH, paired_interval
 from snncompiler.runtime.session import create_session
-from snncompiler.watch import Walk, Watched, common_chunk, watch
 
 #: Pooled spikes, a residual, a static branch beside temporal values, and a softmax.
 SIDE = """g (float[N,2,8,8] x) => (float[N,3] y)

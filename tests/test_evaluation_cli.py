@@ -12,10 +12,11 @@ import pytest
 from helpers import compile_text, parse, random
 from test_cli import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, listing, snnc
 
-from snncompiler import watch as watch_module
-from snncompiler.compiled import read_compiled
+from snncompiler.analysis import instrument as watch_module
+from snncompiler.analysis.count import thresholds_of
+from snncompiler.analysis.instrument import watch
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import EnvironmentMissing
-from snncompiler.watch import thresholds_of, watch
 
 
 @pytest.fixture(scope="module")

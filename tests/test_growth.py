@@ -12,15 +12,17 @@ from helpers import Array, compile_text, op_counts, parse, random, run_model
 from onnx import numpy_helper
 
 import snncompiler
-from snncompiler import models, pipeline, running
-from snncompiler.compiled import read_compiled
+from snncompiler import models, pipeline
+from snncompiler.analysis.trace import trace
+from snncompiler.calibration import charges as running
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.growth import Growth, hindrance
-from snncompiler.options import DEFAULT_GROWTH, Options
-from snncompiler.passes.lower_events import lower_events
+from snncompiler.ir.growth import Growth
+from snncompiler.ir.settings import DEFAULT_GROWTH, Options
+from snncompiler.network.growable import hindrance
+from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import Stream
 from snncompiler.runtime.session import create_session
-from snncompiler.trace import trace
 
 GROWTH = "0.75@1,1@4,1.5@9"
 MLP = """g (float[N,4] x) => (float[N,3] y)
@@ -382,7 +384,7 @@ def test_a_calibration_is_used_again_as_it_is() -> None:
 def test_the_default_of_a_classifier_grows() -> None:
     snn = snncompiler.compile(
         models.path("digits-cnn"), calibration=models.path("digits-train"),
-        preprocess=snncompiler.data.Preprocess(scale=16.0), samples=32,
+        preprocess=snncompiler.network.data.Preprocess(scale=16.0), samples=32,
     )  # fmt: skip
     found = read_compiled(snn)
     assert found.metadata["snnc.growth"] == found.options.growth == found.calibration.growth

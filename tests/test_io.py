@@ -19,9 +19,10 @@ from onnx import TensorProto
 
 import snncompiler
 from snncompiler import pipeline
-from snncompiler.compiled import read_compiled
+from snncompiler.emission.compiled import read_compiled
+from snncompiler.emission.save import check_writable, save, serialize, write_atomically
 from snncompiler.errors import Refused, SnncError, UsageError
-from snncompiler.io import check_writable, load, save, serialize, write_atomically
+from snncompiler.network.load import load
 
 
 def model() -> onnx.ModelProto:
@@ -183,7 +184,7 @@ def test_parts_of_a_model_that_is_too_large_for_protobuf(monkeypatch: pytest.Mon
     made = parse(
         "g (float[N,32] x) => (float[N,32] y) { h = MatMul (x, w)  y = Add (h, v) }", weights
     )
-    monkeypatch.setattr("snncompiler.io.MAX_PROTOBUF", 100)
+    monkeypatch.setattr("snncompiler.network.load.MAX_PROTOBUF", 100)
     whole = load(made)
     assert whole.model == made and whole.sha256 == load(made.SerializeToString()).sha256
     made.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weights["w"], "v"))

@@ -16,13 +16,14 @@ from helpers import Array, parse, random
 
 import snncompiler
 from snncompiler import pipeline
-from snncompiler.compiled import read_compiled
-from snncompiler.diagnosis import quantised_ann
-from snncompiler.emission import window_of
-from snncompiler.options import Options
+from snncompiler.analysis.diagnose import quantised_ann
+from snncompiler.analysis.instrument import watch
+from snncompiler.analysis.walk import Walk
+from snncompiler.calibration.window import window_of
+from snncompiler.emission.compiled import read_compiled
+from snncompiler.ir.settings import Options
 from snncompiler.runtime import Stream
 from snncompiler.runtime.session import create_session
-from snncompiler.watch import Walk, watch
 
 #: Pooled spikes, a residual, a static branch beside temporal values, a mean behind.
 NETWORK = """g (float[N,2,6,6] x) => (float[N,3] y, float[N,4,3,3] z)

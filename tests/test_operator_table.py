@@ -16,7 +16,7 @@ import pytest
 from helpers import Array, assert_close, compile_text, op_counts, parse, random, refused, run_model
 
 from snncompiler import pipeline
-from snncompiler.operators import LINEAR, NONLINEAR, RANDOM
+from snncompiler.ir.operators import LINEAR, NONLINEAR, RANDOM
 from snncompiler.passes import spell_rectifiers
 
 #: Folding reorders sums of at most a hundred float32 products: a hundred roundings of 2^-24.

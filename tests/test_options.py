@@ -13,13 +13,14 @@ import pytest
 from helpers import Array, parse, random, run_model
 
 import snncompiler
-from snncompiler import calibrating, models, pipeline
-from snncompiler.calibration import depth_of, rectifiers_of
-from snncompiler.compiled import read_compiled
+from snncompiler import models, pipeline
+from snncompiler.calibration import calibrate as calibrating
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.options import MAX_SCHEDULE, Options
+from snncompiler.ir.operators import depth_of, rectifiers_of
+from snncompiler.ir.settings import MAX_SCHEDULE, Options
+from snncompiler.network.task import task_of
 from snncompiler.pipeline import prepare
-from snncompiler.preparation import task_of
 
 RELU = "g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }"
 

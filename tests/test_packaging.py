@@ -222,7 +222,7 @@ def test_dependencies_are_small() -> None:
     assert "onnxruntime" in extras["cpu"] and "onnxruntime-gpu" not in extras["cpu"]
     assert "onnxruntime-gpu" in extras["gpu"] and "onnxruntime" not in extras["gpu"]
     assert "torch" in extras["models"]
-    assert project["scripts"] == {"snnc": "snncompiler.cli:main"}
+    assert project["scripts"] == {"snnc": "snncompiler.cli.main:main"}
 
 
 def test_importing_the_package_needs_no_base_package_that_is_not_declared() -> None:
@@ -230,6 +230,6 @@ def test_importing_the_package_needs_no_base_package_that_is_not_declared() -> N
     code = (
         "import sys\n"
         "for name in ('onnxruntime', 'torch', 'sklearn', 'pytest', 'PIL'): sys.modules[name] = None\n"
-        "import snncompiler, snncompiler.cli\n"
+        "import snncompiler, snncompiler.cli.main\n"
     )
     succeed(sys.executable, "-c", code)

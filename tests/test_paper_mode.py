@@ -11,10 +11,10 @@ from helpers import Array, codes, op_counts, parse, random, run_model
 
 import snncompiler
 from snncompiler import models, pipeline
-from snncompiler.compiled import read_compiled
+from snncompiler.emission.compiled import read_compiled
+from snncompiler.emission.save import serialize
 from snncompiler.errors import Refused
-from snncompiler.io import serialize
-from snncompiler.options import Options
+from snncompiler.ir.settings import Options
 
 CNN, RESNET = models.path("digits-cnn"), models.path("digits-resnet")
 

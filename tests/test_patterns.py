@@ -12,8 +12,8 @@ import pytest
 from helpers import Array, codes, compile_text, parse, random, refused, run_model
 from rich.console import Console
 
-from snncompiler.diagnostics import Finding
-from snncompiler.report import print_findings
+from snncompiler.cli.tables import print_findings
+from snncompiler.findings import Finding
 
 CONSTANTS: dict[str, Array] = {
     "one": np.float32(1), "three": np.float32(3), "six": np.float32(6), "half": np.float32(0.5),

@@ -12,11 +12,11 @@ from helpers import Array, assert_close, codes, compile_text, parse, random, ref
 
 import snncompiler
 from snncompiler import pipeline
-from snncompiler.calibrating import SYNTHETIC_SAMPLES
-from snncompiler.compiled import read_compiled
+from snncompiler.calibration.calibrate import SYNTHETIC_SAMPLES
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused
-from snncompiler.options import Options
-from snncompiler.preparation import check_source
+from snncompiler.ir.settings import Options
+from snncompiler.network.checks import check_source
 from snncompiler.runtime.session import create_session
 
 CONV = "c = Conv <pads = [1, 1, 1, 1]> (u, w)"

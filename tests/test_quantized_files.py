@@ -12,10 +12,11 @@ import pytest
 from helpers import Array, compile_text, ops, parse, random, run_model
 
 from snncompiler import models, pipeline
-from snncompiler.options import Options
-from snncompiler.preparation import check_source, prepare
+from snncompiler.ir.settings import Options
+from snncompiler.network.checks import check_source
+from snncompiler.network.prepare import prepare
+from snncompiler.network.unrounded import unrounded
 from snncompiler.runtime.session import create_session
-from snncompiler.unrounded import unrounded
 
 pytest.importorskip("onnxruntime.quantization")
 pytest.importorskip("sympy")  # which it needs and does not ask for

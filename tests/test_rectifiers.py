@@ -7,8 +7,8 @@ import onnx
 import pytest
 from helpers import Array, assert_close, compile_text, parse, random, run_model
 
-from snncompiler.operators import rectifier
-from snncompiler.preparation import prepare
+from snncompiler.ir.operators import rectifier
+from snncompiler.network.prepare import prepare
 
 #: One rectifier behind a static current: off by at most θ/2 over T steps, here of 256.
 ERROR = 1 / 256

@@ -17,17 +17,20 @@ from hypothesis import given, settings
 from random_networks import ROUNDING, Network, error_bound
 from test_convergence import networks
 
-from snncompiler import calibrating, dialect, pipeline, running
-from snncompiler.calibration import Calibration
-from snncompiler.data import Dataset
+from snncompiler import pipeline
+from snncompiler.analysis.verify import verify
+from snncompiler.calibration import calibrate as calibrating
+from snncompiler.calibration import charges as running
+from snncompiler.calibration.charges import Received, best_schedule, correct
+from snncompiler.calibration.record import Calibration
+from snncompiler.emission.save import serialize
 from snncompiler.errors import Refused, UsageError
-from snncompiler.graph import with_outputs
-from snncompiler.io import serialize
-from snncompiler.options import Options
-from snncompiler.passes.unroll_time import ReadOut
-from snncompiler.running import Received, best_schedule, correct
+from snncompiler.ir import dialect
+from snncompiler.ir.graph import with_outputs
+from snncompiler.ir.readout import ReadOut
+from snncompiler.ir.settings import Options
+from snncompiler.network.data import Dataset
 from snncompiler.runtime import Stream
-from snncompiler.verification import verify
 
 
 def dyadic(seed: int, *shape: int, parts: int = 4, most: int = 6) -> Array:

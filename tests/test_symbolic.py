@@ -7,8 +7,8 @@ import onnx
 import pytest
 from helpers import Array, compile_text, parse, random, run_model
 
-from snncompiler.graph import with_outputs
-from snncompiler.symbolic import Shape, Shapes
+from snncompiler.ir.graph import with_outputs
+from snncompiler.ir.symbolic import Shape, Shapes
 
 #: Operators on maps of any size.
 NETWORK = """g (float[N,4,H,W] x, float[N,4,H,W] z, float[M,4,H,V] u) => (float[N,?,?,?] y)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import snncompiler
-from snncompiler import watch as watch_module
-from snncompiler.compiled import read_compiled
-from snncompiler.evaluation import Evaluation
+from snncompiler.analysis import instrument as watch_module
+from snncompiler.analysis.count import macs_of
+from snncompiler.analysis.evaluate import Evaluation
+from snncompiler.emission.compiled import read_compiled
+from snncompiler.ir.synapses import Axis, Synapses, synapses_of
 from snncompiler.runtime import create_session, library_path
-from snncompiler.synapses import Axis, Synapses, synapses_of
-from snncompiler.watch import macs_of
 
 STEPS, SAMPLES = 6, 3
 

@@ -13,12 +13,13 @@ from helpers import Array, codes, compile_text, parse, random
 from test_cli import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, set_metadata, snnc
 
 import snncompiler
-from snncompiler import dialect, models
-from snncompiler.compiled import read_compiled
+from snncompiler import models
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.options import Options
+from snncompiler.ir import dialect
+from snncompiler.ir.settings import Options
 from snncompiler.passes import lower_events as lower_pass
-from snncompiler.passes.lower_events import lower_events
+from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.pipeline import Compiled, compile_model
 from snncompiler.runtime import create_session, library_path
 

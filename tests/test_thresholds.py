@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snncompiler import pipeline
-from snncompiler.graph import with_outputs
-from snncompiler.histogram import BINS, Histogram
-from snncompiler.options import Options
-from snncompiler.thresholds import STRATEGIES, Settings
+from snncompiler.calibration.histogram import BINS, Histogram
+from snncompiler.calibration.thresholds import STRATEGIES, Settings
+from snncompiler.ir.graph import with_outputs
+from snncompiler.ir.settings import Options
 
 METHODS = sorted(STRATEGIES)
 

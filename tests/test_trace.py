@@ -12,11 +12,12 @@ import pytest
 from helpers import Array, compile_text, parse, random, run_model
 from test_cli import RESNET, SCALED, TEST, TRAIN, errors, good, listing, snnc
 
-from snncompiler import trace as trace_module
-from snncompiler.compiled import read_compiled
+from snncompiler.analysis import trace as trace_module
+from snncompiler.analysis.instrument import Watched
+from snncompiler.analysis.trace import Trace, trace
+from snncompiler.analysis.walk import Walk
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.trace import Trace, trace
-from snncompiler.watch import Walk, Watched
 
 CONV = """g (float[N,2,5,5] x) => (float[N,3] y)
 {
@@ -215,7 +216,7 @@ def test_a_plot_of_names_that_look_like_mathematics(tmp_path: Path) -> None:
     found = trace(compiled_network(neuron="signed:2"), INPUT, steps=8, ann=network())
     from dataclasses import replace
 
-    from snncompiler.plots import plot_trace
+    from snncompiler.cli.plots import plot_trace
 
     odd = tuple(replace(layer, layer="$\\frac{1\n" + layer.layer) for layer in found.layers)
     plot_trace(replace(found, layers=odd), tmp_path / "t.png")

@@ -12,12 +12,13 @@ import pytest
 from helpers import Array, assert_close, compile_text, op_counts, parse, random, run_model
 from onnx import helper
 
-from snncompiler import models, pipeline, preparation
-from snncompiler.diagnostics import Finding
+from snncompiler import models, pipeline
+from snncompiler.emission.save import serialize
 from snncompiler.errors import Refused
-from snncompiler.io import serialize
-from snncompiler.options import Options
-from snncompiler.passes.sink_time_mean import TIME_MEAN
+from snncompiler.findings import Finding
+from snncompiler.ir.phases import TIME_MEAN
+from snncompiler.ir.settings import Options
+from snncompiler.network import prepared
 
 #: MaxPool, a residual, and a static side branch that meets temporal values: the Tile path.
 SIDE = """g (float[N,2,8,8] x) => (float[N,3] y)
@@ -299,7 +300,7 @@ def test_emitting_twice_gives_the_same_and_leaves_the_network_alone() -> None:
     before = serialize(compiled.prepared.ann)
     again = pipeline.emit(compiled.prepared, compiled.calibration, Options())
     assert serialize(again) == serialize(compiled.model)
-    assert serialize(preparation._as_model(compiled.prepared.graph)) == before
+    assert serialize(prepared.as_model(compiled.prepared.graph)) == before
 
 
 def test_an_emission_leaves_nothing_behind_for_the_next() -> None:

@@ -15,11 +15,13 @@ from helpers import Array, compile_text, parse, random
 from onnx import numpy_helper
 
 import snncompiler
-from snncompiler import dialect, models, verification
-from snncompiler.cli import app
+from snncompiler import models
+from snncompiler.analysis import verify as verification
+from snncompiler.analysis.verify import Verification, verify
+from snncompiler.cli.main import app
 from snncompiler.errors import InternalError
+from snncompiler.ir import dialect
 from snncompiler.runtime.session import runs_events
-from snncompiler.verification import Verification, verify
 
 needs_events = pytest.mark.skipif(not runs_events(), reason="the native library is not built")
 
@@ -354,7 +356,7 @@ def test_a_wrong_way_to_unroll_fails(way: str, monkeypatch: pytest.MonkeyPatch) 
 @needs_events
 def test_the_default_session_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     """A portable file runs by events too, and what is wrong in that lowering is seen."""
-    from snncompiler import watch as watching
+    from snncompiler.analysis import instrument as watching
 
     real = watching.lower_events
 

@@ -13,11 +13,12 @@ import onnx
 import pytest
 from helpers import Array, codes, parse, random
 
-from snncompiler import pipeline, preparation
-from snncompiler.cli import app
+from snncompiler import pipeline
+from snncompiler.cli.main import app
 from snncompiler.errors import Refused
-from snncompiler.graph import Graph, Node, constant, constant_input, tensor_names
-from snncompiler.options import Options
+from snncompiler.ir.graph import Graph, Node, constant, constant_input, tensor_names
+from snncompiler.ir.settings import Options
+from snncompiler.network import prepare as preparation
 from snncompiler.passes.base import Context, Pass
 
 Wrong = Callable[[Graph], bool]

@@ -74,7 +74,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     import onnxruntime  # noqa: F401
 
-    import snncompiler.cli  # noqa: F401
+    import snncompiler.cli.main  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), file=replies, flush=True)

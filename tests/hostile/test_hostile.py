@@ -29,10 +29,10 @@ from fork_server import MEMORY
 from hostile_cases import CASES, COMPILE, LIBRARY, Case, W, X, linear, save
 
 from snncompiler import pipeline
-from snncompiler.compiled import read_compiled
-from snncompiler.diagnostics import CODES
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused
-from snncompiler.options import Options
+from snncompiler.findings import CODES
+from snncompiler.ir.settings import Options
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -268,7 +268,7 @@ def stop(handle):
     pathlib.Path("there").touch()
     time.sleep(60)
 os.fsync = stop
-from snncompiler.cli import main
+from snncompiler.cli.main import main
 main()
 """
 

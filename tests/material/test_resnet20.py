@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from real_networks import Material
 
 import snncompiler
-from snncompiler.compiled import read_compiled
-from snncompiler.io import save
+from snncompiler.analysis.instrument import Watched, watch
+from snncompiler.emission.compiled import read_compiled
+from snncompiler.emission.save import save
 from snncompiler.runtime.session import create_session
-from snncompiler.watch import Watched, watch
 
 EXPORTS = ("c10_resnet20_aka_bn_ts17", "c10_resnet20_aka_folded_dynamo20")
 PREPROCESS = snncompiler.Preprocess(

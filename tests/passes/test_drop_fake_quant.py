@@ -21,12 +21,13 @@ from helpers import (
 from onnx import helper, numpy_helper
 
 from snncompiler import pipeline
-from snncompiler.calibration import limit_of
+from snncompiler.calibration.observe import limit_of
 from snncompiler.errors import Refused
-from snncompiler.options import Options
-from snncompiler.preparation import check_source, measure_folds, prepare
+from snncompiler.ir.settings import Options
+from snncompiler.network.checks import check_source, measure_folds
+from snncompiler.network.prepare import prepare
+from snncompiler.network.unrounded import unrounded
 from snncompiler.runtime.session import create_session
-from snncompiler.unrounded import unrounded
 
 #: Every value is multiplied, added to and limited a few times in float32.
 ROUNDINGS = 16 * 2.0**-24

@@ -9,12 +9,13 @@ import onnx
 import pytest
 from helpers import Array, op_counts, parse, random, run_model
 
-from snncompiler import pipeline, running
+from snncompiler import pipeline
+from snncompiler.analysis.verify import verify
+from snncompiler.calibration import charges as running
+from snncompiler.emission.save import serialize
 from snncompiler.errors import Refused, UsageError
-from snncompiler.graph import with_outputs
-from snncompiler.io import serialize
-from snncompiler.options import Options
-from snncompiler.verification import verify
+from snncompiler.ir.graph import with_outputs
+from snncompiler.ir.settings import Options
 
 #: All weights and inputs are multiples of 1/8, and the largest input is 1: sums are exact.
 NETWORK = """g (float[N,4] x) => (float[N,3] y)

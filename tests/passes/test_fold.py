@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snncompiler import pipeline
-from snncompiler.preparation import check_source, measure_folds
+from snncompiler.network.checks import check_source, measure_folds
 
 #: Folding rounds every weight and every bias once to float32 (2^-24 each); source and result sum at
 #: most 200 products each, and the batch-norm step rounds four times: under 512 roundings.  The bound

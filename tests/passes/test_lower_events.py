@@ -11,9 +11,10 @@ import pytest
 from helpers import Array, compile_text, parse, random
 from onnx import helper, numpy_helper
 
-from snncompiler import dialect, emission
+from snncompiler.emission import emit as emission
+from snncompiler.ir import dialect
 from snncompiler.passes import lower_events as lower_pass
-from snncompiler.passes.lower_events import Lowered, lower_events
+from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.runtime import create_session, library_path
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="the native library is not built")

@@ -11,8 +11,8 @@ import pytest
 from helpers import Array, assert_close, op_counts, parse, random, refused, run_model
 
 from snncompiler import pipeline
-from snncompiler.graph import with_outputs
-from snncompiler.options import Options
+from snncompiler.ir.graph import with_outputs
+from snncompiler.ir.settings import Options
 from snncompiler.runtime.session import create_session
 
 #: Folding reorders sums of at most a hundred float32 products: a hundred roundings of 2^-24.

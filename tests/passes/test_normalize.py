@@ -20,8 +20,9 @@ from helpers import (
 from onnx import numpy_helper
 
 from snncompiler.errors import Refused
-from snncompiler.graph import value
-from snncompiler.preparation import check_source, measure_folds, prepare
+from snncompiler.ir.graph import value
+from snncompiler.network.checks import check_source, measure_folds
+from snncompiler.network.prepare import prepare
 from snncompiler.runtime.session import create_session
 
 #: Sums of at most 16 products, once in the source's order and once in ours: 16 roundings of 2^-24

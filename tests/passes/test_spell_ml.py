@@ -11,7 +11,8 @@ import pytest
 from helpers import Array, assert_close, codes, compile_text, op_counts, random, refused, run_model
 from onnx import TensorProto, helper, numpy_helper
 
-from snncompiler import evaluation, pipeline
+from snncompiler import pipeline
+from snncompiler.analysis import evaluate as evaluation
 
 ML = "ai.onnx.ml"
 CLASSES = ["cat", "dog", "eel"]

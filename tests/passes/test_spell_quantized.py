@@ -10,8 +10,9 @@ import pytest
 from helpers import Array, assert_close, ops, parse, random, refused, rewritten, run_model
 from onnx import helper
 
-from snncompiler.preparation import check_source, prepare
-from snncompiler.unrounded import unrounded
+from snncompiler.network.checks import check_source
+from snncompiler.network.prepare import prepare
+from snncompiler.network.unrounded import unrounded
 
 RNG = np.random.default_rng(0)
 S, Z = np.float32(0.05), np.uint8(120)

@@ -21,7 +21,7 @@ from helpers import (
 from onnx import numpy_helper
 
 from snncompiler import pipeline
-from snncompiler.report import constraints
+from snncompiler.analysis.constraints import constraints
 
 #: A sum of two rectifiers of one value: each is exact, their scaling and sum round twice.
 EXACT = 4 * 2.0**-24

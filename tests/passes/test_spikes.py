@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snncompiler import pipeline
-from snncompiler.graph import Graph, export_model, with_outputs
-from snncompiler.options import Options
+from snncompiler.ir.graph import Graph, export_model, with_outputs
+from snncompiler.ir.settings import Options
 from snncompiler.passes.base import run_passes
-from snncompiler.passes.fold_amplitude import FoldAmplitude
-from snncompiler.passes.insert_neurons import InsertNeurons
+from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
+from snncompiler.passes.spike.insert_neurons import InsertNeurons
 
 #: A neuron's decoded value is off by |v(T) - v(0)|/T, exactly; v stays within some θ of its start,
 #: as the ANN's activation, which the current converges to, is at most θ (thresholds are the maxima).

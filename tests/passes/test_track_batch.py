@@ -16,9 +16,9 @@ from helpers import (
 )
 
 from snncompiler import pipeline
-from snncompiler.compiled import read_compiled
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused
-from snncompiler.graph import BATCH
+from snncompiler.ir.graph import BATCH
 
 #: The same products summed for one sample and for three, perhaps in another order: at most 100
 #: float32 roundings of 2^-24.

@@ -8,7 +8,8 @@ import pytest
 from helpers import Array, assert_close, codes, parse, refused, rewritten, run_model
 from onnx import TensorProto, helper, numpy_helper
 
-from snncompiler.preparation import check_source, prepare
+from snncompiler.network.checks import check_source
+from snncompiler.network.prepare import prepare
 
 X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(2, 6)
 

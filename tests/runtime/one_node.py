@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from snncompiler import dialect
+from snncompiler.ir import dialect
 from snncompiler.runtime import create_session
 
 Array = NDArray[Any]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from one_node import Array, assert_same_bits, one_node, run
 
-from snncompiler import dialect
 from snncompiler.errors import EnvironmentMissing
+from snncompiler.ir import dialect
 from snncompiler.runtime import build, create_session, reference
 from snncompiler.runtime.library import LIBRARY_VARIABLE, inspect_library
 

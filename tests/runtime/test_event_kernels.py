@@ -15,9 +15,9 @@ import onnx
 import pytest
 
 import snncompiler
-from snncompiler.compiled import read_compiled
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.models import path
-from snncompiler.passes.lower_events import lower_events
+from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import build, create_session, library
 
 pytest.importorskip("onnxruntime")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from snncompiler import dialect
+from snncompiler.ir import dialect
 from snncompiler.runtime import create_session, reference
 
 Array = NDArray[Any]

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from one_node import assert_same_bits, one_node, run, session
 
-from snncompiler import dialect
 from snncompiler.errors import EnvironmentMissing, UsageError
+from snncompiler.ir import dialect
 from snncompiler.runtime import build, create_session, doctor, library_path, reference, register
 from snncompiler.runtime.library import ISAS, LIBRARY_VARIABLE, cpu_isa, inspect_library
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from one_node import Array, assert_same_bits, one_node, run
 from onnx import TensorProto, helper
 
-from snncompiler import dialect
+from snncompiler.ir import dialect
 from snncompiler.runtime import reference, register
 
 #: onnxruntime 1.20 keeps a last window that starts in the padding at the end; ONNX and all later

@@ -17,7 +17,7 @@ import pytest
 from helpers import parse, random
 
 import snncompiler
-from snncompiler import dialect
+from snncompiler.ir import dialect
 
 #: T, or K, or both: products wrap to 0, to small numbers and to negative ones, or are absurd.
 NUMBERS = (1 << 62, (1 << 63) - 1, (1 << 61) + 1, 1 << 31, 0, -1, -(1 << 63))
@@ -28,7 +28,7 @@ resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from one_node import run
-from snncompiler import dialect
+from snncompiler.ir import dialect
 name, numbers = sys.argv[2], json.loads(sys.argv[3])
 attributes = {"kernel_shape": [2, 2]} if name == "SpikeMaxPool" else {}
 if name in ("BurstNeuron", "SignedNeuron"):

@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from snncompiler import pipeline
-from snncompiler.compiled import read_compiled
-from snncompiler.data import Dataset
-from snncompiler.options import Options
+from snncompiler.emission.compiled import read_compiled
+from snncompiler.ir.settings import Options
+from snncompiler.network.data import Dataset
 from snncompiler.runtime.session import create_session
 
 Array = NDArray[Any]

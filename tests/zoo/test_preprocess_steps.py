@@ -9,7 +9,7 @@ import pytest
 from networks import bench
 
 from snncompiler import Preprocess
-from snncompiler.data import InputSpec, load_data
+from snncompiler.network.data import InputSpec, load_data
 
 STEPS: list[dict[str, Any]] = [
     {"layout": "NCHW", "scale": 255, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]},

@@ -1,0 +1,1 @@
+"""Precision, function bodies, event-driven operators, and the last check."""

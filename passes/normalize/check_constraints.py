@@ -1,0 +1,210 @@
+"""Say which operators cannot be converted, all at once, and what breaks the paper's constraints.
+
+The paper trains its ANNs without bias and batch-norm.  The default folds batch-norm exactly and
+injects the bias as a constant current; `strict` refuses both, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from snncompiler.errors import Refused
+from snncompiler.findings import Finding, describe
+from snncompiler.ir.graph import Graph, Node, label
+from snncompiler.ir.operators import (
+    NO_RULE,
+    NOT_LINEAR,
+    TWO_LIVE,
+    linear_reason,
+    random_reason,
+    rectifier,
+)
+from snncompiler.ir.patterns import written_out
+from snncompiler.ir.phases import Timing, analyze
+from snncompiler.passes.base import Context, Pass
+from snncompiler.passes.normalize.spell_max_pool import (
+    ACROSS_SAMPLES,
+    MAX_AXES,
+    TOO_MANY_AXES,
+    UNKNOWN_AXES,
+    UNKNOWN_SIZE,
+    obstacle,
+)
+from snncompiler.passes.padding import fills_with_lowest
+
+
+@dataclass(frozen=True)
+class CheckConstraints(Pass):
+    """Refuse what has no spiking form; with `strict`, also bias and batch-norm."""
+
+    strict: bool = False
+    allow_analog: bool = False
+
+    name: ClassVar[str] = "check-constraints"
+    requires: ClassVar[frozenset[str]] = frozenset({"affine-folded", "max-pool-of-spikes"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"constraints-checked"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        timing = analyze(graph, lambda node: rectifier(node) is not None)
+        errors = [*_random(graph), *_unconvertible(graph, timing)]
+        if self.allow_analog:
+            kept = [finding for finding in errors if finding.code == "SNNC202"]
+            errors = [finding for finding in errors if finding.code != "SNNC202"]
+            for finding in kept:
+                text = f"not spiking, kept exact by telescoping: {finding.message}"
+                context.warn("SNNC206", text, node=finding.node)
+        if self.strict:
+            errors += _violations(context)
+        if errors:
+            raise Refused(*errors)
+        for node in graph.nodes:
+            reason = _kept(node, timing)
+            if reason:
+                context.note("SNNC206", reason, node=label(node))
+
+
+def _random(graph: Graph) -> list[Finding]:
+    """The operators whose outputs are no function of the inputs: nothing can be compared then."""
+    return [
+        Finding(
+            "SNNC212",
+            f"{reason}, so that the outputs are no function of the inputs",
+            node=label(node),
+            hint="export the network for inference, without noise and dropout",
+        )
+        for node in graph.nodes
+        if (reason := random_reason(node)) and not _only_its_shape(node, graph)
+    ]
+
+
+def _only_its_shape(node: Node, graph: Graph) -> bool:
+    """Whether nothing but the shape of a node's outputs is read."""
+    return all(
+        reader.op in ("Shape", "Size") for tensor in node.outputs for reader in tensor.outputs
+    ) and not any(output is tensor for output in graph.outputs for tensor in node.outputs)
+
+
+def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
+    if not any(rectifier(node) is not None for node in graph.nodes):
+        others = Counter(node.op for node in graph.nodes)
+        seen = ", ".join(f"{op} x{count}" for op, count in sorted(others.items())) or "no operators"
+        return [
+            Finding(
+                "SNNC201",
+                f"the network has no ReLU, so there is nothing to convert; it has {seen}",
+                hint="only rectifiers become spiking neurons",
+            )
+        ]
+    reasons = {
+        id(node): reason
+        for node in graph.nodes
+        if timing.phase(node) == "temporal"
+        and rectifier(node) is None
+        and not random_reason(node)
+        and (reason := blocking(node, timing))
+    }
+    refused = [node for node in graph.nodes if id(node) in reasons]
+    layers = {
+        id(part): layer
+        for layer in written_out(graph, refused, timing.inputs)
+        for part in layer.nodes
+    }
+    found = []
+    for node in refused:
+        layer = layers.get(id(node))
+        if layer is None:
+            text = f"{node.op} stands between spiking layers: {reasons[id(node)]}"
+            hint = _REMEDIES.get(reasons[id(node)], _REMEDIES[NOT_LINEAR])
+            found.append(Finding("SNNC202", text, node=label(node), hint=hint))
+        elif node is next(part for part in layer.nodes if id(part) in reasons):
+            # Once for the whole layer, under the name that its last operator has.
+            text = f"{layer.name} stands between spiking layers: {NOT_LINEAR}"
+            where = describe(layer.text, layer.nodes[-1].name)
+            hint = _LAYERS.get(layer.name, _REMEDIES[NOT_LINEAR])
+            found.append(Finding("SNNC202", text, node=where, hint=hint))
+    return found
+
+
+#: What helps against a layer that is written out, by its name.
+_LAYERS = {
+    "LayerNormalization": "train with batch-norm for it, or keep it analog with --allow-analog",
+    "RMSNormalization": "train with batch-norm for it, or keep it analog with --allow-analog",
+    "attention": "keep it analog with --allow-analog",
+    "gate": "train the network without its gates, or keep them analog with --allow-analog",
+}
+
+INDICES = "its indices are used"
+LOWEST = "it pads with minus infinity, which is no rate of spikes"
+
+#: What helps, by the reason.
+_REMEDIES = {
+    NOT_LINEAR: "train the network with ReLU there, or keep it analog with --allow-analog",
+    NO_RULE: "please report it; --allow-analog keeps it exact, as an analog operator",
+    UNKNOWN_SIZE: "export the network with a fixed input size, or keep it analog with --allow-analog",
+    UNKNOWN_AXES: "export it with constant axes",
+    ACROSS_SAMPLES: "reduce the axes of one sample",
+    TOO_MANY_AXES: f"reduce at most {MAX_AXES} axes at a time",
+    INDICES: "train the network with an upsampling that needs no indices",
+    LOWEST: "let the pooling pad, by less than its kernel",
+    TWO_LIVE: "a gate or an attention: train without it, or keep it analog with --allow-analog",
+}
+
+
+def blocking(node: Node, timing: Timing) -> str:
+    """Why a node cannot stand between spiking layers; empty where it can."""
+    if not any(timing.inputs(node)):
+        return ""  # shape arithmetic on temporal values
+    if node.op in ("Shape", "Size") and not node.domain:
+        return ""
+    if node.op == "MaxPool" and not node.domain:
+        # `pool_spikes` has rewritten all others.
+        return INDICES if len(node.outputs) > 1 else ""
+    if node.op == "Pad" and not node.domain and fills_with_lowest(node):
+        rectified = all(rectifier(reader) is not None for reader in node.outputs[0].outputs)
+        return "" if rectified else LOWEST
+    if node.op in ("GlobalMaxPool", "ReduceMax", "ReduceMin") and not node.domain:
+        return obstacle(node)
+    return linear_reason(node, timing.inputs(node))
+
+
+def _violations(context: Context) -> list[Finding]:
+    found = []
+    for layer in context.layers.values():
+        if layer.bias:
+            found.append(
+                Finding(
+                    "SNNC203",
+                    f"{layer.op} has a bias",
+                    node=layer.name,
+                    hint="train without bias, or compile with --no-strict",
+                )
+            )
+        if layer.batch_norm:
+            found.append(
+                Finding(
+                    "SNNC204",
+                    f"a batch-norm is folded into {layer.op}",
+                    node=layer.name,
+                    hint="train without batch-norm, or compile with --no-strict",
+                )
+            )
+    found += [
+        Finding("SNNC204", finding.message, node=finding.node, hint="train without batch-norm")
+        for finding in context.findings
+        if finding.code == "SNNC207"
+    ]
+    return found
+
+
+def _kept(node: Node, timing: Timing) -> str:
+    """Why a nonlinear operator is kept as it is; empty for linear ones and rectifiers."""
+    phase = timing.phase(node)
+    if phase == "temporal" or not linear_reason(node, [True, *[False] * (len(node.inputs) - 1)]):
+        return ""
+    if node.op in ("Shape", "Size", "Constant"):
+        return ""
+    if phase == "static":
+        return "kept: it comes before the first spiking layer and is computed once"
+    return "kept: it comes after the last spiking layer and is applied to the decoded values"

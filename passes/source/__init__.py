@@ -1,0 +1,1 @@
+"""What the source says, in few operators of float32."""

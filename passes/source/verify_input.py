@@ -1,0 +1,802 @@
+"""Check a model before anything is done to it: versions, structure, operators, weights.
+
+onnxruntime and the ONNX checker accept much of this silently, so the checks are ours.  All findings
+come at once.  Afterwards the graph is topologically sorted, at a supported opset, without local
+functions, and its initializers are no inputs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from onnx import TensorProto, helper, numpy_helper
+
+from snncompiler.errors import Refused, refuse
+from snncompiler.findings import Finding, describe, errors_of
+from snncompiler.ir import dialect
+from snncompiler.ir.graph import unique_name
+from snncompiler.passes.source.spell_quantized import MICROSOFT
+from snncompiler.passes.source.spell_quantized import RULES as QUANTIZED
+from snncompiler.passes.source.widen_weights import widen_weights
+
+OLDEST_OPSET = 7
+NEWEST_OPSET = onnx.defs.onnx_opset_version()
+NEWEST_IR = int(onnx.IR_VERSION)
+
+#: Local functions may expand to at most this many nodes.
+MAX_EXPANDED = 1_000_000
+
+_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+_SUPPORTED = {
+    *_FLOATS, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.UINT8,
+    TensorProto.INT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32,
+    TensorProto.UINT64, TensorProto.STRING,
+}  # fmt: skip
+
+
+def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]]:
+    """The checked model at a supported opset, and the warnings.  Raises Refused with every error."""
+    _refuse_compiled(model)
+    _unify_default_domain(model)
+    findings = _versions(model)
+    if errors_of(findings):
+        raise Refused(*findings)
+    model = _inline(model)
+    findings += _structure(model.graph)
+    if errors_of(findings):
+        raise Refused(*findings)
+    model = widen_weights(model)
+    findings += _operators(model) + _weights(model.graph)
+    if errors_of(findings):
+        raise Refused(*findings)
+    _forget_initializer_inputs(model.graph)
+    _cut_by_slicing(model.graph, _opset(model) or NEWEST_OPSET)
+    findings += _checked(model)
+    if errors_of(findings):
+        raise Refused(*findings)
+    findings += _without_maps(model.graph)
+    if errors_of(findings):
+        raise Refused(*findings)
+    return _at_base_opset(model), findings
+
+
+def _refuse_compiled(model: onnx.ModelProto) -> None:
+    for entry in model.metadata_props:
+        if entry.key == "snnc.version":
+            raise refuse(
+                "SNNC114",
+                f"the model was already compiled by snnc {entry.value}",
+                hint="compile the network that it was made from",
+            )
+
+
+def _unify_default_domain(model: onnx.ModelProto) -> None:
+    """`ai.onnx` is another spelling of the default domain; the same import again says nothing new."""
+    owners = [model, *model.functions]
+    for owner in owners:
+        imports: list[tuple[str, int]] = []
+        for entry in owner.opset_import:
+            domain = "" if entry.domain == "ai.onnx" else entry.domain
+            if (domain, entry.version) not in imports:
+                imports.append((domain, entry.version))
+        del owner.opset_import[:]
+        owner.opset_import.extend(helper.make_opsetid(*entry) for entry in imports)
+    for node in (*model.graph.node, *(n for f in model.functions for n in f.node)):
+        if node.domain == "ai.onnx":
+            node.domain = ""
+
+
+def _opset(model: onnx.ModelProto) -> int | None:
+    versions = [o.version for o in model.opset_import if o.domain == ""]
+    return versions[0] if versions else None
+
+
+def _versions(model: onnx.ModelProto) -> list[Finding]:
+    findings = []
+    opset = _opset(model)
+    if opset is None:
+        findings.append(Finding("SNNC102", "the model imports no ONNX opset"))
+    elif not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        findings.append(
+            Finding(
+                "SNNC102",
+                f"opset {opset} is outside the supported range {OLDEST_OPSET} to {NEWEST_OPSET}",
+                hint="export it again with a supported opset",
+            )
+        )
+    for domain, count in Counter(entry.domain for entry in model.opset_import).items():
+        if count > 1:
+            versions = [str(e.version) for e in model.opset_import if e.domain == domain]
+            text = (
+                f"domain '{domain or 'ai.onnx'}' is imported in {count} versions, "
+                f"{' and '.join(versions)}"
+            )
+            hint = "keep the one that the operators are of"
+            findings.append(Finding("SNNC102", text, hint=hint))
+    for entry in model.opset_import:
+        if entry.domain and not 1 <= entry.version < 1 << 31:
+            text = f"version {entry.version} of domain '{entry.domain}' does not exist"
+            findings.append(Finding("SNNC102", text))
+    if not 3 <= model.ir_version <= NEWEST_IR:
+        findings.append(
+            Finding(
+                "SNNC102",
+                f"ir_version {model.ir_version} is outside the supported range 3 to {NEWEST_IR}",
+            )
+        )
+    return findings
+
+
+def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without local functions, their expanded size checked first."""
+    if not model.functions:
+        return model
+    bodies = {(f.domain, f.name): f for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    open_now: set[tuple[str, str]] = set()
+
+    # Depth-first without recursion: a function is finished after everything that it calls.
+    stack = [(key, False) for key in bodies]
+    while stack:
+        key, leaving = stack.pop()
+        inside = _all_nodes(bodies[key].node)
+        called = [(n.domain, n.op_type) for n in inside if (n.domain, n.op_type) in bodies]
+        if leaving:
+            open_now.discard(key)
+            inner = sum(sizes[other] for other in called)
+            sizes[key] = min(len(inside) + inner, MAX_EXPANDED + 1)
+            continue
+        if key in sizes:
+            continue
+        open_now.add(key)
+        stack.append((key, True))
+        for other in called:
+            if other in open_now:
+                raise refuse("SNNC112", f"function '{other[1]}' calls itself", node=other[1])
+            if other not in sizes:
+                stack.append((other, False))
+    total = sum(sizes.get((n.domain, n.op_type), 1) for n in _all_nodes(model.graph.node))
+    if total > MAX_EXPANDED:
+        raise refuse(
+            "SNNC112", f"its functions expand to more than {MAX_EXPANDED:,} nodes",
+            hint="is the file what it claims to be?",
+        )  # fmt: skip
+    try:
+        inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    except (onnx.checker.ValidationError, RuntimeError) as error:
+        raise refuse("SNNC112", f"its functions cannot be expanded: {_one_line(error)}") from None
+    # What is left is not expanded: where it is called, it is an unknown operator.
+    del inlined.functions[:]
+    return inlined
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes and those of all their subgraphs, without recursion."""
+    found: list[onnx.NodeProto] = []
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        found.append(node)
+        for attribute in node.attribute:
+            waiting += attribute.g.node
+            for graph in attribute.graphs:
+                waiting += graph.node
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _structure(graph: onnx.GraphProto) -> list[Finding]:
+    """Names defined once and before use; the nodes are sorted where they were not."""
+    findings: list[Finding] = []
+    weights = [tensor.name for tensor in graph.initializer]
+    for name, count in Counter(weights).items():
+        if count > 1:
+            findings.append(
+                Finding(
+                    "SNNC105",
+                    f"initializer '{name}' is there {count} times: which one wins is undefined",
+                )
+            )
+    sparse = [tensor.values.name for tensor in graph.sparse_initializer]
+    given = set(weights) | set(sparse) | {tensor.name for tensor in graph.input}
+    defined: dict[str, str] = dict.fromkeys(given, "the inputs")
+    for node in graph.node:
+        for name in node.output:
+            if name and name in defined:
+                findings.append(
+                    Finding(
+                        "SNNC103",
+                        f"'{name}' is defined twice, also by {defined[name]}",
+                        node=describe(node.op_type, node.name),
+                    )
+                )
+            elif name:
+                defined[name] = describe(node.op_type, node.name)
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in defined:
+                findings.append(
+                    Finding(
+                        "SNNC103",
+                        f"reads '{name}', which nothing defines",
+                        node=describe(node.op_type, node.name),
+                    )
+                )
+    for output in graph.output:
+        if output.name not in defined:
+            findings.append(Finding("SNNC103", f"output '{output.name}' is never defined"))
+    return findings or _sort(graph, given)
+
+
+def _sort(graph: onnx.GraphProto, given: set[str]) -> list[Finding]:
+    """Sort the nodes topologically in place; an error names the nodes of a cycle."""
+    seen = set(given)
+    in_order = True
+    for node in graph.node:
+        in_order = in_order and all(not name or name in seen for name in node.input)
+        seen.update(node.output)
+    if in_order:
+        return []
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    waiting = [len({makers[n] for n in node.input if n in makers}) for node in graph.node]
+    users: dict[int, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        for maker in {makers[name] for name in node.input if name in makers}:
+            users.setdefault(maker, []).append(index)
+    ready = [index for index, count in enumerate(waiting) if count == 0]
+    order: list[int] = []
+    while ready:
+        index = ready.pop()
+        order.append(index)
+        for user in users.get(index, []):
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                ready.append(user)
+    if len(order) < len(graph.node):
+        left = sorted(set(range(len(graph.node))) - set(order))[:5]
+        names = ", ".join(describe(graph.node[i].op_type, graph.node[i].name) for i in left)
+        return [Finding("SNNC103", f"the graph has a cycle through {names}")]
+    nodes = [graph.node[index] for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return [
+        Finding("SNNC104", "the nodes were not in topological order; sorted", severity="warning")
+    ]
+
+
+def _operators(model: onnx.ModelProto) -> list[Finding]:
+    findings = []
+    versions = {o.domain: o.version for o in model.opset_import}
+    for node in model.graph.node:
+        where = describe(node.op_type, node.name)
+        domain = node.domain
+        if domain == "" and node.op_type in _CONTROL_FLOW:
+            findings.append(
+                Finding(
+                    "SNNC111",
+                    f"{node.op_type} is control flow, which is not supported",
+                    node=where,
+                    hint="export the network without data-dependent control flow",
+                )
+            )
+            continue
+        problem = _attribute_problem(node)
+        if any(attribute.ref_attr_name for attribute in node.attribute):
+            problem = "an attribute refers to a function's, but it stands in no function"
+        if problem:
+            findings.append(Finding("SNNC110", problem, node=where))
+        if (domain, node.op_type) in QUANTIZED and domain in versions:
+            continue
+        if domain not in versions or not onnx.defs.has(node.op_type, versions[domain], domain):
+            spelled = f"{domain}.{node.op_type}" if domain else node.op_type
+            findings.append(
+                Finding(
+                    "SNNC106",
+                    f"operator {spelled} is not known to ONNX opset {versions.get(domain, '?')}",
+                    node=where,
+                    hint=_MICROSOFT_HINT
+                    if domain == MICROSOFT
+                    else "only standard operators can be converted",
+                )
+            )
+    return findings
+
+
+_MICROSOFT_HINT = (
+    "give the network as it was exported, before onnxruntime's optimizer; quantize it with "
+    "QuantFormat.QDQ"
+)
+
+_PADDINGS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
+
+
+def _attribute_problem(node: onnx.NodeProto) -> str:
+    """What is wrong with the attributes of a convolution or pooling; empty if nothing is."""
+    if node.op_type not in ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"):
+        return ""
+    for attribute in node.attribute:
+        sizes = list(attribute.ints)
+        if attribute.name == "auto_pad" and attribute.s not in _PADDINGS:
+            return f"auto_pad is '{attribute.s.decode(errors='replace')}'"
+        if attribute.name in ("strides", "dilations", "kernel_shape") and any(s < 1 for s in sizes):
+            return f"{attribute.name} is {sizes}, every value must be at least 1"
+        if attribute.name == "group" and attribute.i < 1:
+            return f"group is {attribute.i}, it must be at least 1"
+    return ""
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """The names of all tensors of a graph."""
+    entries = (*graph.input, *graph.output, *graph.initializer)
+    names = {entry.name for entry in entries}
+    return names.union(*((*node.input, *node.output) for node in graph.node))
+
+
+def _cut_by_slicing(graph: onnx.GraphProto, opset: int) -> None:
+    """Write a Pad with negative pads as a Pad and a Slice.
+
+    onnx's shape inference ends the process where such a Pad leaves less than nothing; a Slice leaves
+    nothing then.  Pads are an attribute before opset 11, and what a Slice cuts before opset 10.
+    """
+    taken = _names(graph)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                constants[node.output[0]] = attribute.t
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        given = next((a for a in node.attribute if a.name in ("pads", "paddings")), None)
+        if node.op_type != "Pad":
+            continue
+        if given is not None:
+            pads = np.array(given.ints, np.int64)
+        elif len(node.input) > 1 and node.input[1] in constants:
+            pads = numpy_helper.to_array(constants[node.input[1]]).reshape(-1).astype(np.int64)
+        else:
+            continue
+        if not (pads < 0).any():
+            continue
+        axes = node.input[3] if len(node.input) > 3 else ""
+        begins, ends = np.split(pads, 2)
+        base = unique_name(f"{node.output[0]}/cut", taken)
+        limits = {
+            "starts": np.maximum(-begins, 0),
+            "ends": np.where(ends < 0, ends, np.iinfo(np.int64).max),
+            "axes": np.arange(begins.size),
+        }
+        values = {**limits, "pads": np.maximum(pads, 0)}
+        if given is not None:
+            given.ints[:] = values.pop("pads").tolist()
+        if axes or opset < 10:
+            del values["axes"]
+        if opset < 10:
+            del values["starts"], values["ends"]
+        made = {name: unique_name(f"{base}/{name}", taken) for name in values}
+        for name, array in values.items():
+            graph.initializer.append(numpy_helper.from_array(array, made[name]))
+        result, node.output[0] = node.output[0], base
+        if given is None:
+            node.input[1] = made["pads"]
+        name = f"{node.name or base}/slice"
+        if opset < 10:
+            cut = helper.make_node("Slice", [base], [result], name=name)
+            cut.attribute.extend(helper.make_attribute(*limit) for limit in limits.items())
+        else:
+            names = [base, made["starts"], made["ends"], axes or made["axes"]]
+            cut = helper.make_node("Slice", names, [result], name=name)
+        nodes.append(cut)
+    if len(nodes) > len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _group_problem(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> str:
+    """Why a convolution's group, weights and channels do not fit; empty if they do."""
+    if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 2:
+        return ""
+    group = next((a.i for a in node.attribute if a.name == "group"), 1)
+    x, weights = shapes.get(node.input[0]), shapes.get(node.input[1])
+    if not weights or len(weights) < 2 or group < 1:
+        return ""
+    outer, inner = weights[:2]
+    if outer is not None and outer % group:
+        return f"group {group} does not divide the {outer} rows of its weights"
+    wanted = (None if inner is None else inner * group) if node.op_type == "Conv" else outer
+    channels = x[1] if x and len(x) > 1 else None
+    if wanted is not None and channels is not None and wanted != channels:
+        return f"it has {channels} input channels, its weights and group {group} need {wanted}"
+    return ""
+
+
+def _weights(graph: onnx.GraphProto) -> list[Finding]:
+    findings = []
+    for sparse in graph.sparse_initializer:
+        findings.append(Finding("SNNC109", f"weight '{sparse.values.name}' is sparse"))
+    constants = []
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "sparse_value":
+                where = describe(node.op_type, node.name)
+                findings.append(Finding("SNNC109", "its value is sparse", node=where))
+            elif attribute.name == "value":
+                named = onnx.TensorProto()
+                named.CopyFrom(attribute.t)
+                named.name = "".join(node.output[:1])
+                constants.append(named)
+            elif attribute.name in ("value_float", "value_floats"):
+                values = np.array([attribute.f, *attribute.floats], np.float32)
+                constants.append(numpy_helper.from_array(values, "".join(node.output[:1])))
+    bounds = _Bounds(graph)
+    for tensor in (*graph.initializer, *constants):
+        problem = _data_problem(tensor)
+        if problem:
+            findings.append(Finding("SNNC107", f"weight '{tensor.name}': {problem}"))
+            continue
+        if tensor.data_type not in _SUPPORTED:
+            findings.append(
+                Finding(
+                    "SNNC109",
+                    f"weight '{tensor.name}' has type {_type_name(tensor.data_type)}",
+                    hint="export the network in float32",
+                )
+            )
+        elif tensor.data_type in _FLOATS:
+            values = numpy_helper.to_array(tensor)
+            bad = ~np.isfinite(values)
+            if bad.any() and not np.isnan(values).any() and bounds.takes(tensor.name):
+                continue
+            if bad.any():
+                index = tuple(int(i) for i in np.argwhere(bad)[0])
+                findings.append(
+                    Finding(
+                        "SNNC108",
+                        f"weight '{tensor.name}' is {values[index]} at {list(index)}"
+                        f" ({int(bad.sum()):,} such values)",
+                        hint="the training diverged, or the file is damaged",
+                    )
+                )
+    return findings
+
+
+#: They pass an infinity on: by position, which inputs are values that move.
+_MOVE = {
+    "Cast": (0,), "CastLike": (0,), "Concat": None, "ConstantOfShape": None, "Expand": (0,),
+    "Flatten": (0,), "Gather": (0,), "Identity": (0,), "Reshape": (0,), "Slice": (0,), "Split": (0,),
+    "Squeeze": (0,), "Tile": (0,), "Transpose": (0,), "Trilu": (0,), "Unsqueeze": (0,),
+}  # fmt: skip
+
+#: An infinity says "no bound", or "never" to what is computed with it.
+_TAKE = {
+    "Clip": (1, 2), "Max": None, "Min": None, "Equal": None, "Greater": None, "GreaterOrEqual": None,
+    "Less": None, "LessOrEqual": None, "IsInf": None, "Where": (1, 2), "Pad": (2,),
+}  # fmt: skip
+
+#: A mask of 0 and -inf may be added to what these read: no weight of theirs is left there.
+_MASKED = ("Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "ReduceMax", "ReduceMin", "TopK")
+
+
+@dataclass
+class _Bounds:
+    """Finds the constants in which an infinity has a meaning: bounds, fillings and masks."""
+
+    graph: onnx.GraphProto
+    readers: dict[str, list[tuple[onnx.NodeProto, int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.graph.node:
+            for index, name in enumerate(node.input):
+                self.readers.setdefault(name, []).append((node, index))
+        self.outputs = {output.name for output in self.graph.output}
+
+    def takes(self, name: str) -> bool:
+        """Whether every reader of the constant takes an infinity for a bound, filling or mask."""
+        waiting, seen = [name], {name}
+        while waiting:
+            tensor = waiting.pop()
+            if tensor in self.outputs or tensor not in self.readers:
+                return False
+            for node, index in self.readers[tensor]:
+                at = _TAKE.get(node.op_type, ())
+                if node.domain == "" and (at is None or index in at):
+                    continue
+                moved = _MOVE.get(node.op_type, ())
+                if node.domain == "" and (moved is None or index in moved):
+                    new = node.output
+                elif node.domain == "" and node.op_type in ("Add", "Sub") and self._masks(node):
+                    new = []
+                else:
+                    return False
+                waiting += [output for output in new if output not in seen]
+                seen.update(new)
+        return True
+
+    def _masks(self, node: onnx.NodeProto) -> bool:
+        """Whether a sum goes into a Softmax or a search for the largest, and nowhere else."""
+        found = [reader for name in node.output for reader, _ in self.readers.get(name, [])]
+        return (
+            bool(found)
+            and all(reader.op_type in _MASKED for reader in found)
+            and not any(name in self.outputs for name in node.output)
+        )
+
+
+def _data_problem(tensor: onnx.TensorProto) -> str:
+    """Why the data of a tensor does not fit its type and shape, before any allocation."""
+    if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == 0:
+        return f"data type {tensor.data_type} does not exist"
+    if tensor.HasField("segment"):
+        return "it is a segment of a tensor, which is not supported"
+    if any(dim < 0 for dim in tensor.dims):
+        return f"shape {list(tensor.dims)} has a negative dimension"
+    if prod(dim for dim in tensor.dims if dim) >= 1 << 62:
+        return f"shape {list(tensor.dims)} overflows"
+    elements = prod(tensor.dims)
+    if not tensor.HasField("raw_data"):
+        field = helper.tensor_dtype_to_field(tensor.data_type)
+        held = len(getattr(tensor, field))
+        expected = elements * (2 if tensor.data_type in (14, 15) else 1)
+        four_bit = tensor.data_type in (21, 22, 23)
+        if held != expected and not four_bit:
+            return f"it has {held:,} values, shape {list(tensor.dims)} needs {expected:,}"
+        return ""
+    size = _itemsize(tensor.data_type)
+    if size and len(tensor.raw_data) != elements * size:
+        return (
+            f"it has {len(tensor.raw_data):,} bytes, shape {list(tensor.dims)} "
+            f"needs {elements * size:,}"
+        )
+    return ""
+
+
+def _itemsize(data_type: int) -> int:
+    """Bytes per element; 0 for strings and sub-byte types."""
+    if data_type in (TensorProto.STRING, *range(21, 30)):
+        return 0
+    return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+
+
+def _forget_initializer_inputs(graph: onnx.GraphProto) -> None:
+    """IR versions 3 and 4 list weights as inputs; with a value they are not inputs of the network."""
+    weights = {tensor.name for tensor in graph.initializer}
+    kept = [entry for entry in graph.input if entry.name not in weights]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+def _type_name(kind: int) -> str:
+    known = TensorProto.DataType.values()
+    return TensorProto.DataType.Name(kind) if kind in known else f"number {kind}, which is unknown"
+
+
+def _checked(model: onnx.ModelProto) -> list[Finding]:
+    """What the ONNX checker and the strict shape inference say, in one line each."""
+    findings = [
+        Finding(
+            "SNNC109",
+            f"input '{entry.name}' is a {kind.removesuffix('_type').replace('_', ' ')}",
+            hint="export the network with tensors as inputs",
+        )
+        for entry in model.graph.input
+        if (kind := entry.type.WhichOneof("value") or "tensor_type") != "tensor_type"
+    ]
+    if findings:
+        return findings
+    kinds = {tensor.name: tensor.type.tensor_type.elem_type for tensor in model.graph.input}
+    findings = [
+        Finding(
+            "SNNC109",
+            f"input '{name}' has type {_type_name(kind)}",
+            hint="export the network in float32",
+        )
+        for name, kind in kinds.items()
+        if kind not in _SUPPORTED or kind == TensorProto.STRING
+    ]
+    findings += _types(model.graph)
+    if findings:
+        return findings
+    try:
+        # Old models without inputs for their weights pass only as a newer IR version.
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        probe.ir_version = max(model.ir_version, 4)
+        _complete_outputs(probe)
+        onnx.checker.check_model(probe)
+        inferred = onnx.shape_inference.infer_shapes(probe, check_type=True, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        findings.append(Finding("SNNC110", _one_line(error)))
+        return findings
+    made = (*inferred.graph.value_info, *inferred.graph.output)
+    types = {entry.name: entry.type.tensor_type.elem_type for entry in made}
+    shapes = _shapes(inferred.graph)
+    for node in model.graph.node:
+        for kind in {types.get(name, 0) for name in node.output} - {0} - _SUPPORTED:
+            findings.append(
+                Finding(
+                    "SNNC109",
+                    f"it computes values of type {_type_name(kind)}",
+                    node=describe(node.op_type, node.name),
+                    hint="export the network in float32",
+                )
+            )
+        problem = _group_problem(node, shapes)
+        if problem:
+            where = describe(node.op_type, node.name)
+            findings.append(Finding("SNNC110", problem, node=where))
+    return findings
+
+
+def _without_maps(graph: onnx.GraphProto) -> list[Finding]:
+    """Let a ZipMap, with which scikit-learn's scores end, give the array that it reads.
+
+    A map of each sample's scores is no value over which a mean can be taken or compared; what it holds
+    is the array's row, and its keys are constants, which are told.  Errors for other outputs that are
+    no tensors.
+    """
+    findings = []
+    arrays: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "ZipMap" and node.domain == "ai.onnx.ml":
+            keys = [key for a in node.attribute for key in (*a.ints, *a.strings)]
+            names = ", ".join(
+                k.decode(errors="replace") if isinstance(k, bytes) else str(k) for k in keys
+            )
+            text = f"its map is given as the array that it is made of; the columns are {names}"
+            where = describe(node.op_type, node.name)
+            findings.append(Finding("SNNC206", text, severity="note", node=where))
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
+            arrays.update(node.output)
+        elif node.op_type == "Identity" and node.domain == "" and arrays.intersection(node.input):
+            arrays.update(node.output)
+    for output in graph.output:
+        kind = output.type.WhichOneof("value")
+        if output.name in arrays:
+            output.type.Clear()
+            output.type.tensor_type.elem_type = TensorProto.FLOAT
+        elif kind not in (None, "tensor_type"):
+            findings.append(
+                Finding(
+                    "SNNC109",
+                    f"output '{output.name}' is a {kind.removesuffix('_type').replace('_', ' ')}",
+                    hint="leave it out of the outputs, and give the tensors that it is made of",
+                )
+            )
+    return findings
+
+
+def without_maps(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the arrays of its ZipMaps for its maps; itself where it has none."""
+    if all(node.op_type != "ZipMap" for node in model.graph.node):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _without_maps(copy.graph)
+    return copy
+
+
+def _types(graph: onnx.GraphProto) -> list[Finding]:
+    """What is wrong with the declared types of inputs, outputs and values."""
+    findings = []
+    known = set(TensorProto.DataType.values()) - {0}
+    for entry in graph.input:
+        sizes = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+        if any(size < 0 for size in sizes):
+            findings.append(
+                Finding("SNNC107", f"input '{entry.name}' has a negative size: {sizes}")
+            )
+    for entry in (*graph.output, *graph.value_info):
+        other = entry.type.WhichOneof("value") not in (None, "tensor_type")
+        untyped = entry.type.WhichOneof("value") is None and entry not in graph.output
+        if not other and not untyped and entry.type.tensor_type.elem_type not in known:
+            kind = _type_name(entry.type.tensor_type.elem_type)
+            findings.append(Finding("SNNC110", f"the declared type of '{entry.name}' is {kind}"))
+    return findings
+
+
+def _complete_outputs(model: onnx.ModelProto) -> None:
+    """Infer the shapes of outputs that the exporter left without one, which the checker wants."""
+    kinds = [output.type.tensor_type for output in model.graph.output]
+    if all(kind.HasField("shape") for kind in kinds):
+        return
+    inferred = onnx.shape_inference.infer_shapes(model)
+    for mine, found in zip(model.graph.output, inferred.graph.output, strict=True):
+        if not mine.type.tensor_type.HasField("shape"):
+            mine.type.CopyFrom(found.type)
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
+    """The shapes that are known, None for a dimension that is not."""
+    found: dict[str, list[int | None]] = {t.name: list(t.dims) for t in graph.initializer}
+    for entry in (*graph.input, *graph.value_info, *graph.output):
+        kind = entry.type.tensor_type
+        if kind.HasField("shape"):
+            found[entry.name] = [
+                dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim
+            ]
+    return found
+
+
+def _at_base_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert up to our base opset, at one IR version."""
+    model.ir_version = dialect.MAX_IR_VERSION
+    opset = _opset(model)
+    assert opset is not None
+    # onnxruntime's own QuantizeLinear has types that the standard's has from opset 21 on.
+    pairs = ((MICROSOFT, "QuantizeLinear"), (MICROSOFT, "DequantizeLinear"))
+    wide = any((node.domain, node.op_type) in pairs for node in model.graph.node)
+    base = 21 if wide else dialect.BASE_OPSET
+    if opset >= base:
+        return model
+    try:
+        converted: onnx.ModelProto = onnx.version_converter.convert_version(model, base)
+    except Exception as error:
+        raise refuse(
+            "SNNC102",
+            f"opset {opset} cannot be converted to {base}: {str(error).strip().splitlines()[-1]}",
+            hint=f"export it again with opset {base}",
+        ) from None
+    converted.ir_version = dialect.MAX_IR_VERSION
+    if opset < 11:
+        _old_resize(converted.graph)
+    return converted
+
+
+def _old_resize(graph: onnx.GraphProto) -> None:
+    """Before opset 11, Upsample and Resize meant what is now `asymmetric`; the converter leaves the new
+    default, half_pixel.  Nearest rounded down on axes that grow, and up on axes that shrink."""
+    taken = _names(graph)
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                scales[node.output[0]] = numpy_helper.to_array(attribute.t)
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type != "Resize":
+            continue
+        factors = scales.get(node.input[2]) if len(node.input) > 2 else None
+        shrinks = factors is not None and bool((factors < 1).any())
+        if factors is not None and shrinks and (factors > 1).any():
+            # Both roundings in one node: first the axes that grow, then those that shrink.
+            result, base = node.output[0], unique_name(f"{node.output[0]}/grown", taken)
+            up, down = (unique_name(f"{base}/{x}", taken) for x in ("up", "down"))
+            for name, part in ((up, np.maximum(factors, 1)), (down, np.minimum(factors, 1))):
+                graph.initializer.append(numpy_helper.from_array(part, name))
+            second = onnx.NodeProto()
+            second.CopyFrom(node)
+            node.input[2], node.output[0] = up, base
+            second.input[0], second.input[2] = base, down
+            second.output[0], second.name = result, f"{node.name or base}/shrink"
+            _asymmetric(second, "ceil")
+            nodes.append(second)
+            shrinks = False
+        _asymmetric(node, "ceil" if shrinks else "floor")
+    if len(nodes) > len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _asymmetric(node: onnx.NodeProto, nearest: str) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name not in _RESIZE_MODES]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    modes = dict(zip(_RESIZE_MODES, ("asymmetric", nearest), strict=True))
+    node.attribute.extend(helper.make_attribute(name, mode) for name, mode in modes.items())
+
+
+_RESIZE_MODES = ("coordinate_transformation_mode", "nearest_mode")

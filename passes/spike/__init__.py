@@ -1,0 +1,1 @@
+"""Neurons for rectifiers, and spikes between the layers."""

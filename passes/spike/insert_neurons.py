@@ -1,0 +1,102 @@
+"""Replace every rectifier by a spiking neuron with its calibrated threshold.
+
+y = relu(x) becomes s = RMPNeuron(x, θ) and y = θ·s: the spikes are binary, the amplitude θ is an
+explicit Mul that `fold_amplitude` moves into the next linear layer.  A residual Add stays in front
+of its neuron, so both currents meet there.  A neuron of G levels fires up to G spikes of θ/G a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from snncompiler.errors import InternalError
+from snncompiler.ir import dialect
+from snncompiler.ir.graph import Graph, constant, known_rank, remove_node, tensor_names, unique_name
+from snncompiler.ir.operators import rectified_input, rectifier
+from snncompiler.ir.spikes import BINARY, Spikes
+from snncompiler.passes.base import Context, Pass
+
+
+@dataclass(frozen=True)
+class InsertNeurons(Pass):
+    """Rectifiers become neurons.
+
+    thresholds: layer name -> θ, [C] or [1], finite and positive.  initial: membrane potential at the
+    start, in units of θ (of θ/G for G levels).  reset: soft (RMP) or hard.  spikes: what a step sends.
+    schedules: layer name -> charge b [S, C] or [S, 1] of each step, the last for all later ones.
+    """
+
+    thresholds: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    initial: float = 0.5
+    reset: str = "soft"
+    spikes: Spikes = BINARY
+    schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    name: ClassVar[str] = "insert-neurons"
+    requires: ClassVar[frozenset[str]] = frozenset({"constraints-checked"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"neurons"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        taken = tensor_names(graph)
+        for index, node in enumerate(graph.nodes):
+            if rectifier(node) is None:
+                continue
+            theta = np.asarray(self.thresholds[node.name], np.float32)
+            if not (np.all(np.isfinite(theta)) and np.all(theta > 0)):
+                raise InternalError(f"threshold of {node.name} is not finite and positive")
+            current, result = node.inputs[rectified_input(node)], node.outputs[0]
+            spatial = [1] * max(known_rank(current) - 2, 0)
+            theta = theta.reshape(-1, *spatial) if theta.size > 1 else theta.reshape(())
+            theta = np.asarray(theta / np.float32(self.spikes.levels))
+            threshold = constant(f"{node.name}/threshold", theta, taken)
+            start = np.asarray(theta * np.float32(self.initial))
+            membrane = constant(f"{node.name}/membrane_start", start, taken)
+            spikes = gs.Variable(
+                unique_name(f"{node.name}/spikes", taken), current.dtype, current.shape
+            )
+            remove_node(node)
+            graph.nodes[index] = gs.Node(
+                self._operator(),
+                node.name,
+                {} if self.spikes.kind == "binary" else {"levels": self.spikes.levels},
+                inputs=[current, threshold, membrane, *self._further(node.name, spatial, taken)],
+                outputs=[spikes],
+                domain=dialect.DOMAIN,
+            )
+            graph.nodes.append(
+                gs.Node(
+                    "Mul",
+                    f"{node.name}/amplitude",
+                    inputs=[spikes, threshold],
+                    outputs=[result],
+                )
+            )
+
+    def _operator(self) -> str:
+        if self.spikes.kind == "burst":
+            return "BurstNeuron"
+        if self.spikes.kind == "signed":
+            return "SignedNeuron"
+        if self.schedules:
+            return "ScheduledRMPNeuron"
+        return "RMPNeuron" if self.reset == "soft" else "HardResetNeuron"
+
+    def _further(self, layer: str, spatial: list[int], taken: set[str]) -> list[gs.Constant]:
+        """The inputs behind the membrane potential: the balance of a signed neuron, the schedule."""
+        operator = dialect.OPERATORS[self._operator()]
+        inputs = []
+        for port in operator.inputs[3:]:
+            if port.name == "balance":
+                start = np.zeros((), np.float32)
+                inputs.append(constant(f"{layer}/balance_start", start, taken))
+            elif port.name == "schedule":
+                charges = self.schedules.get(layer, np.zeros((1, 1), np.float32))
+                spread = charges.reshape(*charges.shape, *spatial).astype(np.float32)
+                inputs.append(constant(f"{layer}/schedule", spread, taken))
+        return inputs

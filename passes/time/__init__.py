@@ -1,0 +1,1 @@
+"""Which values change with time, and how time is unrolled."""

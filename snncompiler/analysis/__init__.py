@@ -1,0 +1,1 @@
+"""What a compiled network does: evaluation, diagnosis, verification, traces, counts."""

@@ -1,0 +1,64 @@
+"""The constraints report of a network, as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from snncompiler.ir.graph import Node, label
+from snncompiler.ir.operators import Rectifier, rectifier
+from snncompiler.ir.phases import analyze
+from snncompiler.network.prepared import Prepared
+
+_POOLING = ("AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool")
+
+
+def constraints(prepared: Prepared) -> dict[str, Any]:
+    """The constraints report: rectifiers, linear layers with what was folded, pooling, findings."""
+    graph = prepared.graph
+    timing = analyze(graph, lambda node: rectifier(node) is not None)
+    found = [(node, rectifier(node)) for node in graph.nodes]
+    return {
+        "model": prepared.source.name,
+        "sha256": prepared.source.sha256,
+        "any_batch": prepared.any_batch,
+        "rectifiers": [_rectifier(node, kind) for node, kind in found if kind is not None],
+        "linear_layers": [
+            {
+                "name": layer.name,
+                "operator": layer.op,
+                "bias": layer.bias,
+                "batch_norm": layer.batch_norm or "none",
+                "folded": list(layer.folded),
+                "largest_change": layer.change[0] if layer.change else None,
+                "relative_change": layer.change[1] if layer.change else None,
+            }
+            for layer in prepared.context.layers.values()
+        ],
+        "pooling": [
+            {"name": node.name, "operator": node.op, "phase": timing.phase(node)}
+            for node in graph.nodes
+            if node.op in _POOLING
+        ],
+        "paper_constraints_met": not any(
+            layer.bias or layer.batch_norm for layer in prepared.context.layers.values()
+        )
+        and not any(finding.code == "SNNC207" for finding in prepared.findings),
+        "findings": [finding.as_dict() for finding in prepared.findings],
+    }
+
+
+def _rectifier(node: Node, kind: Rectifier) -> dict[str, Any]:
+    shape = node.outputs[0].shape
+    return {
+        "name": node.name,
+        "operator": node.op,
+        "upper_bound": kind.cap,
+        "shape": None if shape is None else [dim if dim is None else str(dim) for dim in shape],
+        "current": _current_of(node),
+    }
+
+
+def _current_of(node: Node) -> str:
+    """What feeds a rectifier: the operator before it."""
+    sources = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
+    return label(sources[0]) if sources else "input"

@@ -1,0 +1,635 @@
+"""Verify a compiled file: that it is what the compiler would write, that every way to unroll it gives
+the same result, and that every neuron obeys the soft-reset identity.
+
+The identity holds for soft reset, per neuron, for any input order (Han, Srinivasan, Roy, RMP-SNN,
+CVPR 2020: the residual potential is kept), with the charge b of a schedule and with k spikes a step:
+
+    θ·mean(k) = mean(x) + mean(b) - (v(T) - v(0)) / T
+
+In float32 every operation of a step rounds by at most 2^-24 of its result, and with G the most spikes
+that a step can send, u = v_next + θ·k gives |u| <= |v| + G·θ:
+
+    without a schedule, k is 0 or 1     with one
+    u = v + x       |v| + θ             w = v + x        |u| + |b| <= |v| + G·θ + |b|
+    v = u - θ·s     |v|                 u = w + b        |v| + G·θ
+                                        p = θ·k          G·θ, and exact for G = 1
+                                        v = u - p        |v|
+
+So with sums in float64 the mean deviation of a neuron is at most 2^-24·(2·max|v| + θ) without a
+schedule, and 2^-24·(3·max|v| + (2 or, for G > 1, 3)·G·θ + max|b|) with one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from snncompiler.analysis.instrument import Layer, Watched, watch
+from snncompiler.calibration.calibrate import Progress
+from snncompiler.emission.compiled import CompiledFile, read_compiled
+from snncompiler.emission.emit import emit
+from snncompiler.errors import InternalError, Refused, refuse
+from snncompiler.ir import dialect
+from snncompiler.ir.settings import Unroll
+from snncompiler.network.batching import filled
+from snncompiler.network.checks import BATCH_TOLERANCE, check_batch
+from snncompiler.network.data import Dataset, Preprocess, load_data
+from snncompiler.network.prepare import prepare
+from snncompiler.network.prepared import Prepared, synthetic_feeds
+from snncompiler.passes.lower.verify_output import verify_output
+from snncompiler.runtime.session import create_session, runs_events
+from snncompiler.runtime.stream import Stream
+from snncompiler.version import __version__
+
+Array = NDArray[Any]
+
+#: Samples that are run.
+SAMPLES = 4
+#: Time-steps at which the three ways are compared; `steps` writes a copy of the graph for each.
+UNROLL_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its name, whether it passed, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class LayerIdentity:
+    """The soft-reset identity in one layer: largest deviation, the bound there, and max|v|.
+
+    `above` and `below` are the shares of neurons that end with more than one step can send, v(T) > θ,
+    and with v(T) < 0.
+    """
+
+    layer: str
+    deviation: float
+    bound: float
+    membrane_max: float
+    holds: bool
+    above: float
+    below: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    checks: tuple[Check, ...]
+    layers: tuple[LayerIdentity, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed, **asdict(self)}
+
+
+def verify(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    snn: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    data: str | os.PathLike[str] | Array | Mapping[str, Array] | Dataset | None = None,
+    preprocess: Preprocess | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Verify the compiled file `snn` of the source network `model`.
+
+    data: samples to run, the first 4 are taken; default seeded synthetic input.
+    Raises Refused where `snn` is no compiled file or of another network.  A check that fails is in
+    the result, not raised.
+    """
+    compiled = read_compiled(snn)
+    prepared = prepare(
+        model, allow_analog=compiled.options.allow_analog, maxpool=compiled.options.maxpool
+    )
+    if not prepared.source.is_known_as(compiled.metadata["snnc.source_sha256"]):
+        raise refuse(
+            "SNNC402",
+            f"{prepared.source.name} is not the network that the compiled file was made from",
+            hint=f"that was {compiled.metadata['snnc.source']}",
+        )
+    if data is None:
+        feeds: Mapping[str, Array] = synthetic_feeds(prepared, SAMPLES, compiled.options.seed)
+    else:
+        feeds = load_data(data, prepared.inputs, preprocess).head(SAMPLES).feeds
+        prepared.take_sizes_of(feeds)
+    check_batch(prepared, compiled.options.seed)
+    if compiled.fixed_batch is not None:
+        have = min(len(next(iter(feeds.values()))), compiled.fixed_batch)
+        feeds = filled(feeds, slice(0, have), compiled.fixed_batch)
+    tell = progress or (lambda text, done, of: None)
+
+    tell("emitting again", 0, 3)
+    checks = [_valid(compiled)]
+    if not checks[0].passed:
+        return Verification(tuple(checks), ())
+    try:
+        layers = _run_checks(compiled, prepared, feeds, checks, tell)
+    except Refused as refused:
+        text = f"{refused.findings[0].node} {refused.findings[0].message}".strip()
+        return Verification((*checks, Check("runs", False, text)), ())
+    except Exception as error:  # onnxruntime's own classes have no common base
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        return Verification((*checks, Check("runs", False, str(error).splitlines()[0][:300])), ())
+    return Verification(tuple(checks), layers)
+
+
+def _run_checks(
+    compiled: CompiledFile,
+    prepared: Prepared,
+    feeds: Mapping[str, Array],
+    checks: list[Check],
+    tell: Progress,
+) -> tuple[LayerIdentity, ...]:
+    """Add the checks that run the network; the identity of every layer."""
+    checks.append(_same_again(compiled, prepared, feeds))
+    tell("unrolling", 1, 3)
+    checks += _same_in_every_way(compiled, prepared, feeds)
+    if compiled.options.emit == "window":
+        checks += _same_by_events(compiled, prepared, feeds)
+    portable = _portable(compiled, prepared) if compiled.options.target == "cpu" else compiled
+    tell("soft-reset identity", 2, 3)
+    layers: tuple[LayerIdentity, ...] = ()
+    if compiled.options.emit == "step":
+        checks.append(_stepped(compiled, prepared, feeds))
+    elif compiled.options.reset == "soft":
+        layers = _identity(portable, feeds)
+        worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
+        checks.append(
+            Check(
+                "soft-reset identity",
+                all(layer.holds for layer in layers),
+                f"largest deviation / bound = {worst.deviation / worst.bound:.3f} in {worst.layer}",
+            )
+        )
+    tell("soft-reset identity", 3, 3)
+    return layers
+
+
+def _valid(compiled: CompiledFile) -> Check:
+    name = "valid ONNX, own rules"
+    try:
+        verify_output(compiled.model)
+    except InternalError as error:
+        return Check(name, False, error.findings[0].message)
+    return Check(name, True, "checker, strict shape inference, thresholds")
+
+
+def _same_again(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]) -> Check:
+    """What the compiler emits from the same calibration: the same bytes, or of another version the
+    same outputs."""
+    again = emit(prepared, compiled.calibration, compiled.options)
+    version = compiled.metadata["snnc.version"]
+    if version == __version__:
+        # The source's file name may have changed since; it is only a remark.
+        for entry in again.metadata_props:
+            if entry.key == "snnc.source":
+                entry.value = compiled.metadata["snnc.source"]
+        raw = [model.SerializeToString(deterministic=True) for model in (compiled.model, again)]
+        same = raw[0] == raw[1]
+        return Check("emits the same bytes again", same, "identical" if same else "different")
+    names = compiled.outputs
+    mine, other = (create_session(m).run(names, dict(feeds)) for m in (compiled.model, again))
+    largest = scale = 0.0
+    for first, second in zip(mine, other, strict=True):
+        wide = np.asarray(second, np.float64)
+        largest = max(largest, float(np.abs(np.asarray(first) - wide).max(initial=0)))
+        scale = max(scale, float(np.abs(wide).max(initial=0)))
+    detail = (
+        f"compiled by {version}, this is {__version__}; outputs differ by at most {largest:.3g}"
+    )
+    return Check("computes what is emitted again", largest <= BATCH_TOLERANCE * scale, detail)
+
+
+def _stepped(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]) -> Check:
+    """A step model, stepped, against `loop` with as many time-steps, from the first to the last."""
+    steps = min(compiled.steps, UNROLL_STEPS)
+    window = replace(compiled.options, emit="window", unroll="loop", steps=steps)
+    whole = emit(prepared, compiled.calibration, window)
+    name = read_compiled(whole).metadata["snnc.steps_input"]
+    session = create_session(whole)
+    stream = Stream(compiled.model)
+    largest = 0.0
+    for done in range(1, steps + 1):
+        outputs = stream.step(feeds)
+        expected = session.run(None, {**feeds, name: np.array(done)})
+        for key, reference in zip(stream.outputs, expected, strict=True):
+            difference = np.abs(outputs[key].astype(np.float64) - reference)
+            largest = max(largest, float(difference.max(initial=0)))
+    detail = f"outputs after 1 to {steps} steps differ by at most {largest:.3g}"
+    return Check("stepped = loop", largest == 0.0, detail)
+
+
+def _same_in_every_way(
+    compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]
+) -> list[Check]:
+    """The file as it stands, `steps`, and `fold` with several K, each against `loop` at the same T.
+
+    All of them dense, where every value is the sum of the same products in the same order: time that is
+    folded into the batch adds rows to a product, and no terms.  So all is equal to the last bit.
+    """
+    steps = min(compiled.steps, UNROLL_STEPS)
+    window = replace(compiled.options, emit="window", batch=None, target="portable")
+    loop = emit(prepared, compiled.calibration, replace(window, unroll="loop", chunk=None))
+    checks = []
+    if compiled.options.target == "portable" and compiled.options.emit != "step":
+        own = compiled.steps if not compiled.metadata["snnc.steps_input"] else steps
+        wanted = _counted(loop, prepared, feeds, own)
+        found = _counted(compiled.model, prepared, feeds, own)
+        checks.append(_compared(f"this file = loop at T = {own}", found, wanted))
+    wanted = _counted(loop, prepared, feeds, steps)
+    ways: list[tuple[Unroll, int | None]] = [("steps", None)]
+    fold = replace(window, unroll="fold", chunk=None)
+    if read_compiled(emit(prepared, compiled.calibration, fold)).options.unroll == "fold":
+        ways += [("fold", chunk) for chunk in sorted({min(4, steps), steps})]
+    for unroll, chunk in ways:
+        options = replace(window, unroll=unroll, chunk=chunk, steps=steps)
+        found = _counted(emit(prepared, compiled.calibration, options), prepared, feeds, steps)
+        name = f"{unroll}{f' (K = {chunk})' if chunk else ''} = loop at T = {steps}"
+        checks.append(_compared(name, found, wanted))
+    return checks
+
+
+def _portable(compiled: CompiledFile, prepared: Prepared, **more: Any) -> CompiledFile:
+    """The file from which this one was lowered: it has the neurons' currents."""
+    options = replace(compiled.options, target="portable", **more)
+    return read_compiled(emit(prepared, compiled.calibration, options))
+
+
+#: Spike counts by layer, and the network's outputs.
+Counted = tuple[list[Array], list[Array]]
+
+
+def _compared(name: str, found: Counted, expected: Counted) -> Check:
+    moved = sum(int((a != b).sum()) for a, b in zip(found[0], expected[0], strict=True))
+    total = sum(count.size for count in found[0])
+    shapes = [a.shape == b.shape for a, b in zip(found[1], expected[1], strict=True)]
+    if not all(shapes):
+        return Check(name, False, "the outputs have other shapes")
+    pairs = list(zip(found[1], expected[1], strict=True))
+    same = all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+    largest = max(
+        float(np.abs(a - b).max(initial=0)) if a.dtype.kind == "f" else float((a != b).any())
+        for a, b in pairs
+    )
+    detail = f"{moved} of {total:,} spike counts differ, outputs by at most {largest:.3g}"
+    return Check(name, moved == 0 and same, detail)
+
+
+def _counted(
+    model: onnx.ModelProto, prepared: Prepared, feeds: Mapping[str, Array], steps: int
+) -> Counted:
+    """What a file gives at `steps` time-steps, which may be its own, dense and on one thread."""
+    watched = watch(model)
+    name = next(e.value for e in model.metadata_props if e.key == "snnc.steps_input")
+    asked = {name: np.array(steps)} if name else {}
+    session = create_session(watched.model, events=False, threads=1)
+    values = session.run(None, {**feeds, **asked})
+    names = [entry.name for entry in watched.model.graph.output]
+    by_name = dict(zip(names, map(np.asarray, values), strict=True))
+    counts = [by_name[Watched.output(layer, "count")] for layer in watched.layers]
+    return counts, [by_name[entry.name] for entry in prepared.graph.outputs]
+
+
+# --- by events ---
+
+
+def _same_by_events(
+    compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]
+) -> list[Check]:
+    """The network by events against the dense one, step by step, each step from the dense states.
+
+    Kernels that run by events add the same products in another order.  Let x be a sum of n products,
+    and A the sum of their sizes: in any order it is off by at most n·r·A, where r = 2^-24 (2^-11 in
+    float16) is what one operation rounds by.  So the potentials u from which neurons fire differ by at
+    most
+
+        ε = 2·(n + 4)·r·(A + |u| + G·θ + |b|)
+
+    where the 4 holds the roundings of the neuron itself (the head of this file).  A spike can move only
+    where u is within ε of the charge at which it is sent.  It reaches the layers behind in the same
+    step; these are compared for the samples in which all layers before them sent the same.  The next
+    step starts from the dense states again, so nothing adds up, however deep the network is.  Where no
+    spike moved, the outputs are the same up to the order of sums in the read-out (`BATCH_TOLERANCE`).
+
+    No check where nothing runs by events.
+    """
+    lower = compiled.options.target == "portable"
+    events = watch(compiled.model, events=lower, resume=True)
+    notes = events.events if lower else compiled.lowered
+    if (lower and not runs_events()) or not any(note.operator for note in notes):
+        return []
+    looped = _portable(compiled, prepared, unroll="loop", chunk=None)
+    dense = watch(looped.model, resume=True)
+    steps = min(compiled.steps, UNROLL_STEPS)
+    sizes = _magnitudes(looped.model, feeds)
+    unit = 2.0**-11 if compiled.options.precision == "fp16" else 2.0**-24
+    plain, other = _Stepper(dense, looped), _Stepper(events, compiled)
+    states = {plain.inside(entry): first for entry, (first, _) in dense.states.items()}
+    batch = len(next(iter(feeds.values())))
+    worst, where, moved, change = 0.0, "", 0, 0.0
+    for done in range(steps):
+        wanted, after = plain.step(feeds, done, states)
+        found, _ = other.step(feeds, done, states)
+        agreed = np.ones(batch, bool)
+        for layer in dense.layers:
+            before = states[f"{layer.root}/in/{layer.name}/count_before"]
+            ends = [_Fired.of(layer, values, before, wanted) for values in (wanted, found)]
+            size, products = sizes[layer.name]
+            ratio = ends[0].against(ends[1], layer, size, 2 * (products + 4) * unit)
+            different = ends[0].spikes != ends[1].spikes
+            moved += int(different.sum())
+            if (compiled.layer_axes or {}).get(layer.name, 0) == 0 and len(ratio) == batch:
+                ratio, same = ratio[agreed], ~different.reshape(batch, -1).any(axis=1)
+            else:  # the samples are not to be told apart
+                ratio, same = ratio[: None if agreed.all() else 0], ~different.any()
+            if ratio.max(initial=0) > worst:
+                worst, where = float(ratio.max()), f" in {layer.name} at step {done + 1}"
+            agreed &= same
+        if agreed.all():
+            change = max(change, _change(compiled, found, wanted))
+        states = after
+    detail = (
+        f"potentials differ by at most {worst:.3g} of what rounding can do{where}, outputs by "
+        f"{change:.3g} of the largest; {moved:,} spikes moved"
+    )
+    passed = worst <= 1 and change <= BATCH_TOLERANCE
+    return [Check(f"by events = dense in {steps} steps", passed, detail)]
+
+
+def _change(
+    compiled: CompiledFile, found: Mapping[str, Array], wanted: Mapping[str, Array]
+) -> float:
+    """The largest difference of a float output, relative to its largest value."""
+    largest = 0.0
+    for name in compiled.outputs:
+        a, b = found[name], wanted[name]
+        if b.dtype.kind == "f" and a.shape == b.shape:
+            scale = float(np.abs(b).max(initial=0)) or 1.0
+            largest = max(largest, float(np.abs(a - b).max(initial=0)) / scale)
+    return largest
+
+
+@dataclass(frozen=True)
+class _Fired:
+    """What a layer did in one step: its spikes, and u, the potentials from which it fired."""
+
+    spikes: Array
+    full: Array
+
+    @staticmethod
+    def of(
+        layer: Layer, values: Mapping[str, Array], before: Array, like: Mapping[str, Array]
+    ) -> _Fired:
+        count, end = (Watched.output(layer, what) for what in ("count", "membrane_end"))
+        shape = like[count].shape
+        spikes = values[count].reshape(shape) - before
+        left = values[end].reshape(shape).astype(np.float64)
+        return _Fired(spikes, left + layer.threshold.astype(np.float64) * spikes)
+
+    def against(self, other: _Fired, layer: Layer, size: Array, share: float) -> Array:
+        """How far the two are apart, in units of ε = share·(A + |u| + G·θ + |b|): in u, and where the
+        spikes are not the same, in what was missing to send or not to send one."""
+        theta = layer.threshold.astype(np.float64)
+        most = layer.largest.astype(np.float64) + layer.largest_charge.astype(np.float64)
+        edge = np.abs(self.full - theta * np.maximum(self.spikes, other.spikes))
+        off = np.abs(self.full - other.full)
+        off = np.where(self.spikes != other.spikes, np.maximum(off, edge), off)
+        return np.asarray(off / (share * (size + np.abs(self.full) + most)))
+
+
+class _Stepper:
+    """Runs a resumable file one step from given states."""
+
+    def __init__(self, watched: Watched, compiled: CompiledFile) -> None:
+        self.watched = watched
+        self.names = [entry.name for entry in watched.model.graph.output]
+        self.steps = compiled.metadata["snnc.steps_input"]
+        self._session = create_session(watched.model, events=False, threads=1)
+
+    def inside(self, name: str) -> str:
+        return self.watched.carried[name][0]
+
+    def step(
+        self, feeds: Mapping[str, Array], done: int, states: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Every output, and the states after it, [N, C, ...]; `states`: by their name inside."""
+        given = {}
+        for name, (inside, last) in self.watched.carried.items():
+            first, _ = self.watched.states[name]
+            # The start of a state is a constant that has its own form in either file.
+            given[name] = (
+                first if done == 0 else _channels_last(states[inside]) if last else states[inside]
+            )
+        asked = {self.watched.start: np.array(done), self.steps: np.array(done + 1)}
+        values = self._session.run(None, {**feeds, **asked, **given})
+        found = dict(zip(self.names, map(np.asarray, values), strict=True))
+        after = {self.inside(n): found[out] for n, (_, out) in self.watched.states.items()}
+        return found, after
+
+
+def _channels_last(state: Array) -> Array:
+    """A state [N, C, H, W] or [N, C] as event-driven operators hold it."""
+    if state.ndim == 4:
+        return np.ascontiguousarray(state.transpose(0, 2, 3, 1))
+    return state.reshape(len(state), 1, 1, -1)
+
+
+def _magnitudes(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, tuple[Array, int]]:
+    """For every layer of a `loop` file: A, the sum of the sizes of the products in its current,
+    [N, ...], and n, the most products in one sum, or in several that follow one another.
+
+    A is what the layers give with the sizes of all weights, the sizes of all that does not change with
+    time, and as many spikes everywhere as a neuron can send.
+    """
+    sized = _Sized(model)
+    layers = {
+        node.name: sized.size(node.input[0])
+        for node in sized.body.node
+        if node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS
+    }
+    values = create_session(sized.model(list(dict.fromkeys(layers.values()))), threads=1).run(
+        list(layers.values()), dict(feeds)
+    )
+    return {
+        layer: (np.asarray(value, np.float64), sized.products[name])
+        for (layer, name), value in zip(layers.items(), values, strict=True)
+    }
+
+
+class _Sized:
+    """Writes the graph of `_magnitudes`: the sizes of the tensors in the body of a Loop."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.whole = model
+        loop = next(node for node in model.graph.node if node.op_type == "Loop")
+        self.body: onnx.GraphProto = next(a.g for a in loop.attribute if a.name == "body")
+        tensors = (*model.graph.initializer, *self.body.initializer)
+        self.constants = {tensor.name: tensor for tensor in tensors}
+        self.made = {name: node for node in self.body.node for name in node.output}
+        self.nodes: list[onnx.NodeProto] = []
+        self.added: dict[str, onnx.TensorProto] = {}
+        #: How many products there are in the sums that a size stands for, by its name.
+        self.products: dict[str, int] = {}
+
+    def size(self, name: str) -> str:
+        """The name of the sizes of a tensor's elements; adds what makes them."""
+        sizes = f"snnc_size/{name}"
+        if sizes in self.products:
+            return sizes
+        self.products[sizes] = 0
+        if name in self.constants:
+            array = numpy_helper.to_array(self.constants[name])
+            if array.dtype.kind == "f":
+                array = np.abs(array)
+            self.added[sizes] = numpy_helper.from_array(array, sizes)
+        elif name in self.made:
+            self._make(self.made[name], name)
+        else:  # from outside of the Loop: it does not change with time
+            self.nodes.append(onnx.helper.make_node("Abs", [name], [sizes]))
+        return sizes
+
+    def _make(self, node: onnx.NodeProto, name: str) -> None:
+        sizes = f"snnc_size/{name}"
+        if node.domain == dialect.DOMAIN:
+            self._ours(node, sizes)
+            return
+        inputs = [self.size(one) if one else "" for one in node.input]
+        outputs = [f"snnc_size/{one}" if one else "" for one in node.output]
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.op_type = {"Sub": "Add", "Neg": "Identity"}.get(node.op_type, node.op_type)
+        del copy.input[:], copy.output[:]
+        copy.input.extend(inputs)
+        copy.output.extend(outputs)
+        self.nodes.append(copy)
+        before = max((self.products[one] for one in inputs if one), default=0)
+        for one in outputs:
+            self.products[one] = before + _products(node, self.constants)
+
+    def _ours(self, node: onnx.NodeProto, sizes: str) -> None:
+        """Spikes are as many as can be, a running mean and what is driven are no more than their
+        input, and of the differences of Telescope none is above 2·UNROLL_STEPS times it."""
+        source = self.size(node.input[0])
+        if node.op_type == "SpikeMaxPool":
+            pooled = onnx.helper.make_node("MaxPool", [source], [sizes])
+            pooled.attribute.extend(node.attribute)
+            self.nodes.append(pooled)
+            return
+        spiking = node.op_type in (*dialect.NEURONS, "PoissonEncoder")
+        factor, most = (0, 1) if spiking else (1, 0)
+        if node.op_type == "Telescope":
+            factor = 2 * UNROLL_STEPS
+        if spiking:
+            most = next((int(a.i) for a in node.attribute if a.name == "levels"), 1)
+        for what, number in (("factor", factor), ("most", most)):
+            name = f"{sizes}/{what}"
+            self.added[name] = numpy_helper.from_array(np.array(number, np.float32), name)
+        scaled = f"{sizes}/scaled"
+        self.nodes += [
+            onnx.helper.make_node("Mul", [source, f"{sizes}/factor"], [scaled]),
+            onnx.helper.make_node("Add", [scaled, f"{sizes}/most"], [sizes]),
+        ]
+
+    def model(self, wanted: list[str]) -> onnx.ModelProto:
+        """The model with the sizes as outputs, which reads the network's inputs."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.whole)
+        graph = copy.graph
+        after: set[str] = set()
+        static = []
+        for node in graph.node:  # what the Loop reads, and nothing that reads its results
+            if node.op_type == "Loop" or after & set(node.input):
+                after.update(node.output)
+            else:
+                static.append(node)
+        del graph.node[:], graph.output[:]
+        graph.node.extend([*static, *self.nodes])
+        graph.initializer.extend(self.added.values())
+        graph.output.extend(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            for name in wanted
+        )
+        return copy
+
+
+def _products(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> int:
+    """How many products at most a node adds up in one element of its output."""
+    shapes = [list(constants[name].dims) for name in node.input if name in constants]
+    kernel = next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), [1])
+    if node.op_type == "Conv" and shapes:
+        return prod(shapes[0][1:])
+    if node.op_type == "ConvTranspose" and shapes:
+        return int(prod(shapes[0]) // shapes[0][1])
+    if node.op_type in ("MatMul", "Gemm", "Einsum"):
+        return max((max(shape, default=1) for shape in shapes), default=1) + 1
+    return prod(kernel)
+
+
+def _identity(compiled: CompiledFile, feeds: Mapping[str, Array]) -> tuple[LayerIdentity, ...]:
+    """The identity on every neuron of the given file.
+
+    Two runs where the chunk can be chosen: one step at a time, which shows every membrane potential,
+    and as the file stands.
+    """
+    watched = watch(compiled.model, currents=True)
+    session = create_session(watched.model)
+    names = [entry.name for entry in watched.model.graph.output]
+    single = compiled.overrides(chunk=1) if compiled.metadata["snnc.chunk_input"] else {}
+    runs = [
+        dict(zip(names, session.run(None, {**feeds, **chosen}), strict=True))
+        for chosen in ([single, {}] if single else [{}])
+    ]
+    found = []
+    for layer in watched.layers:
+        theta = layer.threshold.astype(np.float64)
+        start = layer.membrane_start.astype(np.float64)
+        largest_v = np.maximum(np.abs(start), runs[0][Watched.output(layer, "membrane_max")])
+        bound = _bound(layer, largest_v)
+        charge = layer.charge(compiled.steps) / compiled.steps
+        deviation = np.zeros_like(bound)
+        for run in runs:
+            count, total, end = (
+                run[Watched.output(layer, what)].astype(np.float64)
+                for what in ("count", "current_sum", "membrane_end")
+            )
+            mean_x, rate = total / compiled.steps, count / compiled.steps
+            left = np.abs(theta * rate - (mean_x + charge - (end - start) / compiled.steps))
+            deviation = np.maximum(deviation, left)
+        at = np.unravel_index(int(np.argmax(deviation / bound)), bound.shape)
+        found.append(
+            LayerIdentity(
+                layer=layer.name,
+                deviation=float(deviation[at]),
+                bound=float(bound[at]),
+                membrane_max=float(largest_v.max()),
+                holds=bool((deviation <= bound).all()),
+                above=float((end > layer.largest).mean()),
+                below=float((end < 0).mean()),
+            )
+        )
+    return tuple(found)
+
+
+def _bound(layer: Layer, largest_v: Array) -> Array:
+    """The largest deviation that float32 allows (see the head of this file)."""
+    theta = layer.largest.astype(np.float64)
+    if layer.schedule is None:
+        return np.asarray(2.0**-24 * (2 * largest_v + theta))
+    products = 2 if layer.levels == 1 else 3
+    return np.asarray(
+        2.0**-24 * (3 * largest_v + products * theta + layer.largest_charge.astype(np.float64))
+    )

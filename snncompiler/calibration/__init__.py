@@ -1,0 +1,1 @@
+"""From the ANN and data to thresholds and charges."""

@@ -1,0 +1,167 @@
+"""Calibration: from what the ANN's rectifiers do on real data to one threshold per neuron or channel.
+
+Calibration is a value.  `observe` runs the ANN once and streams its activations into histograms;
+`calibrate` turns them into a `Calibration`, which holds the thresholds and where they came from, can
+be saved and reused, and is written into the emitted file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snncompiler.calibration.histogram import Histogram
+from snncompiler.calibration.thresholds import STRATEGIES, Settings
+from snncompiler.errors import refuse
+from snncompiler.findings import Finding
+from snncompiler.ir.graph import Graph, Node, label, producer, value, with_outputs
+from snncompiler.ir.operators import (
+    rectified_channels,
+    rectified_input,
+    rectifier,
+    rectifiers_of,
+    values_of,
+)
+from snncompiler.runtime.session import LARGE_GRAPH, create_session
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+#: Activations of one batch that are held at once, in bytes.
+_BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the rectifiers of an ANN did: layer name -> histogram of its outputs."""
+
+    histograms: Mapping[str, Histogram]
+    samples: int
+
+
+def observe(
+    model: onnx.ModelProto,
+    graph: Graph,
+    feeds: Feeds,
+    *,
+    batch: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Observation:
+    """Run the normalized ANN on `feeds` (input name -> [n, ...]) and gather histograms.
+
+    Activations are never held for more than one batch.  `batch` is the fixed batch of a network that
+    takes no other; samples that do not fill it are left out.
+    """
+    nodes = rectifiers_of(graph)
+    outputs = [node.outputs[0].name for node in nodes]
+    session = create_session(
+        with_outputs(model, outputs), optimize=len(model.graph.node) <= LARGE_GRAPH
+    )
+    histograms = {node.name: Histogram(rectified_channels(node)) for node in nodes}
+    samples = len(next(iter(feeds.values())))
+    if batch is not None:
+        samples -= samples % batch
+        if not samples:
+            raise refuse(
+                "SNNC303", f"the network takes {batch} samples at once, the data has fewer"
+            )
+    size = batch or max(
+        1, min(32, _BATCH_BYTES // max(4 * sum(values_of(node) for node in nodes), 1))
+    )
+    for start in range(0, samples, size):
+        part = {name: array[start : start + size] for name, array in feeds.items()}
+        for node, activations in zip(nodes, session.run(outputs, part), strict=True):
+            try:
+                histograms[node.name].add(np.asarray(activations, np.float32))
+            except ValueError as error:
+                raise refuse(
+                    "SNNC303",
+                    f"on the calibration data {error}",
+                    node=label(node),
+                    hint="is the data scaled as the network expects it?",
+                ) from None
+        if progress:
+            progress(min(start + size, samples), samples)
+    return Observation(histograms, samples)
+
+
+def calibrate(
+    observation: Observation,
+    nodes: Sequence[Node],
+    *,
+    method: str,
+    settings: Settings,
+    per_channel: bool,
+    alpha: float,
+) -> tuple[dict[str, NDArray[np.float32]], list[Finding]]:
+    """Thresholds of every rectifier from an observation, and what there is to say about them.
+
+    `method` names one of `thresholds.STRATEGIES`; per channel or per layer; then times α (the paper's
+    scale).  A channel that never fires takes the layer's threshold.  A rectifier with an upper bound
+    (ReLU6) never gets a larger θ.
+    """
+    strategy = STRATEGIES[method]
+    thresholds: dict[str, NDArray[np.float32]] = {}
+    findings: list[Finding] = []
+    for node in nodes:
+        histogram = observation.histograms[node.name]
+        pooled = histogram.pooled()
+        layer = strategy(pooled, settings)
+        theta = strategy(histogram, settings) if per_channel else layer
+        if float(layer[0]) <= 0.0:
+            layer = pooled.maximum
+        if float(layer[0]) <= 0.0:
+            limit = limit_of(node)
+            findings.append(_never_met(node) if limit else _never_fires(node))
+            layer = np.full(1, limit or 1, np.float32)
+        theta = np.where(theta > 0, theta, layer)
+        thresholds[node.name] = bounded(node, theta * np.float32(alpha))
+    return thresholds, findings
+
+
+def limit_of(node: Node) -> float:
+    """The size of the constant c where the node is relu(x - c) or relu(c - x); 0 for any other.
+
+    Such a neuron is what is left of a limit, Min(x, c) = x - relu(x - c): it is to be silent.
+    """
+    source = producer(node.inputs[rectified_input(node)])
+    arrays = [value(tensor) for tensor in source.inputs] if source and source.op == "Sub" else []
+    found = [float(np.abs(array).max(initial=0.0)) for array in arrays if array is not None]
+    return found[0] if len(found) == 1 else 0.0
+
+
+def _never_met(node: Node) -> Finding:
+    return Finding(
+        "SNNC305",
+        "its limit is never met on the calibration data, so that it never fires; its threshold is "
+        "set to the limit",
+        severity="note",
+        node=label(node),
+    )
+
+
+def _never_fires(node: Node) -> Finding:
+    return Finding(
+        "SNNC305",
+        "it never fires on the calibration data; its threshold is set to 1",
+        severity="warning",
+        node=label(node),
+        hint="calibrate with other or more data",
+    )
+
+
+def bounded(node: Node, theta: NDArray[np.float32]) -> NDArray[np.float32]:
+    """θ within the upper bound of its rectifier, which only a neuron that saturates there keeps, and
+    positive; every way of finding thresholds ends here."""
+    found = rectifier(node)
+    cap = None if found is None else found.cap
+    bounded = theta if cap is None else np.minimum(theta, np.float32(cap))
+    return np.maximum(bounded, np.finfo(np.float32).tiny).astype(np.float32)
+
+
+# --- without data ---

@@ -1,0 +1,114 @@
+"""The scale of the thresholds, by search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snncompiler.calibration.calibrate import Progress, calibrated
+from snncompiler.calibration.record import Calibration
+from snncompiler.ir.readout import ReadOut
+from snncompiler.ir.settings import Options
+from snncompiler.network.batching import Gathered, batches, filled, one_by_one, squares
+from snncompiler.network.data import Dataset
+from snncompiler.network.prepared import Prepared
+from snncompiler.runtime.session import create_session
+
+Array = NDArray[Any]
+
+#: Makes the spiking network of a calibration.
+Emit = Callable[[Prepared, Calibration, Options], onnx.ModelProto]
+#: `--alpha auto` tries these on one of HELD_OUT samples, so many at once.
+ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+
+
+HELD_OUT = 4
+
+
+ALPHA_BATCH = 16
+
+
+def searched_alpha(
+    prepared: Prepared,
+    options: Options,
+    dataset: Dataset,
+    emit: Emit,
+    progress: Progress | None,
+) -> tuple[Options, Dataset]:
+    """The options with the best α, and the part of the data that thresholds come from.
+
+    One of HELD_OUT samples is held out.  On these every α of ALPHAS is tried at T/4, T/2 and T steps,
+    of those beyond the delay of the read-out; the one with the best mean agreement with the ANN is
+    taken (of equals the one nearest 1), for regression the one with the least relative error.  `emit`
+    makes the spiking network of a calibration: its emission stands above calibration.
+    """
+    numbers = np.arange(len(dataset) // dataset.rows)
+    trial = dataset.take(numbers[::HELD_OUT])
+    rest = dataset.take(numbers[numbers % HELD_OUT > 0])
+    findings = list(prepared.context.findings)
+    window = replace(options, emit="window", batch=None, unroll="fold", chunk=None)
+    skipped = ReadOut.parse(options.readout).skipped
+    steps = sorted({t for part in (4, 2, 1) if (t := max(1, options.steps // part)) > skipped})
+    wanted = _outputs(prepared.ann, trial.feeds, prepared)
+
+    def score(model: onnx.ModelProto, count: int) -> float:
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        given = {properties["snnc.steps_input"]: np.array(count)}
+        found = _outputs(model, trial.feeds, prepared, given)
+        pairs = list(zip(wanted, found, strict=True))
+        if options.task == "classification":
+            return float(np.mean([_agreement(a.parts, b.parts) for a, b in pairs]))
+        error, norm = np.sum([squares(b, a.parts) for a, b in pairs], axis=0)
+        return -float(np.sqrt(error / norm)) if norm else 0.0
+
+    tried: list[tuple[float, float]] = []
+    for alpha in sorted(ALPHAS, key=lambda value: abs(value - 1)):
+        with_alpha = replace(window, alpha=alpha)
+        model = emit(prepared, calibrated(prepared, with_alpha, rest), with_alpha)
+        tried.append((float(np.mean([score(model, count) for count in steps])), alpha))
+        if progress:
+            progress("searching α", len(tried), len(ALPHAS))
+    prepared.context.findings[:] = findings
+    best, alpha = max(tried, key=lambda entry: entry[0])
+    what = "agreement with the ANN" if options.task == "classification" else "minus relative error"
+    prepared.context.note(
+        "SNNC308",
+        f"α = {alpha:g} was chosen of {', '.join(f'{a:g}' for a in ALPHAS)}: {what} {best:.3f}, the "
+        f"mean over T = {', '.join(map(str, steps))} on {len(trial)} held-out samples",
+    )
+    return replace(options, alpha=alpha), rest
+
+
+def _agreement(found: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """The share of equal arg-maxima; where the shapes of a sample differ, it has none."""
+    return float(
+        np.mean(
+            [
+                (a.argmax(-1) == b.argmax(-1)).mean() if a.shape == b.shape else 0.0
+                for a, b in zip(map(np.atleast_1d, found), map(np.atleast_1d, wanted), strict=True)
+            ]
+        )
+    )
+
+
+def _outputs(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    prepared: Prepared,
+    given: Mapping[str, Array] | None = None,
+) -> list[Gathered]:
+    """The float outputs of a model on all samples, in batches."""
+    session, axes = create_session(model), prepared.output_axes
+    count, fixed = len(next(iter(feeds.values()))), prepared.fixed_batch
+    outputs = [Gathered(axis) for axis in axes.values()]
+    for part in batches(count, fixed or (1 if one_by_one(axes) else ALPHA_BATCH)):
+        values = session.run(None, {**filled(feeds, part, fixed), **(given or {})})
+        taken = part.stop - part.start
+        for output, value in zip(outputs, values, strict=True):
+            output.add(value, taken, fixed or taken)
+    return [output for output in outputs if output.parts[0].dtype.kind == "f"]

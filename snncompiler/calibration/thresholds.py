@@ -1,0 +1,97 @@
+"""How thresholds follow from activations: each method a small strategy over one streaming histogram.
+
+All of them read the ANN's activations only; the paper's own method (`vin-max`), which needs the running
+spiking network, is in `snncompiler.calibration.charges`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snncompiler.calibration.histogram import BINS, Histogram
+
+#: Thresholds that `mmse` tries, as parts of the largest activation.
+_MMSE_GRID = np.linspace(1.0, 0.02, 99)
+#: Neighbouring bins that `mmse` joins: 512 levels are far finer than its grid.
+_MMSE_JOIN = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of the strategies.
+
+    percentile: of all activations, zeros included.  tau: how long `balance` runs.  steps: the number
+    of time-steps T that `mmse` aims at.
+    """
+
+    percentile: float = 99.9
+    tau: float = 500.0
+    steps: int = 32
+
+
+Strategy = Callable[[Histogram, Settings], NDArray[np.float32]]
+
+
+def largest(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
+    """The largest activation seen, per channel: nothing is clipped."""
+    return histogram.maximum
+
+
+def percentile(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
+    """The given percentile of all activations, per channel."""
+    return histogram.percentile(settings.percentile)
+
+
+def mmse(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
+    """The θ that minimises E(a - clip(round(T·a/θ), 0, T)·θ/T)² for T steps, per channel."""
+    levels = settings.steps
+    values = histogram.centres.reshape(histogram.channels, -1, _MMSE_JOIN).mean(axis=2)
+    weights = histogram.counts.reshape(histogram.channels, -1, _MMSE_JOIN).sum(axis=2)
+    best = histogram.maximum.astype(np.float64)
+    error = np.full(histogram.channels, np.inf)
+    for part in _MMSE_GRID:
+        theta = histogram.maximum.astype(np.float64)[:, None] * part
+        safe = np.where(theta > 0, theta, 1.0)
+        decoded = np.clip(np.floor(levels * values / safe + 0.5), 0, levels) * theta / levels
+        here = (weights * np.square(values - decoded)).sum(axis=1)
+        better = here < error
+        best[better], error[better] = theta[better, 0], here[better]
+    return best.astype(np.float32)
+
+
+def balance(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
+    """Local threshold balancing in the limit of small updates, per channel.
+
+    Integrates dθ/dτ = 2·E[(x - θ)·1(x > θ)] from θ = 0 to τ.  Its only fixed point is the maximum, so
+    τ is the method's parameter: the number of updates times their rate.  (Local threshold balancing:
+    CVPR 2025, where θ follows from a number of stochastic updates.)
+    """
+    excess, edges = histogram.excess(), histogram.edges
+    before, after = excess[:, :-1], np.maximum(excess[:, 1:], 0.0)
+    width = np.diff(edges, axis=1)
+    slope = (before - after) / width
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # The excess is taken as linear between two edges: the time from one to the next.
+        curved = np.log(before / after) / (2 * slope)
+        flat = width / (2 * before)
+        spent = np.where(before <= 0, np.inf, np.where(slope > 0, curved, flat))
+        total = np.concatenate([np.zeros((histogram.channels, 1)), np.cumsum(spent, axis=1)], 1)
+        at = np.minimum((total <= settings.tau).sum(axis=1) - 1, BINS - 1)
+        rows = np.arange(histogram.channels)
+        start, rate, left = before[rows, at], slope[rows, at], settings.tau - total[rows, at]
+        curved = start * -np.expm1(-2 * rate * left) / rate
+        inside = np.where(rate > 0, curved, 2 * start * left)
+    theta = edges[rows, at] + np.where(start > 0, inside, 0.0)
+    return np.asarray(np.minimum(theta, histogram.maximum), np.float32)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "max": largest,
+    "percentile": percentile,
+    "mmse": mmse,
+    "balance": balance,
+}

@@ -1,0 +1,113 @@
+"""The spiking network over all time-steps as one graph without control flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from snncompiler.calibration.record import Calibration
+from snncompiler.errors import refuse
+from snncompiler.ir import dialect
+from snncompiler.ir.graph import Graph, infer_shapes, label
+from snncompiler.ir.growth import Growth
+from snncompiler.ir.settings import Options
+from snncompiler.network.prepared import Prepared
+from snncompiler.passes.base import Pass, run_passes
+from snncompiler.passes.spike.encode_poisson import EncodePoisson
+from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
+from snncompiler.passes.spike.insert_neurons import InsertNeurons
+from snncompiler.passes.time.drive_input import DriveInput
+from snncompiler.passes.time.telescope_analog import TelescopeAnalog
+from snncompiler.passes.time.unroll_time import UnrollTime, unfoldable
+
+
+@dataclass(frozen=True)
+class Window:
+    """All time-steps of a network as one graph without control flow (`UnrollTime`, cuda-graph form).
+
+    `opsets` are those of the source; `steps` is the number of time-steps; `first_image` names the input
+    that tells a Poisson encoder which image is the first, empty where there is none.
+    """
+
+    graph: onnx.GraphProto
+    opsets: Sequence[onnx.OperatorSetIdProto]
+    steps: int
+    first_image: str = ""
+
+    @property
+    def inputs(self) -> set[str]:
+        """What the user feeds, and the number of the first image where it matters."""
+        given = {tensor.name for tensor in self.graph.initializer} - {self.first_image}
+        return {entry.name for entry in self.graph.input} - given
+
+    def neurons(self) -> list[onnx.NodeProto]:
+        return [node for node in self.graph.node if is_neuron(node)]
+
+    def before(self, wanted: str) -> tuple[list[onnx.NodeProto], list[str]]:
+        """The nodes that compute `wanted` from inputs and spikes, and which of these they read."""
+        stops = self.inputs | {node.output[0] for node in self.neurons()}
+        needed, reads = {wanted} - stops, {wanted} & stops
+        nodes = []
+        for node in reversed(self.graph.node):
+            if any(name in needed for name in node.output):
+                nodes.append(node)
+                reads.update(name for name in node.input if name in stops)
+                needed.update(name for name in node.input if name not in stops)
+        return nodes[::-1], sorted(reads)
+
+
+def is_neuron(node: onnx.NodeProto) -> bool:
+    return node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS
+
+
+def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options) -> Graph:
+    """The normalized ANN with neurons for its rectifiers and spikes between its layers.
+
+    `prepared` is one's own (`Prepared.apart`): what the passes learn of the copied graph goes into it.
+    """
+    graph = prepared.graph.copy()
+    run_passes(
+        [
+            *([EncodePoisson(calibration.input_scales)] if options.encode == "poisson" else []),
+            InsertNeurons(
+                calibration.thresholds,
+                float(options.initial or 0.0),
+                options.reset,
+                options.spikes,
+                calibration.schedules,
+            ),
+            FoldAmplitude(),
+            *([TelescopeAnalog()] if options.allow_analog else []),
+        ],
+        graph,
+        prepared.context,
+    )
+    return graph
+
+
+def driving(calibration: Calibration) -> list[Pass]:
+    """The pass that lets thresholds grow, where they do."""
+    growth = Growth.parse(calibration.growth)
+    return [DriveInput(growth)] if growth else []
+
+
+def window_of(prepared: Prepared, calibration: Calibration, options: Options, steps: int) -> Window:
+    """The spiking network over `steps` time-steps without control flow.
+
+    Raises Refused where time cannot be folded into the batch.
+    """
+    prepared = prepared.apart()
+    graph = spiking_graph(prepared, calibration, options)
+    run_passes(driving(calibration), graph, prepared.context)
+    infer_shapes(graph)
+    blocking = unfoldable(graph)
+    if blocking:
+        raise refuse(
+            "SNNC205", "time cannot be folded into the batch here", node=label(blocking[0])
+        )
+    unrolled, names = UnrollTime("fold", steps, steps, "cuda-graph").emit(graph)
+    return Window(
+        unrolled, prepared.checked_model.opset_import, steps, names.get("first_image", "")
+    )

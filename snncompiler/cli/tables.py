@@ -1,0 +1,137 @@
+"""What the commands say: plain data for `--json`, and tables for people, from the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from snncompiler.calibration.record import Calibration
+from snncompiler.findings import Finding, printable
+from snncompiler.passes.lower.lower_events import LayerNote
+
+
+def thresholds_summary(calibration: Calibration) -> list[dict[str, Any]]:
+    """One row a layer: how many thresholds, and their range."""
+    return [
+        {
+            "layer": name,
+            "thresholds": int(theta.size),
+            "smallest": float(theta.min()),
+            "largest": float(theta.max()),
+        }
+        for name, theta in calibration.thresholds.items()
+    ]
+
+
+def operator_of(note: LayerNote | None) -> dict[str, str | None]:
+    """The event-driven operator of a layer, or the reason why it has none."""
+    if note is None:
+        return {"operator": None, "reason": "it is not among the spiking layers of the file"}
+    return {"operator": note.operator or None, "reason": note.reason or None}
+
+
+# --- for people ---
+
+
+def by_events(note: LayerNote | None) -> str:
+    """The event-driven operator of a layer, or `no` and the reason."""
+    found = operator_of(note)
+    return found["operator"] or f"no: {found['reason']}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> RenderableType:
+    """A table; numbers are right-aligned, names are escaped."""
+    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(_cell(content) for content in row))
+    return made
+
+
+def _is_number(content: object) -> bool:
+    return isinstance(content, (int, float)) or content is None
+
+
+def _cell(content: object) -> str:
+    from rich.markup import escape
+
+    if content is None:
+        return "-"
+    if isinstance(content, bool):
+        return "yes" if content else "no"
+    if isinstance(content, float):
+        return f"{content:.4g}"
+    return escape(printable(str(content)))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """One line each: those that differ in their node alone together, and every hint once."""
+    style = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    for finding in summed_up(findings):
+        console.print(
+            str(finding),
+            style=style[finding.severity],
+            markup=False,
+            highlight=False,
+            soft_wrap=not console.is_terminal,
+        )
+
+
+#: So many nodes are named where a finding is of several; of more only the first is.
+NAMED = 3
+
+
+def summed_up(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings for people: equal texts about several nodes as one, a hint where it comes first."""
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for finding in dict.fromkeys(findings):
+        key = (finding.severity, finding.code, finding.message, finding.hint)
+        groups.setdefault(key, []).append(finding)
+    told: set[str] = set()
+    made = []
+    for group in groups.values():
+        first = group[0]
+        nodes = [finding.node for finding in group]
+        where = ", ".join(nodes) if len(nodes) <= NAMED else f"{nodes[0]} and {len(nodes) - 1} more"
+        hint = "" if first.hint in told else first.hint
+        told.add(first.hint)
+        made.append(replace(first, node=where, hint=hint))
+    return made
+
+
+def print_constraints(console: Console, content: dict[str, Any]) -> None:
+    rows = [
+        (
+            layer["name"],
+            layer["operator"],
+            layer["bias"],
+            layer["batch_norm"],
+            ", ".join(layer["folded"]) or "-",
+            layer["largest_change"],
+            layer["relative_change"],
+        )
+        for layer in content["linear_layers"]
+    ]
+    titles = ("layer", "operator", "bias", "batch-norm", "folded", "change", "relative")
+    console.print(table("Linear layers", titles, rows))
+    rectifiers = [
+        (r["name"], r["operator"], r["current"], r["upper_bound"]) for r in content["rectifiers"]
+    ]
+    columns = ("rectifier", "operator", "current from", "bound")
+    console.print(table("Rectifiers", columns, rectifiers))
+    if content["pooling"]:
+        pooling = [(p["name"], p["operator"], p["phase"]) for p in content["pooling"]]
+        console.print(table("Pooling", ("pooling", "operator", "phase"), pooling))
+    met = "met" if content["paper_constraints_met"] else "not met; folded and injected instead"
+    console.print(f"Paper's constraints (no bias, no batch-norm): {met}", highlight=False)

@@ -1,0 +1,1 @@
+"""From the normalized ANN and its calibration to the emitted file, and back."""

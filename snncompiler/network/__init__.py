@@ -1,0 +1,1 @@
+"""What comes in: models, data, and the normalized ANN with its numeric checks."""
