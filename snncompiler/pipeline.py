@@ -1,8 +1,8 @@
 """The pipeline, read from top to bottom: load, normalize, calibrate, insert neurons, unroll, check.
 
-prepare     source model -> normalized ANN, with everything that was found on the way (`preparation`)
-calibrated  normalized ANN + data -> thresholds and corrections (`calibrating`)
-emit        normalized ANN + calibration -> spiking ONNX model (`emission`)
+prepare     source model -> normalized ANN, and what was found on the way (`network/prepare`)
+calibrated  normalized ANN + data -> thresholds and corrections (`calibration/calibrate`)
+emit        normalized ANN + calibration -> spiking ONNX model (`emission/emit`)
 compile_model  the three together
 """
 

@@ -50,7 +50,7 @@ def thresholds_of(compiled: CompiledFile) -> list[dict[str, Any]]:
 @dataclass(frozen=True)
 class Macs:
     """Multiply-accumulates for one sample: of each layer's weights at one time-step, and of all that is
-    computed once.  See `synapses.py` for what is counted."""
+    computed once.  See `ir/synapses.py` for what is counted."""
 
     layers: Mapping[str, int]
     once: int

@@ -20,7 +20,7 @@ a current that the ANN's neuron does not get, also in the first layer.  So does,
 the noise of the spikes that stand for it.
 
 Where θ grows, currents, charges and spikes of a step count with what they are worth in spikes of the
-end (`growth.py`; else 1), and θ in Q and clip is the mean of what it was in the T steps.
+end (`ir/growth.py`; else 1), and θ in Q and clip is the mean of what it was in the T steps.
 
 The ANN is here the normalized one that the file was made from; where max pooling was replaced by
 average pooling, that is another network than the source.

@@ -73,7 +73,7 @@ class LayerActivity:
 @dataclass(frozen=True)
 class SynOps:
     """Synaptic operations of one sample over all time-steps, in the mean over the samples
-    (`synapses.py`): those that spikes caused, and those of the same layer computed densely.  `layer`
+    (`ir/synapses.py`): those that spikes caused, and those of the same layer computed densely.  `layer`
     is the neuron layer that they flow into."""
 
     layer: str

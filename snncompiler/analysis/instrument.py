@@ -8,7 +8,7 @@ and, where asked for,
     current_sum   sum of all injected currents, [N, ...] float64
     membrane_max  largest |membrane potential| that a call of the neuron left behind, [N, ...]
     arrived       of every tensor that weights multiply at each step: how often each element was not 0,
-                  [N, ...] float32; and the shapes of those that are multiplied once (`synapses.py`)
+                  [N, ...] float32; and the shapes of those that are multiplied once (`ir/synapses.py`)
 In a file that is lowered for the CPU a layer has its channels first here, too: [N, C, H, W].
 
 A window with a Loop can also be made resumable: every state comes in and goes out, and so do the steps

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snncompiler.calibration import charges as running
+from snncompiler.calibration.charges import (
+    LEAST_POSITIONS,
+    Floats,
+    Layer,
+    constant_currents,
+    settle_corrections,
+    settle_largest_currents,
+)
 from snncompiler.calibration.observe import bounded, calibrate, observe
 from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.statistics import gaussian_thresholds
@@ -169,9 +176,9 @@ _SOURCES = {
 # --- calibration on the running network ---
 
 
-def _running_layers(prepared: Prepared) -> list[running.Layer]:
+def _running_layers(prepared: Prepared) -> list[Layer]:
     return [
-        running.Layer(node.name, node.outputs[0].name, rectified_channels(node))
+        Layer(node.name, node.outputs[0].name, rectified_channels(node))
         for node in rectifiers_of(prepared.graph)
     ]
 
@@ -218,9 +225,9 @@ def _corrected(
     values = sum(values_of(node) for node in rectifiers_of(prepared.graph))
     most = CORRECTION_VALUES // max(values * steps, 1)
     chosen = _some(prepared, feeds, min(max(most, CORRECTION_SAMPLES[0]), CORRECTION_SAMPLES[1]))
-    biases: dict[str, running.Floats] = {}
+    biases: dict[str, Floats] = {}
     if growth:
-        biases, uneven = running.constant_currents(window, layers, chosen, prepared.fixed_batch)
+        biases, uneven = constant_currents(window, layers, chosen, prepared.fixed_batch)
         if uneven:
             reason_text = f"the bias of {uneven[0]} is not the same all over a channel"
             if options.growth != "auto":
@@ -228,7 +235,7 @@ def _corrected(
             prepared.context.note("SNNC310", f"thresholds do not grow: {reason_text}")
             growth, biases = STEADY, {}
             corrected, window = _grown(prepared, calibration, options, growth, steps)
-    schedules, left = running.settle_corrections(
+    schedules, left = settle_corrections(
         window,
         prepared.ann,
         layers,
@@ -245,7 +252,7 @@ def _corrected(
         prepared.context.note(
             "SNNC309",
             f"{len(left)} of {len(schedules)} layers are not corrected: {count} samples show fewer "
-            f"than {running.LEAST_POSITIONS} positions of a channel",
+            f"than {LEAST_POSITIONS} positions of a channel",
             hint="give more calibration samples",
         )
     return replace(corrected, schedules=schedules)
@@ -290,7 +297,7 @@ def _largest_currents(
         )
 
     nodes = {node.name: node for node in rectifiers_of(prepared.graph)}
-    return running.settle_largest_currents(
+    return settle_largest_currents(
         make_window,
         _running_layers(prepared),
         _some(prepared, feeds, VIN_MAX_SAMPLES),

@@ -1,8 +1,7 @@
-"""Calibration: from what the ANN's rectifiers do on real data to one threshold per neuron or channel.
+"""From what the ANN's rectifiers do on data to one threshold per neuron or channel.
 
-Calibration is a value.  `observe` runs the ANN once and streams its activations into histograms;
-`calibrate` turns them into a `Calibration`, which holds the thresholds and where they came from, can
-be saved and reused, and is written into the emitted file.
+`observe` runs the ANN once and streams its activations into histograms; `calibrate` turns them into
+thresholds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The spiking network over all time-steps as one graph without control flow."""
+"""The spiking network of a calibration: the graph with neurons, and a window of all its time-steps.
+
+Calibration on the running network needs it before there is anything to emit; emission goes on from the
+same graph.
+"""
 
 from __future__ import annotations
 

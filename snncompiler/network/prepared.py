@@ -1,4 +1,4 @@
-"""The normalized ANN as a value, and the sessions and inputs with which it is checked."""
+"""The normalized ANN as a value, and the sessions and the inputs with which it is checked."""
 
 from __future__ import annotations
 
