@@ -8,8 +8,8 @@ All thresholds grow by the same factor, and then nothing but the input has to kn
 homogeneous: with g_t the factor at step t as a part of the last one, divide potentials and currents of
 step t by g_t.  Thresholds and spikes are then what they are at the end, at every step; what comes from
 outside is divided by g_t (`DriveInput`: the input's currents; the rows of a schedule: the biases, see
-`calibration.charges.constant_currents`); and a spike of step t stands for g_t spikes of the end, wherever spikes
-become a value (the read-out).
+`calibration.charges.constant_currents`); and a spike of step t stands for g_t spikes of the end,
+wherever spikes become a value (the read-out).
 """
 
 from __future__ import annotations

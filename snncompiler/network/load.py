@@ -1,4 +1,4 @@
-"""Every byte of a model enters through here; it leaves through `emission/save.py`.  (Data: `data.py`.)"""
+"""Every byte of a model enters here, and leaves through `emission/save.py`.  (Data: `data.py`.)"""
 
 from __future__ import annotations
 
