@@ -27,7 +27,7 @@ from snncompiler.ir import operators as operators_module
 from snncompiler.cli.main import app
 from snncompiler.findings import CODES
 from snncompiler.errors import EnvironmentMissing, InternalError, Refused, UsageError
-from snncompiler.passes import spell_rectifiers
+from snncompiler.passes.source import spell_rectifiers
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 

@@ -1074,7 +1074,7 @@ def test_a_fault_of_ours_is_code_4_without_a_traceback(monkeypatch: pytest.Monke
     def fail(*args: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("snncompiler.analysis.constraints.constraints", fail)
+    monkeypatch.setattr("snncompiler.cli.main.constraints", fail)
     ran = snnc("check", CNN)
     assert (ran.code, ran.out) == (4, "")
     (message,) = errors(ran)

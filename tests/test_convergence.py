@@ -16,7 +16,7 @@ from random_networks import PLAIN, STEPS, Network, check, grow, spike_counts
 
 from snncompiler import pipeline
 from snncompiler.ir.settings import Options
-from snncompiler.passes import lower_events as lower_pass
+from snncompiler.passes.lower import lower_events as lower_pass
 from snncompiler.runtime import library_path
 
 GRAPHS = 160

@@ -12,7 +12,7 @@ import pytest
 from helpers import compile_text, parse, random
 from test_cli import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, listing, snnc
 
-from snncompiler.analysis import instrument as watch_module
+from snncompiler.analysis import walk
 from snncompiler.analysis.count import thresholds_of
 from snncompiler.analysis.instrument import watch
 from snncompiler.emission.compiled import read_compiled
@@ -155,7 +155,7 @@ def test_neurons_where_they_are_not_known(monkeypatch: pytest.MonkeyPatch) -> No
     def missing(*args: Any, **options: Any) -> None:
         raise EnvironmentMissing("onnxruntime is not installed")
 
-    monkeypatch.setattr(watch_module, "create_session", missing)
+    monkeypatch.setattr(walk, "create_session", missing)
     assert [row["neurons"] for row in thresholds_of(known)] == [None, None]
 
 

@@ -17,7 +17,7 @@ from helpers import Array, assert_close, compile_text, op_counts, parse, random,
 
 from snncompiler import pipeline
 from snncompiler.ir.operators import LINEAR, NONLINEAR, RANDOM
-from snncompiler.passes import spell_rectifiers
+from snncompiler.passes.source import spell_rectifiers
 
 #: Folding reorders sums of at most a hundred float32 products: a hundred roundings of 2^-24.
 ROUNDING = 100 * 2.0**-24

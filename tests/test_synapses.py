@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import snncompiler
-from snncompiler.analysis import instrument as watch_module
+from snncompiler.analysis import walk
 from snncompiler.analysis.count import macs_of
 from snncompiler.analysis.evaluate import Evaluation
 from snncompiler.emission.compiled import read_compiled
@@ -127,10 +127,10 @@ def layers_in_order(snn: onnx.ModelProto) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("native", [True, False])
 def test_against_brute_force(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr(watch_module, "runs_events", lambda: False)
+        monkeypatch.setattr(walk, "runs_events", lambda: False)
         original = create_session
         monkeypatch.setattr(
-            watch_module, "create_session", lambda *a, **o: original(*a, **{**o, "native": False})
+            walk, "create_session", lambda *a, **o: original(*a, **{**o, "native": False})
         )
     elif library_path() is None:
         pytest.skip("the native library is not built")

@@ -18,7 +18,7 @@ from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
 from snncompiler.ir import dialect
 from snncompiler.ir.settings import Options
-from snncompiler.passes import lower_events as lower_pass
+from snncompiler.passes.lower import lower_events as lower_pass
 from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.pipeline import Compiled, compile_model
 from snncompiler.runtime import create_session, library_path

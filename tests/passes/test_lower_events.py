@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from snncompiler.emission import emit as emission
 from snncompiler.ir import dialect
-from snncompiler.passes import lower_events as lower_pass
+from snncompiler.passes.lower import lower_events as lower_pass
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.runtime import create_session, library_path
 
