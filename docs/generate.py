@@ -22,11 +22,11 @@ from typer.utils import get_params_from_function
 
 import snncompiler
 from snncompiler import runtime
+from snncompiler.cli.main import app
+from snncompiler.errors import EnvironmentMissing, InternalError, Refused, UsageError
+from snncompiler.findings import CODES
 from snncompiler.ir import dialect
 from snncompiler.ir import operators as operators_module
-from snncompiler.cli.main import app
-from snncompiler.findings import CODES
-from snncompiler.errors import EnvironmentMissing, InternalError, Refused, UsageError
 from snncompiler.passes.source import spell_rectifiers
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
