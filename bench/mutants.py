@@ -53,9 +53,13 @@ def settings(root: Path) -> dict[str, Any]:
 
 def mirrored(root: Path) -> dict[str, list[str]]:
     """The test file of every pass that has one of its own name."""
-    names = sorted(path.stem for path in (root / "passes").glob("*.py"))
-    tests = {name: f"tests/passes/test_{name}.py" for name in names}
-    return {f"passes/{name}.py": [test] for name, test in tests.items() if (root / test).is_file()}
+    passes = sorted((root / "passes").glob("*/*.py"))
+    tests = {path: f"tests/passes/test_{path.stem}.py" for path in passes}
+    return {
+        path.relative_to(root).as_posix(): [test]
+        for path, test in tests.items()
+        if (root / test).is_file()
+    }
 
 
 def copied(root: Path, folder: Path) -> Path:
