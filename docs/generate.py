@@ -71,7 +71,7 @@ def rows(columns: Sequence[str], content: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     """Text that stays what it is in a cell of a table: no new cell, no HTML element."""
-    return re.sub(r"<(?=[a-z])", r"\\<", text.replace("|", "\\|"))
+    return re.sub("<(?=[a-z])", "&lt;", text.replace("|", "\\|"))
 
 
 def operators() -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
+import snncompiler
+import snncompiler.models
 from snncompiler.cli.main import app
 from snncompiler.findings import CODES
 from snncompiler.version import __version__
@@ -25,7 +27,7 @@ OUTSIDE = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "models" / "README.
 #: Pages whose blocks of `sh` and `python` are run, one after the other, in a folder of their own.
 RUN = [*sorted(DOCS.glob("tutorial/*.md")), *sorted(DOCS.glob("how-to/*.md"))]
 #: Set up an environment or build something: what they name has to exist, but they are not run.
-NOT_RUN = ("pip ", "make ", "git ")
+NOT_RUN = ("pip ", "make ", "git ", "python -m snncompiler.runtime.build")
 
 
 def name_of(page: Path) -> str:
@@ -72,6 +74,14 @@ def test_codes_that_are_used_are_those_that_are_listed() -> None:
         if source.name != "findings.py":
             used |= set(re.findall(r"SNNC\d{3}", source.read_text(encoding="utf-8")))
     assert used == set(CODES)
+
+
+def test_every_key_of_the_metadata_is_described() -> None:
+    page = (DOCS / "reference" / "metadata.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(snnc\.\w+)`", page))
+    model = snncompiler.compile(snncompiler.models.path("digits-cnn"), steps=2)
+    written = {entry.key for entry in model.metadata_props}
+    assert written == described - {"snnc.copies"}  # it is written by some files alone
 
 
 def test_the_citation_names_this_version() -> None:
@@ -143,7 +153,7 @@ def test_commands_and_options_that_are_shown_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", [*PAGES, *OUTSIDE], ids=name_of)
 def test_make_targets_and_extras_that_are_shown_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for words in commands(page, "make"):
+    for words in filter(None, commands(page, "make")):
         assert re.search(rf"^{words[0]}:", makefile, flags=re.MULTILINE), f"make {words[0]}"
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for words in commands(page, "pip install"):
