@@ -51,7 +51,7 @@ CALIBRATION, TEST = 64, 16
 #: Convergence: T from 32 to 32,768, each four times the one before.  It is shown where the relative
 #: error is at most SMALL and at most half of that at T/4 (1/T would make it a quarter).
 LADDER = tuple(32 * 4**power for power in range(6))
-SMALL = 0.1
+SMALL = 0.2
 #: The ladder is climbed up to here in any case, where that takes no more than `--seconds`.
 AT_LEAST = 512
 #: A structural network holds these and is no ReLU network then.
@@ -790,7 +790,7 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, help="folder that tests/zoo/generate.py wrote")
     parser.add_argument("--steps", default="32,128,512")
     parser.add_argument("--limit", type=int, default=TEST, help="samples that are run")
-    parser.add_argument("--seconds", type=float, default=20, help="for the runs of one network")
+    parser.add_argument("--seconds", type=float, default=10, help="for the runs of one network")
     parser.add_argument("--timeout", type=float, default=900, help="for one network, in seconds")
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time")
     parser.add_argument("--only", help="networks whose name contains this")
