@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import after, assert_close, compile_text, parse, random, rewritten, run_model
+from helpers import after, assert_close, compile_text, parse, random, refused, rewritten, run_model
 from onnx import helper, numpy_helper
 
 #: x·W, ReLU, ·V with V from DequantizeLinear.
@@ -129,3 +129,21 @@ def test_operators_of_other_domains_fold() -> None:
     model.graph.node[1].CopyFrom(scaler)
     wanted = (np.arange(12, dtype=np.float32).reshape(4, 3) - 1) * 2
     assert np.array_equal(folded(model), wanted)
+
+
+def test_a_constant_of_too_many_elements_is_refused() -> None:
+    """Told before it is made: 2^27 values, of which the network reads the mean."""
+    model = parse(
+        """
+        g (float[N, 4] x) => (float[N, 4] y) {
+            h = Relu(x)
+            many = ConstantOfShape(shape)
+            mean = ReduceMean <keepdims = 0> (many)
+            y = Mul(h, mean)
+        }
+        """,
+        {"shape": np.array([1 << 14, 1 << 13])},
+    )
+    (finding,) = refused(model)
+    assert (finding.code, finding.node) == ("SNNC209", "ConstantOfShape 'ConstantOfShape_1'")
+    assert "134,217,728 elements" in finding.message

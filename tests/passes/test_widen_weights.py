@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler.network.checks import check_source
 from snncompiler.network.prepare import prepare
+from snncompiler.passes.source.widen_weights import widen_weights
 
 X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(2, 6)
 
@@ -86,6 +87,53 @@ def test_onnxruntimes_own_spelling() -> None:
     given.opset_import[0].version = 17
     given.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     assert np.array_equal(weights(given), q * np.float32(0.5))
+
+
+def test_constants_of_nodes() -> None:
+    """Weights and scale given by Constant nodes, beside one of another spelling that stays; of the
+    narrow one nothing is left, the scale stays where another node reads it."""
+    given = model("INT4", np.arange(-8, 10).reshape(6, 3) % 8, np.float32(0.5).reshape(()))
+    graph = given.graph
+    held = [helper.make_node("Constant", [], [one.name], value=one) for one in graph.initializer]
+    held.append(helper.make_node("Constant", [], ["more"], value_float=3.0))
+    nodes = [*held, *graph.node, helper.make_node("Mul", ["y", "s"], ["half"])]
+    nodes.append(helper.make_node("Mul", ["half", "more"], ["more_y"]))
+    del graph.initializer[:], graph.node[:]
+    graph.node.extend(nodes)
+    graph.output.append(helper.make_tensor_value_info("more_y", TensorProto.FLOAT, ["N", 3]))
+    wanted = (np.arange(-8, 10).reshape(6, 3) % 8 * 0.5).astype(np.float32)
+    wide = widen_weights(given)
+    assert [node.output[0] for node in wide.graph.node if node.op_type == "Constant"] == [
+        "s",
+        "more",
+    ]
+    assert [one.name for one in wide.graph.initializer] == ["w"]
+    assert np.array_equal(numpy_helper.to_array(wide.graph.initializer[0]), wanted)
+    assert np.array_equal(weights(given), wanted)
+
+
+def test_a_node_that_holds_another_tensor_is_no_constant() -> None:
+    """ConstantOfShape holds a `value` too: the fill, not what it gives."""
+    given = model("INT4", np.ones((6, 3), int), np.float32(0.5).reshape(()))
+    (s,) = given.graph.initializer[:1]
+    assert s.name == "s"
+    given.graph.initializer.remove(s)
+    given.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.int64), "scalar"))
+    fill = numpy_helper.from_array(np.array([0.25], np.float32))
+    given.graph.node.insert(0, helper.make_node("ConstantOfShape", ["scalar"], ["s"], value=fill))
+    assert widen_weights(given) is given
+
+
+def test_dequantized_activations_are_left() -> None:
+    """What is dequantized is computed; beside it a weight of 4 bit is widened."""
+    given = model("INT4", np.ones((6, 3), int), np.float32(0.5).reshape(()))
+    quantize = helper.make_node("QuantizeLinear", ["x", "s"], ["x_q"])
+    dequantize = helper.make_node("DequantizeLinear", ["x_q", "s"], ["x_d"])
+    given.graph.node.insert(0, quantize)
+    given.graph.node.insert(1, dequantize)
+    wide = widen_weights(given)
+    (left,) = [node for node in wide.graph.node if node.op_type == "DequantizeLinear"]
+    assert list(left.input) == ["x_q", "s"]
 
 
 def test_the_source_is_left_alone() -> None:
