@@ -1,6 +1,6 @@
 """Mutation testing of the passes and the calibration, by cosmic-ray: do the tests notice a wrong line?
 
-    python bench/mutants.py [MODULE ...] [--count 12] [--seed 0] [--again] [--page docs/mutants.md]
+    python bench/mutants.py [MODULE ...] [--count 12] [--seed 0] [--again] [--page PAGE]
 
 `make mutants` runs it.  `[tool.cosmic-ray]` in pyproject.toml says which modules, and which tests
 mirror each: only those are run, and of those the ones that reach the changed line (coverage says

@@ -8,11 +8,25 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, assert_close, codes, compile_text, op_counts, random, refused, run_model
+from helpers import (
+    Array,
+    assert_close,
+    codes,
+    compile_text,
+    op_counts,
+    ops,
+    random,
+    refused,
+    rewritten,
+    run_model,
+)
 from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler import pipeline
 from snncompiler.analysis import evaluate as evaluation
+from snncompiler.ir.graph import export_model, import_model
+from snncompiler.passes.base import Context
+from snncompiler.passes.source.spell_ml import SpellMl
 
 ML = "ai.onnx.ml"
 CLASSES = ["cat", "dog", "eel"]
@@ -123,6 +137,74 @@ def test_preprocessing_of_a_pipeline_converts_and_takes_any_batch(front: str) ->
     # C/T: one layer, off by θ/T in eight neurons; the Softmax passes it on.
     assert_close(decoded, wanted, relative=20 / 1024)
     assert np.mean(np.asarray(found) == np.asarray(labels)) >= 11 / 12
+
+
+def ml(op: str, **attrs: Any) -> onnx.NodeProto:
+    return helper.make_node(op, ["x"], ["z"], domain=ML, **attrs)
+
+
+def alone(node: onnx.NodeProto, columns: int = 5) -> onnx.ModelProto:
+    """x [N,5], one node of the domain, and a ReLU."""
+    graph = helper.make_graph(
+        [node, helper.make_node("Relu", ["z"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", columns])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(ML, 1)]
+    model = helper.make_model(graph, opset_imports=opsets)
+    model.ir_version = 8
+    return model
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        ml("Binarizer"),
+        ml("Normalizer", norm="L1"),
+        ml("Normalizer", norm="L2"),
+        ml("Imputer", imputed_value_floats=[1.0, 2.0, 3.0, 4.0, 5.0]),
+        ml("Imputer", imputed_value_floats=[7.0], replaced_value_float=float("nan")),
+        ml("LinearRegressor", coefficients=[1.0, -2.0, 3.0, -4.0, 5.0]),
+    ],
+)
+def test_what_is_not_given_is_as_onnxruntime_takes_it(node: onnx.NodeProto) -> None:
+    """Equal where nothing is added up; else the sum of five products in another order."""
+    model = alone(node, 1 if node.op_type == "LinearRegressor" else 5)
+    x = random(1, 6, 5)
+    x[1], x[2, 3] = 0, 0  # a row of nothing
+    if any(entry.name == "replaced_value_float" for entry in node.attribute):
+        x[4, 1] = np.nan
+    spelled = rewritten(model, "spell-ml")
+    assert node.op_type not in ops(spelled)
+    (wanted,), (found,) = run_model(model, x=x), run_model(spelled, x=x)
+    assert_close(found, wanted, relative=8 * 2.0**-24)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [([0.5], []), ([], [3.0]), ([], [])])
+def test_a_scaler_without_offset_or_scale(offset: list[float], scale: list[float]) -> None:
+    """Both are optional in the standard; onnxruntime wants them.  Exact: one operation each."""
+    attrs = {"offset": offset} if offset else {}
+    attrs |= {"scale": scale} if scale else {}
+    graph, x = import_model(alone(ml("Scaler", **attrs))), random(1, 6, 5)
+    SpellMl().run(graph, Context())
+    wanted = np.maximum((x - np.float32(sum(offset))) * np.float32(sum(scale) or 1), 0)
+    assert np.array_equal(run_model(export_model(graph), x=x)[0], wanted)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        ml("LinearRegressor", coefficients=[1.0] * 5, post_transform="SOFTMAX"),
+        ml("LinearRegressor"),
+        ml("Normalizer", norm="MAX"),
+        ml("Imputer", imputed_value_int64s=[1]),
+    ],
+)
+def test_what_has_no_spelling_stays(node: onnx.NodeProto) -> None:
+    graph = import_model(alone(node))
+    SpellMl().run(graph, Context())
+    assert ops(graph) == [node.op_type, "Relu"]
 
 
 @pytest.mark.parametrize("labels", [CLASSES, [7, 3, 5]])
