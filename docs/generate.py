@@ -76,7 +76,7 @@ def _cell(text: str) -> str:
 
 def operators() -> str:
     parts = [OPERATORS_INTRO]
-    for operator in (*dialect.OPERATORS.values(), *dialect.EVENT_OPERATORS.values()):
+    for operator in dialect.ALL_OPERATORS.values():
         parts.append(f"## {operator.name}\n\n{operator.summary}\n\n    {operator.equation}\n")
         for title, ports in (("inputs", operator.inputs), ("outputs", operator.outputs)):
             table = [(port.name, port.type, f"`{port.shape}`", port.text) for port in ports]

@@ -383,3 +383,14 @@ def event_layer(
         total.reshape(convolved[0].shape), threshold, membrane, schedule, start, steps
     )
     return fired.astype(np.uint8), after
+
+
+def time_steps(iteration: int, done: int, total: int, chunk: int) -> tuple[int, int, int, bool]:
+    """The time-steps of one trip through a loop: (start, steps, end, going).
+
+    `start = done + iteration·chunk; steps = min(chunk, total - start); end = start + steps;
+    going = end < total`.
+    """
+    start = done + iteration * chunk
+    steps = min(chunk, total - start)
+    return start, steps, start + steps, start + steps < total

@@ -156,7 +156,7 @@ def neurons(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def port(node: onnx.NodeProto, name: str) -> str:
-    known = dialect.OPERATORS.get(node.op_type) or dialect.EVENT_OPERATORS[node.op_type]
+    known = dialect.ALL_OPERATORS[node.op_type]
     return str(node.input[[one.name for one in known.inputs].index(name)])
 
 
@@ -181,11 +181,12 @@ def schedule(model: onnx.ModelProto) -> None:
 def one_chunk_less(model: onnx.ModelProto) -> None:
     """The Loop ends a chunk too early."""
     node, _ = loop_of(model)
-    one = next(t.name for t in model.graph.initializer if t.name == "snnc_one")
-    at = list(model.graph.node).index(node)
-    less = onnx.helper.make_node("Sub", [node.input[0], one], ["trips_less"])
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    trips = -(-int(told["snnc.steps"]) // int(told["snnc.chunk"]))
+    assert trips > 1 and not node.input[0]
     node.input[0] = "trips_less"
-    model.graph.node.insert(at, less)
+    less = numpy_helper.from_array(np.array(trips - 1, np.int64), node.input[0])
+    model.graph.initializer.append(less)
 
 
 def state_not_carried(model: onnx.ModelProto) -> None:
@@ -208,8 +209,7 @@ def first_weight_of_time(model: onnx.ModelProto) -> None:
     """The steps count from the second on: a ramp of 2, 3, 4."""
     _, body = loop_of(model)
     node = next(node for node in body.node if node.op_type == "Range")
-    one = next(t.name for g in (model.graph, body) for t in g.initializer if t.name == "snnc_one")
-    shifted = onnx.helper.make_node("Add", [node.output[0], one], ["shifted"])
+    shifted = onnx.helper.make_node("Add", [node.output[0], node.input[2]], ["shifted"])
     for user in body.node:
         for index, name in enumerate(user.input):
             if name == node.output[0]:

@@ -320,6 +320,13 @@ class _Lowering:
             and not any(value.name == name for value in self.body.input)
         )
 
+    def is_repeated(self, node: onnx.NodeProto) -> bool:
+        """Whether a node gives its first input at every step."""
+        if not _is_drive(node):
+            return node.op_type == "Tile"
+        factors = self.constants.get(node.input[1])
+        return factors is not None and bool((numpy_helper.to_array(factors) == 1).all())
+
     # --- the walk ---
 
     def run(self) -> list[LayerNote]:
@@ -561,7 +568,7 @@ class _Lowering:
                 f"to the current's {_text(into.shape)}"
             )
         # The neuron spreads what is static over the steps itself.
-        spread = node is not None and node.op_type == "Tile" and self.is_static(node.input[0])
+        spread = node is not None and self.is_repeated(node) and self.is_static(node.input[0])
         if spread or self.is_static(name):
             static = name if node is None else node.input[0]
             lead, *sample = self.shape(static)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ from snncompiler.ir.settings import Emit, Unroll
 
 #: Names in the copy of step t, counted from 0, begin with this, t and a slash.
 COPIES = "t"
+#: More time-steps than there ever are.
+ENDLESS = 2**63 - 1
 #: `steps` copies the step graph; above this many nodes onnxruntime takes minutes to load it.
 NODE_BUDGET = 20_000
 
@@ -127,6 +129,16 @@ def _name_apart(graph: Graph) -> None:
         node.name = unique_name(node.name, taken)
 
 
+@dataclass(frozen=True)
+class _Time:
+    """The names of the time-steps before one pass through the region, in it, and after it; the last is
+    missing where the others are constants."""
+
+    start: str
+    steps: str
+    end: str = ""
+
+
 @dataclass
 class _Writer:
     """Writes static nodes, the temporal region in one of the three ways, and the read-out.
@@ -178,22 +190,6 @@ class _Writer:
         self.overridable.append(helper.make_tensor_value_info(name, TensorProto.INT64, []))
         return name
 
-    def at_least_one(self, number: str, one: str, what: str) -> str:
-        """The number, where it is at least 1; else the run ends at a node whose name says so."""
-        low, place = (self.name(f"snnc_{what}_{x}") for x in ("is_low", "place"))
-        checked, result = (
-            self.name(f"snnc_{what}_must_be_at_least_1"),
-            self.name(f"snnc_{what}_checked"),
-        )
-        only = self.constant(f"snnc_{what}_unit", [1])
-        self.nodes += [
-            helper.make_node("Less", [number, one], [low], name=low),
-            helper.make_node("Cast", [low], [place], name=place, to=TensorProto.INT64),
-            helper.make_node("Gather", [only, place], [checked], name=checked),
-            helper.make_node("Mul", [number, checked], [result], name=result),
-        ]
-        return result
-
     def encoder_inputs(self, seed: int) -> dict[str, str]:
         """What random spikes are drawn from, beside the time-step: the seed and the first image."""
         if all(node.op != "PoissonEncoder" for node in self.temporal):
@@ -235,17 +231,15 @@ class _Writer:
     def region(
         self,
         prefix: str,
-        start: str,
-        steps: str,
+        time: _Time,
         states: dict[str, str],
-        fold: str | None,
+        fold: bool = False,
     ) -> tuple[list[onnx.NodeProto], dict[str, str]]:
         """One pass through the temporal region.
 
-        `prefix` goes before every name it makes, `steps` names the number of steps in it and `start`
-        that of the steps before it, `states` maps every state to the name of its value, `fold` names
-        the repeats of static values where time is folded into the batch.  Returns the nodes and the
-        names of the states' new values.
+        `prefix` goes before every name it makes, `time` names its time-steps, `states` maps every state
+        to the name of its value, `fold` tells whether time is folded into the batch.  Returns the nodes
+        and the names of the states' new values.
         """
         made: list[onnx.NodeProto] = []
         new_states: dict[str, str] = {}
@@ -267,24 +261,24 @@ class _Writer:
                     port = operator.outputs[state_out]
                     new_states[state] = self.within(prefix, f"{node.name}/{port.name}")
                     outputs.insert(state_out, new_states[state])
-                given = {**self.random, "start": start, "steps": steps}
+                given = {**self.random, "start": time.start, "steps": time.steps}
                 names += [given[port.name] for port in operator.inputs if port.name in given]
                 if any(attribute.name == "static_current" for attribute in operator.attributes):
                     static = id(node.inputs[0]) not in self.temporal_tensors
                     proto.attribute.append(helper.make_attribute("static_current", int(static)))
-            elif fold is not None:
+            elif fold:
                 for index, tensor in enumerate(node.inputs):
                     if self._needs_time(tensor):
                         if tensor.name not in tiled:
                             tiled[tensor.name] = self.within(prefix, f"{tensor.name}/repeated")
-                            made += self._repeat(tensor, fold, tiled[tensor.name])
+                            made += self._repeat(tensor, time, tiled[tensor.name])
                         names[index] = tiled[tensor.name]
             del proto.input[:], proto.output[:]
             proto.input.extend(names)
             proto.output.extend(outputs)
             made.append(proto)
         if self.means and not self.time_weights.uniform:
-            made += self._time_weights(prefix, start, steps)
+            made += self._time_weights(prefix, time)
         for state, node in self.totals().items():
             new_states[state] = self.within(prefix, f"{node.name}/total_out")
             values = inside(node.inputs[0])
@@ -293,7 +287,7 @@ class _Writer:
             made.append(
                 helper.make_node(
                     "WeightedTimeSum" if weighted else "TimeSum",
-                    [values, *weights, states[state], steps],
+                    [values, *weights, states[state], time.steps],
                     [new_states[state]],
                     name=prefix + node.name,
                     domain=dialect.DOMAIN,
@@ -301,24 +295,26 @@ class _Writer:
             )
         return made, new_states
 
-    def _time_weights(self, prefix: str, start: str, steps: str) -> list[onnx.NodeProto]:
-        """The weights w_t·g_t of the steps start + 1 to start + steps, float32 [steps]."""
+    def _time_weights(self, prefix: str, time: _Time) -> list[onnx.NodeProto]:
+        """The weights w_t·g_t of the steps start + 1 to end, float32 [steps]."""
         variable = {entry.name for entry in self.overridable}
         known = {n: t for n, t in self.initializers.items() if n not in variable}
-        if start in known and steps in known:
-            before, count = (int(numpy_helper.to_array(known[name])) for name in (start, steps))
+        if time.start in known and time.steps in known:
+            before, count = (
+                int(numpy_helper.to_array(known[name])) for name in (time.start, time.steps)
+            )
             weights = self.time_weights.weights(np.arange(before + 1, before + count + 1))
             name = self.within(prefix, "snnc_time_weights")
             self.initializers[name] = numpy_helper.from_array(weights, name)
             return []
         one = self.constant(f"{prefix}snnc_first", 1)
-        first, last, times, result = (
-            self.within(prefix, f"snnc_{x}") for x in ("from", "to", "times", "time_weights")
+        before_each, times, result = (
+            self.within(prefix, f"snnc_{x}") for x in ("times_before", "times", "time_weights")
         )
         made = [
-            helper.make_node("Add", [start, one], [first], name=first),
-            helper.make_node("Add", [first, steps], [last], name=last),
-            helper.make_node("Range", [first, last, one], [times], name=times),
+            # The host gives both ends, so that on CUDA nothing is copied.
+            helper.make_node("Range", [time.start, time.end, one], [before_each], name=before_each),
+            helper.make_node("Add", [before_each, one], [times], name=times),
         ]
         counted = times
         if self.time_weights.kind == "ramp":
@@ -360,13 +356,28 @@ class _Writer:
         """A static value with a batch axis, read beside temporal ones: [N, ...] -> [K·N, ...]."""
         return is_live(tensor) and id(tensor) not in self.temporal_tensors and _has_batch(tensor)
 
-    def _repeat(self, tensor: Tensor, fold: str, result: str) -> list[onnx.NodeProto]:
-        ones = self.constant(f"{tensor.name}/ones", [1] * ((rank(tensor) or 1) - 1))
-        repeats, axes = (self.name(f"{result}/{x}") for x in ("repeats", "axes"))
-        return [
-            helper.make_node("Concat", [fold, ones], [repeats], name=axes, axis=0),
-            helper.make_node("Tile", [tensor.name, repeats], [result], name=result),
-        ]
+    def _repeat(self, tensor: Tensor, time: _Time, result: str) -> list[onnx.NodeProto]:
+        """A static tensor at every step.  Where their number is open and the type allows, an operator
+        of ours, whose host reads the number: what Tile repeats by is computed and copied on CUDA."""
+        ones = [1] * ((rank(tensor) or 1) - 1)
+        repeats = f"{result}/repeats"
+        made: list[onnx.NodeProto] = []
+        if time.steps in self.initializers:
+            count = int(numpy_helper.to_array(self.initializers[time.steps]))
+            repeats = self.constant(repeats, [count, *ones])
+        elif tensor.dtype in (np.float32, np.float16):
+            unit = self.constant(f"{tensor.name}/unit", [1.0], np.float32)
+            inputs = [tensor.name, unit, time.start, time.steps]
+            return [helper.make_node("Drive", inputs, [result], name=result, domain=dialect.DOMAIN)]
+        else:
+            repeats, lead = self.name(repeats), self.name(f"{result}/steps")
+            single = self.constant("snnc_shape_one", [1])
+            rest = self.constant(f"{tensor.name}/ones", ones)
+            made = [
+                helper.make_node("Reshape", [time.steps, single], [lead], name=lead),
+                helper.make_node("Concat", [lead, rest], [repeats], name=repeats, axis=0),
+            ]
+        return [*made, helper.make_node("Tile", [tensor.name, repeats], [result], name=result)]
 
     def decode(self, totals: dict[str, str], steps: str | int) -> None:
         """Divide the sums by the sum of the weights, and run the read-out on the means.
@@ -440,47 +451,47 @@ class _Writer:
 
     # --- the three ways ---
 
+    def time_steps(
+        self, nodes: list[onnx.NodeProto], name: str, iteration: str, total: str, chunk: str
+    ) -> tuple[_Time, str]:
+        """A TimeSteps node: its time-steps, and the name of whether others follow.
+
+        Whatever may be overridden is read by such nodes only (see its body).
+        """
+        none = self.constant("snnc_none", 0)
+        made = [self.name(f"{name}_{x}") for x in ("start", "steps", "end", "going")]
+        nodes.append(
+            helper.make_node(
+                "TimeSteps",
+                [iteration, none, total, chunk],
+                made,
+                name=self.name(name),
+                domain=dialect.DOMAIN,
+            )
+        )
+        return _Time(made[0], made[1], made[2]), made[3]
+
     def loop(self, steps: str, chunk: str | None) -> None:
         """`fold` with chunks of `chunk` steps, or `loop` where it is None."""
         one = self.constant("snnc_one", 1)
         always = self.constant("snnc_true", True, np.bool_)
-        trips = self.at_least_one(steps, one, "steps")
-        if chunk is not None:
-            # (T - 1)/K + 1 is T/K rounded up, and no sum is larger than T.
-            size = self.at_least_one(chunk, one, "chunk")
-            less, whole, last = (self.name(f"snnc_{x}") for x in ("less", "whole", "chunks"))
-            self.nodes += [
-                helper.make_node("Sub", [trips, one], [less], name=less),
-                helper.make_node("Div", [less, size], [whole], name=whole),
-                helper.make_node("Add", [whole, one], [last], name=last),
-            ]
-            trips = last
+        # One trip of all steps: T itself, which the read-out divides by.
+        first, endless = self.constant("snnc_no_trip", 0), self.constant("snnc_endless", ENDLESS)
+        window, _ = self.time_steps(self.nodes, "snnc_window", first, steps, endless)
 
         # Constants of the region go into the loop's body, where onnxruntime can prepack them; the
         # states start from constants outside.
         starts = self.start_states()
         carried = {name: self.name(name) for name in starts}
 
-        step, going, still = (self.name(f"snnc_{x}") for x in ("iteration", "going", "still_going"))
-        body: list[onnx.NodeProto] = [
-            helper.make_node("Identity", [going], [still], name=still),
-        ]
+        trip, going = (self.name(f"snnc_{x}") for x in ("iteration", "going"))
+        body: list[onnx.NodeProto] = []
         outside = {**self.initializers, **_constants_of(self.read_out)}
         self.initializers = {}
+        time, still = self.time_steps(body, "snnc_trip", trip, window.steps, chunk or one)
         if chunk is None:
-            past, held, fold = step, one, None
-        else:
-            past, left, held, fold = (
-                self.name(f"snnc_{x}") for x in ("steps_done", "steps_left", "steps_here", "repeat")
-            )
-            single = self.constant("snnc_shape_one", [1])
-            body += [
-                helper.make_node("Mul", [step, chunk], [past], name=past),
-                helper.make_node("Sub", [steps, past], [left], name=left),
-                helper.make_node("Min", [chunk, left], [held], name=held),
-                helper.make_node("Reshape", [held, single], [fold], name=fold),
-            ]
-        nodes, states = self.region("", past, held, carried, fold)
+            time = replace(time, steps=one)
+        nodes, states = self.region("", time, carried, chunk is not None)
         body += nodes
         used = {name for node in body for name in node.input}
         inner = {**self.initializers, **_constants_of(self.temporal)}
@@ -489,7 +500,7 @@ class _Writer:
             body,
             "snnc_chunk_of_steps" if chunk else "snnc_one_step",
             [
-                helper.make_tensor_value_info(step, TensorProto.INT64, []),
+                helper.make_tensor_value_info(trip, TensorProto.INT64, []),
                 helper.make_tensor_value_info(going, TensorProto.BOOL, []),
                 *(
                     helper.make_tensor_value_info(carried[name], TensorProto.FLOAT, None)
@@ -510,13 +521,13 @@ class _Writer:
         self.nodes.append(
             helper.make_node(
                 "Loop",
-                [trips, always, *starts.values()],
+                ["", always, *starts.values()],
                 list(finals.values()),
                 name=self.name("snnc_time"),
                 body=graph,
             )
         )
-        self.decode(finals, steps)
+        self.decode(finals, window.steps)
 
     def copies(self, steps: int) -> str:
         """`steps`: T copies of the step graph; returns what their names begin with."""
@@ -535,18 +546,17 @@ class _Writer:
             root += COPIES
         for t in range(steps):
             done = self.constant(f"{root}{t}/snnc_steps_done", t)
-            made, states = self.region(f"{root}{t}/", done, one, states, None)
+            made, states = self.region(f"{root}{t}/", _Time(done, one), states)
             self.nodes += made
         self.decode(states, steps)
         return root
 
     def whole_window(self, steps: int) -> None:
         """`cuda-graph`: all T steps as one chunk; T is baked in, and so is the batch by its shape."""
-        fold = self.constant("snnc_repeat", [steps])
         held = self.constant("snnc_steps", steps)
         self.initializers.update(_constants_of(self.temporal))
         start = self.constant("snnc_start", 0)
-        made, states = self.region("", start, held, self.start_states(), fold)
+        made, states = self.region("", _Time(start, held), self.start_states(), True)
         self.nodes += made
         self.decode(states, steps)
 
@@ -554,8 +564,9 @@ class _Writer:
         """`step`: the states are overridable inputs, with their start as default, and outputs."""
         one = self.constant("snnc_one", 1)
         step = self.parameter("snnc_step", 0)
-        following = self.name("snnc_step_next")
-        self.nodes.append(helper.make_node("Add", [step, one], [following], name=following))
+        endless = self.constant("snnc_endless", ENDLESS)
+        time, _ = self.time_steps(self.nodes, "snnc_trip", step, endless, one)
+        time = replace(time, steps=one)
         self.initializers.update(_constants_of(self.temporal))
         starts = {name: (start.values, size) for name, start, size in self.states()}
         for name, node in self.totals().items():
@@ -568,7 +579,8 @@ class _Writer:
             self.overridable.append(
                 helper.make_tensor_value_info(states[name], TensorProto.FLOAT, [None] * size)
             )
-        made, new_states = self.region("", step, one, states, None)
+        following = time.end
+        made, new_states = self.region("", time, states)
         self.nodes += made
         self.decode(new_states, following)
         graph = self.finish()

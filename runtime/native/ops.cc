@@ -504,6 +504,32 @@ class PoissonEncoder {
   }
 };
 
+/// Counts the time-steps of a trip through a loop.  There is one for the CPU only: on CUDA, too, the
+/// host reads these numbers.
+class TimeSteps {
+ public:
+  static constexpr const char* name = "TimeSteps";
+  static constexpr ort::ElementType inputs[] = {ort::int64, ort::int64, ort::int64, ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::int64, ort::int64, ort::int64, ort::boolean};
+  static constexpr std::array<int, 0> states_in{}, states_out{};
+
+  explicit TimeSteps(const Attributes&) {}
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const std::int64_t iteration = number_of("iteration", context.input(0), 0);
+    const std::int64_t done = number_of("done", context.input(1), 0);
+    const std::int64_t total = number_of("total", context.input(2), 1);
+    const std::int64_t chunk = number_of("chunk", context.input(3), 1);
+    const std::int64_t start = plus(done, times(iteration, chunk));
+    const std::int64_t steps = std::min(chunk, total - start);  // both at least 0
+    *context.output<std::int64_t>(0, {}) = start;
+    *context.output<std::int64_t>(1, {}) = steps;
+    *context.output<std::int64_t>(2, {}) = start + steps;
+    *context.output<bool>(3, {}) = start + steps < total;
+  }
+};
+
 class SpikeMaxPool {
  public:
   static constexpr const char* name = "SpikeMaxPool";
@@ -642,6 +668,7 @@ class Domain {
     call<ort::CreateCustomOpDomain>(api, "ai.snnc", &domain_);
     add_all<Cpu>(api, domain_);
     add_event_operators(api, domain_);
+    add<TimeSteps, Cpu>(api, domain_);
 #ifdef SNNC_CUDA
     add_all<Cuda>(api, domain_);
 #endif

@@ -32,7 +32,14 @@ constexpr std::uint32_t api_version = 18;
 
 // Enumerations travel as C ints.
 enum ErrorCode : int { fail = 1, invalid_argument = 2 };
-enum ElementType : int { undefined = 0, float32 = 1, uint8 = 2, int64 = 7, float16 = 10 };
+enum ElementType : int {
+  undefined = 0,
+  float32 = 1,
+  uint8 = 2,
+  int64 = 7,
+  boolean = 9,
+  float16 = 10
+};
 enum Characteristic : int { required = 0 };
 enum MemoryType : int { cpu_input = -2, device_default = 0 };
 

@@ -189,9 +189,7 @@ def watch(
     if not (resume and loops):
         return Watched(copy, tuple(layers), tuple(found), events=notes)
     loops = _loops(graph)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    given = (metadata["snnc.steps_input"], metadata["snnc.chunk_input"])
-    start, states = _make_resumable(graph, loops[0], *given, names.root)
+    start, states = _make_resumable(graph, loops[0], names.root)
     carried = dict(zip(states, _carried(_body(_loops(graph)[0])), strict=True))
     return Watched(copy, tuple(layers), tuple(found), start, states, carried, notes)
 
@@ -263,8 +261,7 @@ def _neurons(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 def ports(operator: str) -> list[str]:
     """The names of an operator's inputs."""
-    known = dialect.OPERATORS.get(operator) or dialect.EVENT_OPERATORS[operator]
-    return [port.name for port in known.inputs]
+    return [port.name for port in dialect.ALL_OPERATORS[operator].inputs]
 
 
 def _input(node: onnx.NodeProto, name: str) -> str:
@@ -600,44 +597,22 @@ def _count_copies(
 
 
 def _make_resumable(
-    graph: onnx.GraphProto, loop: onnx.NodeProto, steps: str, chunk: str, root: str
+    graph: onnx.GraphProto, loop: onnx.NodeProto, root: str
 ) -> tuple[str, dict[str, tuple[Array, str]]]:
-    """Let the Loop begin after a number of steps that are done, with states from outside."""
-    at = next(index for index, node in enumerate(graph.node) if node == loop)
-    loop = graph.node[at]
+    """Let the Loop begin after a number of steps that are done, with states from outside.
+
+    Raises Refused where the file does not count its steps as this version does.
+    """
+    loop = next(node for node in graph.node if node == loop)
     body, values = _body(loop), _initializers(graph)
-    start, one = f"{root}/start", f"{root}/one"
+    start = f"{root}/start"
     graph.input.append(helper.make_tensor_value_info(start, TensorProto.INT64, []))
-    graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), one))
+    counter = next((node for node in body.node if node.op_type == "TimeSteps"), None)
+    if counter is None:
+        raise refuse("SNNC401", "an earlier version wrote this file", hint="compile it again")
+    names = [port.name for port in dialect.COUNTING_OPERATORS["TimeSteps"].inputs]
+    counter.input[names.index("done")] = start
 
-    # Chunks from `start` to `steps`: their number, and the steps that are done before each.
-    left, rounded, less, trips = (f"{root}/{x}" for x in ("left", "rounded", "less", "trips"))
-    size = chunk or one
-    counting = [
-        helper.make_node("Sub", [steps, start], [left]),
-        helper.make_node("Sub", [size, one], [less]),
-        helper.make_node("Add", [left, less], [rounded]),
-        helper.make_node("Div", [rounded, size], [trips]),
-    ]
-    iteration = body.input[0].name
-    done = f"{root}/done"
-    for node in body.node:
-        if chunk and node.op_type == "Mul" and iteration in node.input:
-            # The file's own: iteration * chunk, which was the number of steps done.
-            past = node.output[0]
-            node.output[0] = done
-            body.node.insert(
-                list(body.node).index(node) + 1, helper.make_node("Add", [done, start], [past])
-            )
-            break
-    else:
-        for node in body.node:
-            for index, name in enumerate(node.input):
-                if name == iteration:
-                    node.input[index] = done
-        body.node.insert(0, helper.make_node("Add", [iteration, start], [done]))
-
-    loop.input[0] = trips
     aliases = {
         node.input[0]: node.output[0]
         for node in graph.node
@@ -655,8 +630,6 @@ def _make_resumable(
         if after not in outputs:
             graph.output.append(helper.make_tensor_value_info(after, kind, None))
         states[name] = (first, after)
-    for node in reversed(counting):
-        graph.node.insert(at, node)
     return start, states
 
 

@@ -222,6 +222,12 @@ class Shapes:
 
     def _ours(self, node: onnx.NodeProto) -> dict[str, tuple[int, Found | None]]:
         """The first output of an operator of ours; of states the type alone."""
+        if node.op_type in dialect.COUNTING_OPERATORS:
+            ports = dialect.COUNTING_OPERATORS[node.op_type].outputs
+            kinds = {"int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+            return {
+                name: (kinds[port.type], ()) for name, port in zip(node.output, ports, strict=True)
+            }
         given = self.of(node.input[0])
         outputs: dict[str, tuple[int, Found | None]] = {
             name: (TensorProto.FLOAT, None) for name in node.output
