@@ -22,7 +22,6 @@ from snncompiler.ir.graph import (
     constant,
     input_at,
     label,
-    rank,
     sort_nodes,
     tensor_names,
     unique_name,
@@ -163,17 +162,15 @@ def _single(writer: _Writer, node: Node) -> None:
 
 def _softmax(writer: _Writer, node: Node) -> None:
     x, xs, xz, ys, *rest = writer.inputs(node, 4)
-    # Before opset 13 it went over all the axes from `axis` on.
-    if node.attrs.get("opset", 13) < 13 and node.attrs.get("axis", 1) not in (-1, _rank(x) - 1):
-        raise _unknown(node, "more than one axis")
-    axis = node.attrs.get("axis", -1) if node.attrs.get("opset", 13) >= 13 else -1
-    result = writer.apply(node, "Softmax", [writer.real(node, x, xs, xz)], axis=axis)
+    real, axis = writer.real(node, x, xs, xz), node.attrs.get("axis", -1)
+    if node.attrs.get("opset", 13) >= 13:
+        result = writer.apply(node, "Softmax", [real], axis=axis)
+    else:  # over all the axes from `axis` on, as if they were one
+        rows = writer.apply(node, "Flatten", [real], axis=axis)
+        shares = writer.apply(node, "Softmax", [rows], axis=-1)
+        shape = writer.apply(node, "Shape", [real])
+        result = writer.apply(node, "Reshape", [shares, shape])
     writer.quantize(node, result, ys, rest[0] if rest else None)
-
-
-def _rank(tensor: Tensor) -> int:
-    """The rank of a tensor, 0 where it is not known."""
-    return rank(tensor) or 0
 
 
 def _unknown(node: Node, what: str) -> Refused:

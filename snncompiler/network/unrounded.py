@@ -281,9 +281,14 @@ def _single(writer: _Writer, node: onnx.NodeProto) -> None:
 
 def _softmax(writer: _Writer, node: onnx.NodeProto) -> None:
     x, xs, xz, ys, yz = node.input[:5]
-    attrs = _attributes(node)
-    axis = attrs.get("axis", -1) if attrs.get("opset", 13) >= 13 else -1
-    writer.to(node, writer.apply("Softmax", writer.real(x, xs, xz), axis=axis), ys, yz)
+    attrs, real = _attributes(node), writer.real(x, xs, xz)
+    axis = attrs.get("axis", -1)
+    if attrs.get("opset", 13) >= 13:
+        result = writer.apply("Softmax", real, axis=axis)
+    else:  # over all the axes from `axis` on
+        rows = writer.apply("Softmax", writer.apply("Flatten", real, axis=axis), axis=-1)
+        result = writer.apply("Reshape", rows, writer.apply("Shape", real))
+    writer.to(node, result, ys, yz)
 
 
 def _concat(writer: _Writer, node: onnx.NodeProto) -> None:

@@ -147,3 +147,11 @@ def test_a_constant_of_too_many_elements_is_refused() -> None:
     (finding,) = refused(model)
     assert (finding.code, finding.node) == ("SNNC209", "ConstantOfShape 'ConstantOfShape_1'")
     assert "134,217,728 elements" in finding.message
+
+
+@pytest.mark.parametrize(("size", "samples"), [("0", 1), ("N", 1), ("1", 1), ("3", 3)])
+def test_a_leading_axis_of_unknown_size_is_one_sample(size: str, samples: int) -> None:
+    """Some exporters write 0 for a size that is not known."""
+    model = parse(f"g (float[{size}, 4] x) => (float[?, 4] y) {{ y = Relu(x) }}")
+    graph, _ = after(model, "fold-constants")
+    assert graph.inputs[0].shape == [samples, 4] and graph.outputs[0].shape == [samples, 4]

@@ -237,6 +237,26 @@ def test_a_bias_at_run_time_is_left_alone() -> None:
     assert graph.nodes[0].attrs["beta"] == 2.0
 
 
+@pytest.mark.parametrize(
+    ("behind", "bias"),
+    [
+        ("h = Add (m, c)", True),
+        ("h = Add (c, m)", True),
+        ("h = Add (m, none)", False),
+        ("h = Add (m, m)", False),
+        ("h = Mul (m, c)", False),
+        ("h = Neg (m)", False),
+    ],
+)
+def test_a_matmul_that_stays_has_the_bias_that_is_added(behind: str, bias: bool) -> None:
+    text = f"""g (float[N,5,4] x) => (float[N,5,3] y)
+    {{ m = MatMul (x, w)  {behind}  y = Relu (h) }}"""
+    arrays = {"w": random(1, 4, 3), "c": random(2, 3), "none": np.zeros(3, np.float32)}
+    graph, context = after(parse(text, arrays), "unify-linear")
+    assert ops(graph)[0] == "MatMul"
+    assert [layer.bias for layer in context.layers.values()] == [bias]
+
+
 @pytest.mark.parametrize("order", ["m, c", "c, m"])
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1), (1, 3)])
 def test_matmul_and_add_become_gemm(order: str, shape: tuple[int, ...]) -> None:

@@ -80,6 +80,13 @@ CASES: dict[str, tuple[onnx.NodeProto, dict[str, Any], tuple[int, ...]]] = {
         {"w": MATRIX.T.copy(), "ws": S, "wz": np.int8(0), "b": np.array([50, -9, 20], np.int32)},
         (2, 4),
     ),
+    "QGemm, transposed, by columns": (
+        helper.make_node(
+            "QGemm", [*QDQ, "w", "ws", "wz", "b", "t", "u"], ["k"], transB=1, **MICROSOFT
+        ),
+        {"w": MATRIX.T.copy(), "ws": SCALES, "wz": ZEROS, "b": np.array([50, -9, 20], np.int32)},
+        (2, 4),
+    ),
     "QLinearAdd": (
         helper.make_node("QLinearAdd", [*QDQ, "o", "os", "oz", "t", "u"], ["k"], **MICROSOFT),
         {"o": ADDED, "os": np.float32(0.03), "oz": np.uint8(99)},
@@ -119,6 +126,26 @@ CASES: dict[str, tuple[onnx.NodeProto, dict[str, Any], tuple[int, ...]]] = {
         helper.make_node("QLinearSoftmax", [*QDQ, "t", "u"], ["k"], axis=-1, opset=11, **MICROSOFT),
         {},
         (2, 4),
+    ),
+    "QLinearSoftmax before opset 13, all features": (
+        helper.make_node("QLinearSoftmax", [*QDQ, "t", "u"], ["k"], axis=1, opset=12, **MICROSOFT),
+        {},
+        (2, 4),
+    ),
+    "QLinearSoftmax before opset 13, two axes": (
+        helper.make_node("QLinearSoftmax", [*QDQ, "t", "u"], ["k"], axis=1, opset=12, **MICROSOFT),
+        {},
+        (2, 4, 3),
+    ),
+    "QLinearSoftmax before opset 13, no axis told": (
+        helper.make_node("QLinearSoftmax", [*QDQ, "t", "u"], ["k"], opset=12, **MICROSOFT),
+        {},
+        (2, 4, 3),
+    ),
+    "QLinearSoftmax, no axis told": (
+        helper.make_node("QLinearSoftmax", [*QDQ, "t", "u"], ["k"], opset=13, **MICROSOFT),
+        {},
+        (2, 4, 3),
     ),
     "QLinearSigmoid": (
         helper.make_node("QLinearSigmoid", [*QDQ, "t", "u"], ["k"], **MICROSOFT),
@@ -183,6 +210,16 @@ def test_what_is_not_known_of_an_operator_is_refused(attribute: str) -> None:
     node = helper.make_node("QLinearAveragePool", [*QDQ, "t", "u"], ["k"], **attrs, **MICROSOFT)
     (finding,) = refused(case(node, {}, 2, 3, 4, 4))
     assert finding.code == "SNNC106" and attribute in finding.message
+
+
+def test_one_scale_has_no_axis() -> None:
+    """Which DequantizeLinear has from opset 13 on."""
+    node, weights, shape = CASES["QLinearConv, one scale"]
+    model = case(node, weights, *shape)
+    model.opset_import[0].version = 10
+    (result,) = model.graph.output
+    result.type.tensor_type.ClearField("shape")
+    onnx.checker.check_model(rewritten(model, "spell-quantized"))
 
 
 def test_missing_inputs_are_refused() -> None:

@@ -303,6 +303,8 @@ COUNTED = {
         "  y = Add (r, u)", "all"),
     "rows of a table": ("k = Slice (table, i0, n1, i0)  y = Add (r, k)", "all"),
     "five are others": ("e = Equal (n, five)  q = Where (e, r, h)  y = Neg (q)", "all"),
+    # For 1 and 7 samples the same row.
+    "from nine on others": ("e = Less (n, nine)  k = Where (e, bias, other)  y = Add (r, k)", "all"),
     "rounded": ("e = Div (n, five)  q = Cast <to = 1> (e)  y = Add (r, q)", "all"),
     "in front of a rectifier": ("g = Mul (h, f)  y = Relu (g)", "one"),
     "in front of weights and a rectifier": ("g = Div (r, f)  k = Gemm (g, w)  y = Relu (k)", "one"),
@@ -327,7 +329,7 @@ def test_how_many_samples_there_are_is_never_frozen(case: str) -> None:
     text = f"""g (float[B,4] x) => (float y)
     <int64[1] i0 = {{0}}, int64[1] i1 = {{1}}, int64[1] i2 = {{2}}, int64[1] i4 = {{4}},
      int64[1] m1 = {{-1}}, int64 zero = {{0}}, int64 one = {{1}}, int64 five = {{5}},
-     float[1,4] bias = {{1, 2, 3, 4}}>
+     int64 nine = {{9}}, float[1,4] bias = {{1, 2, 3, 4}}, float[1,4] other = {{8, 7, 6, 5}}>
     {{ h = Gemm (x, v)  r = Relu (h)  s = Shape (x)  n1 = Slice (s, i0, i1)  n = Gather (s, zero)
        f = Cast <to = 1> (n)  {body} }}"""
     model = parse(text, {"v": random(1, 4, 4), "w": random(2, 4, 4), "table": random(3, 50, 4)})

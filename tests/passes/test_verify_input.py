@@ -550,6 +550,17 @@ def test_an_input_of_no_known_type() -> None:
     assert "SNNC109" in codes(refused(model))
 
 
+@pytest.mark.parametrize(("version", "there"), [(0, False), (1, True), ((1 << 31) - 1, True)])
+def test_the_last_versions_of_a_domain(version: int, there: bool) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "ours" : 1]> '
+        "g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }"
+    )
+    model.opset_import[1].version = version
+    found = [] if there else [f"version {version} of domain 'ours' does not exist"]
+    assert [one.message for one in refused(model)] == found if found else verify_input(model)
+
+
 def test_a_domain_of_a_version_beyond_32_bits() -> None:
     model = parse("g (float[N,2] x) => (float[N,2] y) { y = acme.Relu (x) }")
     model.opset_import.append(helper.make_opsetid("acme", 1 << 40))
