@@ -32,6 +32,7 @@ def options(tmp_path: Path, **changed: Any) -> argparse.Namespace:
 
 def test_convergence_is_shown_by_a_small_error_that_halves() -> None:
     assert bench.converged([0.3, 0.1, 0.05])
+    assert bench.converged([9e-8, 9e-8]), "exact at every T, but for rounding"
     assert not bench.converged([0.05])
     assert not bench.converged([0.9, 0.3]), "falls, but is not small yet"
     assert not bench.converged([0.3, 0.05, 0.04]), "small, but stays"
