@@ -2,14 +2,16 @@
 
 A pass is a frozen dataclass: its fields are its options.  It states which facts it `requires` and
 which it `ensures`; it either rewrites the graph or raises Refused with a reason that names the node.
+Run again on its own result it changes nothing, or it says in `again` why it would.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +19,11 @@ from numpy.typing import NDArray
 
 from snncompiler.errors import InternalError, SnncError
 from snncompiler.findings import Finding
-from snncompiler.ir.graph import Graph
+from snncompiler.ir.check import Snapshot, faults
+from snncompiler.ir.graph import Graph, name_apart
+
+#: Is shown the graph after a pass, by the name of the pass.  It must not change the graph.
+Observer = Callable[[str, Graph], None]
 
 #: A per-channel Gaussian model of a tensor: mean and standard deviation, each [C].
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -72,10 +78,12 @@ class Context:
     batch_lost: dict[str, str] = field(default_factory=dict)
     #: What depends on how many samples run at once, by folding for other numbers of them.
     by_batch: ByBatch = field(default_factory=ByBatch)
+    #: Whom `run_passes` shows the graph after every pass.
+    observer: Observer | None = None
 
-    def apart(self) -> Context:
+    def apart(self, observer: Observer | None = None) -> Context:
         """The same knowledge for a copy of the graph: what is added to one is not in the other."""
-        return deepcopy(self)
+        return replace(deepcopy(replace(self, observer=None)), observer=observer)
 
     def note(self, code: str, message: str, node: str = "", hint: str = "") -> None:
         self.findings.append(Finding(code, message, severity="note", node=node, hint=hint))
@@ -91,31 +99,47 @@ class Pass(ABC):
     name: ClassVar[str]
     requires: ClassVar[frozenset[str]] = frozenset()
     ensures: ClassVar[frozenset[str]] = frozenset()
+    #: Why a second run would change its own result; empty where it would not.
+    again: ClassVar[str] = ""
 
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> None:
         """Rewrite `graph` in place."""
 
 
-def run_passes(passes: Sequence[Pass], graph: Graph, context: Context) -> None:
-    """Run the passes in order.
+def run_passes(passes: Sequence[Pass], graph: Graph, context: Context) -> list[str]:
+    """Run the passes in order; the names of those that changed the graph.
 
     Raises InternalError, naming the pass and those that ran before it, where a pass fails in a way
-    that it does not explain itself, or where a fact that it requires is missing.
+    that it does not explain itself, or where a fact that it requires is missing; and, where
+    SNNC_CHECK_PASSES is 1, where a pass leaves a graph in which something is wrong (`ir.check`).
     """
     done: list[str] = []
+    changed: list[str] = []
+    checks = os.environ.get("SNNC_CHECK_PASSES") == "1"
+    state = Snapshot(graph)
     for step in passes:
-        before = ", ".join(done) or "none"
+        ran = ", ".join(done) or "none"
         missing = step.requires - context.facts
         if missing:
-            raise InternalError(f"pass {step.name} requires {sorted(missing)}; ran: {before}")
+            raise InternalError(f"pass {step.name} requires {sorted(missing)}; ran: {ran}")
+        older = list(graph.nodes)
         try:
             step.run(graph, context)
         except SnncError:
             raise
         except Exception as error:
             raise InternalError(
-                f"pass {step.name} failed: {type(error).__name__}: {error}; ran before it: {before}"
+                f"pass {step.name} failed: {type(error).__name__}: {error}; ran before it: {ran}"
             ) from error
+        name_apart(graph, older)
         context.facts |= step.ensures
         done.append(step.name)
+        wrong = faults(graph, shapes="shapes" in context.facts) if checks else []
+        if wrong:
+            raise InternalError(f"pass {step.name} leaves a graph in which {'; '.join(wrong)}")
+        before, state = state, Snapshot(graph)
+        changed += [step.name] if state != before else []
+        if context.observer is not None:
+            context.observer(step.name, graph)
+    return changed

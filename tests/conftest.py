@@ -17,6 +17,9 @@ settings.register_profile(
 )
 settings.load_profile("snnc")
 
+#: Every pass is looked after: what it leaves has to be a sound graph (`snncompiler.ir.check`).
+os.environ.setdefault("SNNC_CHECK_PASSES", "1")
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker for every core: libraries that start a thread for every core would fight over them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -39,6 +39,7 @@ class LowerPrecision(Pass):
     name: ClassVar[str] = "lower-precision"
     requires: ClassVar[frozenset[str]] = frozenset({"decoded"})
     ensures: ClassVar[frozenset[str]] = frozenset({"float16"})
+    again: ClassVar[str] = "the inputs, which stay float32, would be rounded to float16 once more"
 
     def run(self, graph: Graph, context: Context) -> None:
         taken = tensor_names(graph)

@@ -59,6 +59,7 @@ class TrackBatch(Pass):
     name: ClassVar[str] = "track-batch"
     requires: ClassVar[frozenset[str]] = frozenset({"shapes", "constants-folded"})
     ensures: ClassVar[frozenset[str]] = frozenset({"batch-tracked"})
+    again: ClassVar[str] = "it writes the target of every Reshape anew, with the same values"
 
     def run(self, graph: Graph, context: Context) -> None:
         axes = context.batch_axis

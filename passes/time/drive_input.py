@@ -29,6 +29,7 @@ class DriveInput(Pass):
     name: ClassVar[str] = "drive-input"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
     ensures: ClassVar[frozenset[str]] = frozenset({"driven"})
+    again: ClassVar[str] = "a current that is driven would be driven once more"
 
     def run(self, graph: Graph, context: Context) -> None:
         taken = tensor_names(graph)

@@ -32,6 +32,7 @@ class SinkTimeMean(Pass):
     name: ClassVar[str] = "sink-time-mean"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
     ensures: ClassVar[frozenset[str]] = frozenset({"decoded"})
+    again: ClassVar[str] = "the mean over time of a mean over time would be taken"
 
     def run(self, graph: Graph, context: Context) -> None:
         taken = tensor_names(graph)

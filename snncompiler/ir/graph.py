@@ -83,6 +83,15 @@ def unique_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
+def name_apart(graph: Graph, older: Sequence[Node]) -> None:
+    """Give every node that is not among the `older` ones a name that no other node has."""
+    kept = {id(node) for node in older}
+    taken = {node.name for node in graph.nodes if id(node) in kept}
+    for node in graph.nodes:
+        if id(node) not in kept:
+            node.name = unique_name(node.name, taken)
+
+
 def free_root(model: onnx.ModelProto, wanted: str) -> str:
     """`wanted`, or `wanted_2` ... where a tensor or node of the model has a name below it.
 
