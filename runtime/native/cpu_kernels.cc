@@ -813,8 +813,9 @@ SNNC_BODY void poisson_body(const PoissonTask<T>& task, std::int64_t first, std:
       probability[i] = std::fabs(x[i]) / scale;
       sign[i] = signed_spike<T>(x[i] < 0);
     }
+    const Random random = task.random(image);
     for (std::int64_t t = 0; t < task.steps; ++t) {
-      poisson_row(task.random(image, t), element, run, probability, sign,
+      poisson_row(task.at_step(random, t), element, run, probability, sign,
                   task.spikes + t * task.neurons() + first);
     }
     first += run;

@@ -5,11 +5,20 @@
 
 #include <cfloat>
 #include <cstring>
+#include <type_traits>
+
+#include "spread.h"
+
+#ifndef SNNC_PIECE  // the tests make them small
+#define SNNC_PIECE snnc::Divisor::limit
+#endif
 
 namespace snnc::cuda {
 namespace {
 
 constexpr int threads = 128;
+/// Less than so many elements of a row are computed by one launch.
+constexpr std::int64_t piece_limit = SNNC_PIECE;
 /// Time-steps whose loads are under way together: they do not depend on the membrane potential.
 constexpr int ahead = 4;
 
@@ -92,52 +101,51 @@ __device__ void store_floats(float* to, const float (&from)[width]) {
   }
 }
 
-/// Where element `index` of the row lies in the tensor that spreads over it.
-__device__ std::int64_t position(const Broadcast& over, std::int64_t index) {
-  std::int64_t place = 0;
-  for (int axis = over.rank - 1; axis > 0; --axis) {
-    place += index % over.extent[axis] * over.stride[axis];
-    index /= over.extent[axis];
-  }
-  return place + index * over.stride[0];
-}
-
+/// The values of a tensor for `width` neighbours of the row that it spreads over.
 template <int width>
-__device__ void spread(const float* source, const Broadcast& over, std::int64_t first,
-                       float (&out)[width]) {
-  if (over.full()) {
-    load_floats(source + first, out);
+__device__ void load_spread(const Spread& spread, std::uint32_t first, float (&out)[width]) {
+  if (spread.full) {
+    load_floats(spread.from + first, out);
     return;
   }
-  for (int i = 0; i < width; ++i) out[i] = source[position(over, first + i)];
+  const Places<width> places(spread, first);
+#pragma unroll
+  for (int i = 0; i < width; ++i) out[i] = spread.from[places.at[i]];
+}
+
+/// The first of the neighbours of this thread.
+template <int width>
+__device__ std::uint32_t first_of_thread() {
+  return (blockIdx.x * threads + threadIdx.x) * width;
 }
 
 // --- neuron ------------------------------------------------------------------------------------
 
 /// Each thread takes `width` neurons through all time-steps, their membrane potentials in registers.
 template <typename T, int width, Reset reset, bool static_current>
-__global__ void __launch_bounds__(threads) neuron_kernel(const NeuronTask<T> task) {
-  const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  const std::int64_t first = thread * width;
-  if (first >= task.neurons) return;
+__global__ void __launch_bounds__(threads)
+    neuron_kernel(const NeuronTask<T> task, const Spread membrane, const Spread threshold,
+                  const std::uint32_t count) {
+  const std::uint32_t first = first_of_thread<width>();
+  if (first >= count) return;
   const T* __restrict__ current = task.current + first;
   T* __restrict__ spikes = task.spikes + first;
   float v[width], theta[width];
-  spread(task.membrane, task.membrane_over, first, v);
-  spread(task.threshold, task.threshold_over, first, theta);
+  load_spread(membrane, first, v);
+  load_spread(threshold, first, theta);
 
   Pack<T, width> x[ahead];
   if (static_current) x[0] = load<width>(current);
-  for (std::int64_t t = 0; t < task.steps; t += ahead) {
+  for (std::int64_t left = task.steps; left > 0; left -= ahead) {
     if (!static_current) {
 #pragma unroll
-      for (int a = 0; a < ahead; ++a) {
-        if (t + a < task.steps) x[a] = load<width>(current + (t + a) * task.neurons);
+      for (int a = 0; a < ahead; ++a, current += task.neurons) {
+        if (a < left) x[a] = load<width>(current);
       }
     }
 #pragma unroll
-    for (int a = 0; a < ahead; ++a) {
-      if (t + a >= task.steps) break;
+    for (int a = 0; a < ahead; ++a, spikes += task.neurons) {
+      if (a >= left) break;
       Pack<T, width> fired;
 #pragma unroll
       for (int i = 0; i < width; ++i) {
@@ -150,7 +158,7 @@ __global__ void __launch_bounds__(threads) neuron_kernel(const NeuronTask<T> tas
         }
         fired.value[i] = narrowed<T>(s);
       }
-      store<width>(spikes + (t + a) * task.neurons, fired);
+      store<width>(spikes, fired);
     }
   }
   store_floats(task.membrane_out + first, v);
@@ -185,37 +193,37 @@ __device__ float fire(float u, float theta, float levels, float& v, float& balan
 /// Each thread takes `width` neurons through all time-steps.  The row of the schedule is read at
 /// every step until its last row is reached, which stays in registers.
 template <typename T, int width, Firing firing, bool static_current>
-__global__ void __launch_bounds__(threads) scheduled_kernel(const ScheduledTask<T> task) {
-  const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  const std::int64_t first = thread * width;
-  if (first >= task.neurons) return;
+__global__ void __launch_bounds__(threads)
+    scheduled_kernel(const ScheduledTask<T> task, const Spread membrane, const Spread threshold,
+                     const Spread balances, const Spread schedule, const std::uint32_t count) {
+  const std::uint32_t first = first_of_thread<width>();
+  if (first >= count) return;
   const T* __restrict__ current = task.current + first;
   T* __restrict__ spikes = task.spikes + first;
   float v[width], theta[width], bias[width], balance[width];
-  std::int64_t place[width];
-  spread(task.membrane, task.membrane_over, first, v);
-  spread(task.threshold, task.threshold_over, first, theta);
-  if (firing == Firing::balanced) spread(task.balance, task.balance_over, first, balance);
-#pragma unroll
-  for (int i = 0; i < width; ++i) place[i] = position(task.row_over, first + i);
-  const std::int64_t settled = task.settled();
+  load_spread(membrane, first, v);
+  load_spread(threshold, first, theta);
+  if (firing == Firing::balanced) load_spread(balances, first, balance);
+  const Places<width> places(schedule, first);
+  const float* row = schedule.from;
+  std::int64_t rows = task.settled() + 1;  // that are still to be read
 
   Pack<T, width> x[ahead];
   if (static_current) x[0] = load<width>(current);
-  for (std::int64_t t = 0; t < task.steps; t += ahead) {
+  for (std::int64_t left = task.steps; left > 0; left -= ahead, rows -= ahead) {
     if (!static_current) {
 #pragma unroll
-      for (int a = 0; a < ahead; ++a) {
-        if (t + a < task.steps) x[a] = load<width>(current + (t + a) * task.neurons);
+      for (int a = 0; a < ahead; ++a, current += task.neurons) {
+        if (a < left) x[a] = load<width>(current);
       }
     }
 #pragma unroll
-    for (int a = 0; a < ahead; ++a) {
-      if (t + a >= task.steps) break;
-      if (t + a <= settled) {
-        const float* row = task.row(t + a);
+    for (int a = 0; a < ahead; ++a, spikes += task.neurons) {
+      if (a >= left) break;
+      if (a < rows) {
 #pragma unroll
-        for (int i = 0; i < width; ++i) bias[i] = row[place[i]];
+        for (int i = 0; i < width; ++i) bias[i] = row[places.at[i]];
+        row += task.row_size;
       }
       Pack<T, width> sent;
 #pragma unroll
@@ -223,7 +231,7 @@ __global__ void __launch_bounds__(threads) scheduled_kernel(const ScheduledTask<
         const float u = (v[i] + widened(x[static_current ? 0 : a].value[i])) + bias[i];
         sent.value[i] = narrowed<T>(fire<firing>(u, theta[i], task.levels, v[i], balance[i]));
       }
-      store<width>(spikes + (t + a) * task.neurons, sent);
+      store<width>(spikes, sent);
     }
   }
   store_floats(task.membrane_out + first, v);
@@ -233,28 +241,30 @@ __global__ void __launch_bounds__(threads) scheduled_kernel(const ScheduledTask<
 // --- sum over time -----------------------------------------------------------------------------
 
 template <typename T, int width, bool weighted>
-__global__ void __launch_bounds__(threads) sum_kernel(const SumTask<T> task) {
-  const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  const std::int64_t first = thread * width;
-  if (first >= task.neurons) return;
+__global__ void __launch_bounds__(threads)
+    sum_kernel(const SumTask<T> task, const Spread total, const std::uint32_t count) {
+  const std::uint32_t first = first_of_thread<width>();
+  if (first >= count) return;
   const T* __restrict__ values = task.values + first;
+  const float* weights = task.weights;
   float y[width];
-  spread(task.total, task.total_over, first, y);
+  load_spread(total, first, y);
   Pack<T, width> x[ahead];
-  for (std::int64_t t = 0; t < task.steps; t += ahead) {
+  for (std::int64_t left = task.steps; left > 0; left -= ahead) {
 #pragma unroll
-    for (int a = 0; a < ahead; ++a) {
-      if (t + a < task.steps) x[a] = load<width>(values + (t + a) * task.neurons);
+    for (int a = 0; a < ahead; ++a, values += task.neurons) {
+      if (a < left) x[a] = load<width>(values);
     }
 #pragma unroll
     for (int a = 0; a < ahead; ++a) {
-      if (t + a >= task.steps) break;
+      if (a >= left) break;
 #pragma unroll
       for (int i = 0; i < width; ++i) {
         const float value = widened(x[a].value[i]);
-        y[i] = y[i] + (weighted ? task.weights[t + a] * value : value);
+        y[i] = y[i] + (weighted ? weights[a] * value : value);
       }
     }
+    if (weighted) weights += ahead;
   }
   store_floats(task.total_out + first, y);
 }
@@ -262,22 +272,22 @@ __global__ void __launch_bounds__(threads) sum_kernel(const SumTask<T> task) {
 // --- running mean and its undoing --------------------------------------------------------------
 
 template <typename T, int width, Analog kind>
-__global__ void __launch_bounds__(threads) analog_kernel(const AnalogTask<T> task) {
-  const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  const std::int64_t first = thread * width;
-  if (first >= task.neurons) return;
+__global__ void __launch_bounds__(threads)
+    analog_kernel(const AnalogTask<T> task, const Spread states, const std::uint32_t count) {
+  const std::uint32_t first = first_of_thread<width>();
+  if (first >= count) return;
   const T* __restrict__ values = task.values + first;
   T* __restrict__ out = task.out + first;
   float state[width];
-  spread(task.state, task.state_over, first, state);
+  load_spread(states, first, state);
   Pack<T, width> x[ahead];
   for (std::int64_t t = 0; t < task.steps; t += ahead) {
 #pragma unroll
-    for (int a = 0; a < ahead; ++a) {
-      if (t + a < task.steps) x[a] = load<width>(values + (t + a) * task.neurons);
+    for (int a = 0; a < ahead; ++a, values += task.neurons) {
+      if (t + a < task.steps) x[a] = load<width>(values);
     }
 #pragma unroll
-    for (int a = 0; a < ahead; ++a) {
+    for (int a = 0; a < ahead; ++a, out += task.neurons) {
       if (t + a >= task.steps) break;
       const float before = task.done(t + a), now = task.done(t + a + 1);
       Pack<T, width> result;
@@ -292,7 +302,7 @@ __global__ void __launch_bounds__(threads) analog_kernel(const AnalogTask<T> tas
           state[i] = value;
         }
       }
-      store<width>(out + (t + a) * task.neurons, result);
+      store<width>(out, result);
     }
   }
   store_floats(task.state_out + first, state);
@@ -301,151 +311,168 @@ __global__ void __launch_bounds__(threads) analog_kernel(const AnalogTask<T> tas
 // --- a driven current --------------------------------------------------------------------------
 
 template <typename T, int width>
-__global__ void __launch_bounds__(threads) drive_kernel(const DriveTask<T> task) {
-  const std::int64_t thread = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  const std::int64_t first = thread * width;
-  if (first >= task.neurons) return;
+__global__ void __launch_bounds__(threads)
+    drive_kernel(const DriveTask<T> task, const std::uint32_t count) {
+  const std::uint32_t first = first_of_thread<width>();
+  if (first >= count) return;
   const Pack<T, width> x = load<width>(task.values + first);
   T* __restrict__ currents = task.currents + first;
-  for (std::int64_t t = 0; t < task.steps; ++t) {
+  for (std::int64_t t = 0; t < task.steps; ++t, currents += task.neurons) {
     const float factor = task.factor(t);
     Pack<T, width> result;
 #pragma unroll
     for (int i = 0; i < width; ++i) result.value[i] = narrowed<T>(factor * widened(x.value[i]));
-    store<width>(currents + t * task.neurons, result);
+    store<width>(currents, result);
   }
 }
 
 // --- spikes at random --------------------------------------------------------------------------
 
-/// One thread per spike.
+/// Each thread takes one value through all time-steps; `image` is the first one of the piece.
 template <typename T>
-__global__ void __launch_bounds__(threads) poisson_kernel(const PoissonTask<T> task) {
-  const std::int64_t index = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  const std::int64_t neurons = task.images * task.size;
-  if (index >= task.steps * neurons) return;
-  const std::int64_t t = index / neurons, neuron = index % neurons;
+__global__ void __launch_bounds__(threads)
+    poisson_kernel(const PoissonTask<T> task, const Divisor size, const std::int64_t image,
+                   const std::uint32_t count) {
+  const std::uint32_t neuron = first_of_thread<1>();
+  if (neuron >= count) return;
+  std::uint32_t own = neuron;
+  const std::uint32_t element = size.split(own);
   const float x = widened(task.values[neuron]);
   const float probability = fabsf(x) / *task.scale;
-  const Random random = task.random(neuron / task.size, t);
-  const float uniform = PoissonTask<T>::uniform(random, neuron % task.size);
-  task.spikes[index] = narrowed<T>(uniform < probability ? (x < 0.0f ? -1.0f : 1.0f) : 0.0f);
+  const T fired = narrowed<T>(x < 0.0f ? -1.0f : 1.0f);
+  const Random random = task.random(image + own);
+  T* __restrict__ spikes = task.spikes + neuron;
+  for (std::int64_t t = 0; t < task.steps; ++t, spikes += task.neurons()) {
+    const float uniform = PoissonTask<T>::uniform(task.at_step(random, t), element);
+    *spikes = uniform < probability ? fired : T{};
+  }
 }
 
 // --- max pooling -------------------------------------------------------------------------------
 
 /// The value of a window that sees nothing but padding, as in onnxruntime.
 constexpr float nothing = -FLT_MAX;
+/// The time-steps that one launch takes through a window together.
+constexpr int pooled_steps = 32;
 
 __device__ float larger(float a, float b) { return a < b ? b : a; }
 
-/// Where tap `tap` of the window of output `place` lies in the plane; -1 in the padding.
-__device__ int tap_position(const Window& w, std::int64_t place, std::int64_t tap) {
-  std::int64_t result = 0, scale = 1;
+/// A pooling window in 32 bits.  The outputs of a piece are counted from 0.
+struct Pooling {
+  int in[3], kernel[3], stride[3], dilation[3], pad[3];
+  std::uint32_t inputs;
+  Divisor out[3];
+  Divisor outputs;
+};
+
+/// One thread per output: it takes tap after tap of its window through up to `pooled_steps`
+/// time-steps, and keeps the largest count of each step in registers.  `counted` leaves the counts
+/// behind, too: each is written by the last window that begins at it or before it.
+template <typename T, bool counted>
+__global__ void __launch_bounds__(threads)
+    pool_kernel(const PoolTask<T> task, const Pooling w, const std::uint32_t count_stride,
+                const std::uint32_t count) {
+  const std::uint32_t output = first_of_thread<1>();
+  if (output >= count) return;
+  std::uint32_t plane = output;
+  std::uint32_t place = w.outputs.split(plane);
+  int begin[3];
+  bool last[3];  // of its axis: whatever comes behind it is its own
+#pragma unroll
   for (int axis = 2; axis >= 0; --axis) {
-    const std::int64_t at = place % w.out[axis] * w.stride[axis] - w.pad[axis] +
-                            tap % w.kernel[axis] * w.dilation[axis];
-    if (at < 0 || at >= w.in[axis]) return -1;
-    result += at * scale;
-    scale *= w.in[axis];
-    place /= w.out[axis];
-    tap /= w.kernel[axis];
+    const std::uint32_t at = w.out[axis].split(place);
+    begin[axis] = static_cast<int>(at) * w.stride[axis] - w.pad[axis];
+    last[axis] = at + 1 == w.out[axis].value;
   }
-  return static_cast<int>(result);
-}
+  const std::int64_t inputs = std::int64_t{plane} * w.inputs;
+  const T* __restrict__ spikes = task.spikes + inputs;
+  const float* counts = task.counts + inputs * count_stride;
+  float* counts_out = task.counts_out + inputs;
+  const std::int64_t row = task.planes * w.inputs;
+  const int steps = static_cast<int>(task.steps);
 
-/// One thread per output: it counts the spikes of its whole window by itself, in registers where
-/// the window is small.  The counts of the plane are left to `sum_kernel`.
-template <typename T, int most_taps>
-__global__ void __launch_bounds__(threads) pool_kernel(const PoolTask<T> task) {
-  const Window& w = task.window;
-  const std::int64_t inputs = w.inputs(), outputs = w.outputs();
-  const std::int64_t output = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  if (output >= task.planes * outputs) return;
-  const std::int64_t plane = output / outputs;
-  const int taps = static_cast<int>(w.kernel[0] * w.kernel[1] * w.kernel[2]);
-
-  // Arrays that are indexed by a running number live in memory, else in registers.
-  constexpr int unrolled = most_taps <= 9 ? most_taps : 1;
-  int place[most_taps];
-  float count[most_taps];
-  float before = nothing;
-#pragma unroll unrolled
-  for (int k = 0; k < most_taps; ++k) {
-    place[k] = k < taps ? tap_position(w, output % outputs, k) : -1;
-    if (place[k] < 0) continue;
-    count[k] = task.counts[position(task.counts_over, plane * inputs + place[k])];
-    before = larger(before, count[k]);
+  float before = nothing, most[pooled_steps];
+#pragma unroll
+  for (int t = 0; t < pooled_steps; ++t) most[t] = nothing;
+  for (int i = 0; i < w.kernel[0]; ++i) {
+    const int z = begin[0] + i * w.dilation[0];
+    if (z < 0 || z >= w.in[0]) continue;
+    for (int j = 0; j < w.kernel[1]; ++j) {
+      const int y = begin[1] + j * w.dilation[1];
+      if (y < 0 || y >= w.in[1]) continue;
+      for (int k = 0; k < w.kernel[2]; ++k) {
+        const int x = begin[2] + k * w.dilation[2];
+        if (x < 0 || x >= w.in[2]) continue;
+        const int at = (z * w.in[1] + y) * w.in[2] + x;
+        float sum = counts[at * count_stride];
+        before = larger(before, sum);
+        const T* seen = spikes + at;
+#pragma unroll
+        for (int from = 0; from < pooled_steps; from += 8) {
+          if (from >= steps) break;
+          T values[8];
+#pragma unroll
+          for (int t = 0; t < 8; ++t, seen += row) {
+            if (from + t < steps) values[t] = *seen;
+          }
+#pragma unroll
+          for (int t = 0; t < 8; ++t) {
+            if (from + t >= steps) break;
+            sum = sum + widened(values[t]);
+            most[from + t] = larger(most[from + t], sum);
+          }
+        }
+        if (counted && (i < w.stride[0] || last[0]) && (j < w.stride[1] || last[1]) &&
+            (k < w.stride[2] || last[2])) {
+          counts_out[at] = sum;
+        }
+      }
+    }
   }
-  const T* __restrict__ spikes = task.spikes + plane * inputs;
-  for (std::int64_t t = 0; t < task.steps; ++t) {
-    float after = nothing;
-#pragma unroll unrolled
-    for (int k = 0; k < most_taps; ++k) {
-      if (place[k] < 0) continue;
-      count[k] = count[k] + widened(spikes[place[k]]);
-      after = larger(after, count[k]);
-    }
-    task.pooled[t * task.planes * outputs + output] = narrowed<T>(after - before);
-    before = after;
-    spikes += task.planes * inputs;
-  }
-}
-
-/// For windows too large for one thread: one block per plane, which keeps the running counts where
-/// they come out at the end, and the outputs of the last step in shared memory.
-template <typename T>
-__global__ void __launch_bounds__(threads) plane_kernel(const PoolTask<T> task) {
-  extern __shared__ float before[];
-  const Window& w = task.window;
-  const std::int64_t inputs = w.inputs(), outputs = w.outputs();
-  const std::int64_t plane = blockIdx.x;
-  const std::int64_t taps = w.kernel[0] * w.kernel[1] * w.kernel[2];
-  float* counts = task.counts_out + plane * inputs;
-
-  const auto pooled = [&](std::int64_t output) {
-    float most = nothing;
-    for (std::int64_t k = 0; k < taps; ++k) {
-      const int place = tap_position(w, output, k);
-      if (place >= 0) most = larger(most, counts[place]);
-    }
-    return most;
-  };
-  for (std::int64_t i = threadIdx.x; i < inputs; i += blockDim.x) {
-    counts[i] = task.counts[position(task.counts_over, plane * inputs + i)];
-  }
-  __syncthreads();
-  // Each output belongs to one thread: `before` itself needs no barrier.
-  for (std::int64_t o = threadIdx.x; o < outputs; o += blockDim.x) before[o] = pooled(o);
-  for (std::int64_t t = 0; t < task.steps; ++t) {
-    const T* spikes = task.spikes + (t * task.planes + plane) * inputs;
-    T* out = task.pooled + (t * task.planes + plane) * outputs;
-    __syncthreads();
-    for (std::int64_t i = threadIdx.x; i < inputs; i += blockDim.x) {
-      counts[i] = counts[i] + widened(spikes[i]);
-    }
-    __syncthreads();
-    for (std::int64_t o = threadIdx.x; o < outputs; o += blockDim.x) {
-      const float after = pooled(o);
-      out[o] = narrowed<T>(after - before[o]);
-      before[o] = after;
-    }
+  T* __restrict__ pooled = task.pooled + output;
+  const std::int64_t pooled_row = task.planes * w.outputs.value;
+#pragma unroll
+  for (int t = 0; t < pooled_steps; ++t, pooled += pooled_row) {
+    if (t >= steps) break;
+    *pooled = narrowed<T>(most[t] - before);
+    before = most[t];
   }
 }
 
 // --- launches ----------------------------------------------------------------------------------
-
-/// The values that one thread moves in one access of 16 bytes.
-template <typename T>
-constexpr int full_width = 16 / sizeof(T);
 
 template <typename... Pointers>
 bool aligned(Pointers... pointers) {
   return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-unsigned blocks_for(std::int64_t items) {
-  return static_cast<unsigned>((items + threads - 1) / threads);
+/// Calls work(blocks, constant), the constant being the values that one thread moves in one access:
+/// as many as 16 bytes hold, or one.
+template <typename T, typename Work>
+void in_packs(std::uint32_t count, bool packed, const Work& work) {
+  constexpr int width = 16 / sizeof(T);
+  constexpr std::uint32_t each = threads * width;
+  if (packed) {
+    work((count + each - 1) / each, std::integral_constant<int, width>{});
+  } else {
+    work((count + threads - 1) / threads, std::integral_constant<int, 1>{});
+  }
+}
+
+/// Whether a thread can move 16 bytes at once: every row begins at 16 bytes.
+template <typename T, typename... Pointers>
+bool packed(std::int64_t neurons, std::uint32_t count, std::initializer_list<const Spread*> spreads,
+            Pointers... pointers) {
+  constexpr int width = 16 / sizeof(T);
+  return neurons % width == 0 && count % width == 0 && aligned(pointers...) &&
+         std::all_of(spreads.begin(), spreads.end(),
+                     [](const Spread* spread) { return spread->serves(width); });
+}
+
+/// Calls work(constant) with a value that is known to the compiler.
+template <auto... values, typename Value, typename Work>
+void known(Value value, const Work& work) {
+  ((value == values ? work(std::integral_constant<Value, values>{}) : void()), ...);
 }
 
 const char* launched() {
@@ -453,63 +480,15 @@ const char* launched() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-template <typename T, int width>
-void launch_neuron(const NeuronTask<T>& task, cudaStream_t stream) {
-  const unsigned blocks = blocks_for((task.neurons + width - 1) / width);
-  if (task.reset == Reset::soft) {
-    if (task.static_current) {
-      neuron_kernel<T, width, Reset::soft, true><<<blocks, threads, 0, stream>>>(task);
-    } else {
-      neuron_kernel<T, width, Reset::soft, false><<<blocks, threads, 0, stream>>>(task);
-    }
-  } else {
-    if (task.static_current) {
-      neuron_kernel<T, width, Reset::hard, true><<<blocks, threads, 0, stream>>>(task);
-    } else {
-      neuron_kernel<T, width, Reset::hard, false><<<blocks, threads, 0, stream>>>(task);
-    }
+/// Calls work(first, count) for each piece of a row of `neurons` elements.
+template <typename Work>
+const char* in_pieces(std::int64_t neurons, std::int64_t piece, const Work& work) {
+  if (piece == 0) return "no kernel for samples of 2^31 elements or more";
+  for (std::int64_t first = 0; first < neurons; first += piece) {
+    work(first, static_cast<std::uint32_t>(std::min(piece, neurons - first)));
+    if (const char* error = launched()) return error;
   }
-}
-
-template <typename T, int width, Firing firing>
-void launch_firing(const ScheduledTask<T>& task, cudaStream_t stream) {
-  const unsigned blocks = blocks_for((task.neurons + width - 1) / width);
-  if (task.static_current) {
-    scheduled_kernel<T, width, firing, true><<<blocks, threads, 0, stream>>>(task);
-  } else {
-    scheduled_kernel<T, width, firing, false><<<blocks, threads, 0, stream>>>(task);
-  }
-}
-
-template <typename T, int width>
-void launch_scheduled(const ScheduledTask<T>& task, cudaStream_t stream) {
-  if (task.firing == Firing::single) {
-    launch_firing<T, width, Firing::single>(task, stream);
-  } else if (task.firing == Firing::burst) {
-    launch_firing<T, width, Firing::burst>(task, stream);
-  } else {
-    launch_firing<T, width, Firing::balanced>(task, stream);
-  }
-}
-
-template <typename T, int width>
-void launch_sum(const SumTask<T>& task, cudaStream_t stream) {
-  const unsigned blocks = blocks_for((task.neurons + width - 1) / width);
-  if (task.weights) {
-    sum_kernel<T, width, true><<<blocks, threads, 0, stream>>>(task);
-  } else {
-    sum_kernel<T, width, false><<<blocks, threads, 0, stream>>>(task);
-  }
-}
-
-template <typename T, int width>
-void launch_analog(const AnalogTask<T>& task, cudaStream_t stream) {
-  const unsigned blocks = blocks_for((task.neurons + width - 1) / width);
-  if (task.kind == Analog::running_mean) {
-    analog_kernel<T, width, Analog::running_mean><<<blocks, threads, 0, stream>>>(task);
-  } else {
-    analog_kernel<T, width, Analog::telescope><<<blocks, threads, 0, stream>>>(task);
-  }
+  return nullptr;
 }
 
 }  // namespace
@@ -517,111 +496,228 @@ void launch_analog(const AnalogTask<T>& task, cudaStream_t stream) {
 template <typename T>
 const char* neuron(const NeuronTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
-  if (task.neurons % full_width<T> == 0 &&
-      aligned(task.current, task.spikes, task.membrane, task.membrane_out, task.threshold)) {
-    launch_neuron<T, full_width<T>>(task, stream);
-  } else {
-    launch_neuron<T, 1>(task, stream);
-  }
-  return launched();
+  const std::int64_t piece =
+      piece_of(task.neurons, {&task.membrane_over, &task.threshold_over}, piece_limit);
+  return in_pieces(task.neurons, piece, [&](std::int64_t first, std::uint32_t count) {
+    NeuronTask<T> part = task;
+    part.current += first;
+    part.spikes += first;
+    part.membrane_out += first;
+    const Spread membrane(task.membrane, task.membrane_over, first);
+    const Spread threshold(task.threshold, task.threshold_over, first);
+    const bool wide = packed<T>(task.neurons, count, {&membrane, &threshold}, part.current,
+                                part.spikes, part.membrane_out);
+    in_packs<T>(count, wide, [&](unsigned blocks, auto pack) {
+      known<Reset::soft, Reset::hard>(task.reset, [&](auto reset) {
+        known<false, true>(task.static_current, [&](auto is_static) {
+          constexpr int width = decltype(pack)::value;
+          constexpr Reset kind = decltype(reset)::value;
+          constexpr bool held = decltype(is_static)::value;
+          neuron_kernel<T, width, kind, held><<<blocks, threads, 0, stream>>>(part, membrane,
+                                                                             threshold, count);
+        });
+      });
+    });
+  });
 }
 
 template <typename T>
 const char* scheduled(const ScheduledTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
-  if (task.neurons % full_width<T> == 0 &&
-      aligned(task.current, task.spikes, task.membrane, task.membrane_out, task.balance,
-              task.balance_out, task.threshold)) {
-    launch_scheduled<T, full_width<T>>(task, stream);
-  } else {
-    launch_scheduled<T, 1>(task, stream);
-  }
-  return launched();
+  const std::int64_t piece = piece_of(
+      task.neurons,
+      {&task.membrane_over, &task.threshold_over, &task.balance_over, &task.row_over}, piece_limit);
+  return in_pieces(task.neurons, piece, [&](std::int64_t first, std::uint32_t count) {
+    ScheduledTask<T> part = task;
+    part.current += first;
+    part.spikes += first;
+    part.membrane_out += first;
+    part.balance_out += task.firing == Firing::balanced ? first : 0;
+    const Spread membrane(task.membrane, task.membrane_over, first);
+    const Spread threshold(task.threshold, task.threshold_over, first);
+    const Spread balance(task.balance, task.balance_over, first);
+    const Spread row(task.row(0), task.row_over, first);
+    const bool wide = packed<T>(task.neurons, count, {&membrane, &threshold, &balance, &row},
+                                part.current, part.spikes, part.membrane_out, part.balance_out);
+    in_packs<T>(count, wide, [&](unsigned blocks, auto pack) {
+      known<Firing::single, Firing::burst, Firing::balanced>(task.firing, [&](auto firing) {
+        known<false, true>(task.static_current, [&](auto is_static) {
+          constexpr int width = decltype(pack)::value;
+          constexpr Firing kind = decltype(firing)::value;
+          constexpr bool held = decltype(is_static)::value;
+          scheduled_kernel<T, width, kind, held><<<blocks, threads, 0, stream>>>(
+              part, membrane, threshold, balance, row, count);
+        });
+      });
+    });
+  });
 }
 
 template <typename T>
 const char* time_sum(const SumTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
-  if (task.neurons % full_width<T> == 0 && aligned(task.values, task.total, task.total_out)) {
-    launch_sum<T, full_width<T>>(task, stream);
-  } else {
-    launch_sum<T, 1>(task, stream);
-  }
-  return launched();
+  const std::int64_t piece = piece_of(task.neurons, {&task.total_over}, piece_limit);
+  return in_pieces(task.neurons, piece, [&](std::int64_t first, std::uint32_t count) {
+    SumTask<T> part = task;
+    part.values += first;
+    part.total_out += first;
+    const Spread total(task.total, task.total_over, first);
+    const bool wide = packed<T>(task.neurons, count, {&total}, part.values, part.total_out);
+    in_packs<T>(count, wide, [&](unsigned blocks, auto pack) {
+      known<false, true>(task.weights != nullptr, [&](auto is_weighted) {
+        constexpr int width = decltype(pack)::value;
+        constexpr bool weighted = decltype(is_weighted)::value;
+        sum_kernel<T, width, weighted><<<blocks, threads, 0, stream>>>(part, total, count);
+      });
+    });
+  });
 }
 
 template <typename T>
 const char* drive(const DriveTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
-  constexpr int width = full_width<T>;
-  if (task.neurons % width == 0 && aligned(task.values, task.currents)) {
-    drive_kernel<T, width><<<blocks_for(task.neurons / width), threads, 0, stream>>>(task);
-  } else {
-    drive_kernel<T, 1><<<blocks_for(task.neurons), threads, 0, stream>>>(task);
-  }
-  return launched();
+  const std::int64_t piece = piece_of(task.neurons, {}, piece_limit);
+  return in_pieces(task.neurons, piece, [&](std::int64_t first, std::uint32_t count) {
+    DriveTask<T> part = task;
+    part.values += first;
+    part.currents += first;
+    const bool wide = packed<T>(task.neurons, count, {}, part.values, part.currents);
+    in_packs<T>(count, wide, [&](unsigned blocks, auto pack) {
+      constexpr int width = decltype(pack)::value;
+      drive_kernel<T, width><<<blocks, threads, 0, stream>>>(part, count);
+    });
+  });
 }
 
 template <typename T>
 const char* analog(const AnalogTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
-  if (task.neurons % full_width<T> == 0 &&
-      aligned(task.values, task.out, task.state, task.state_out)) {
-    launch_analog<T, full_width<T>>(task, stream);
-  } else {
-    launch_analog<T, 1>(task, stream);
-  }
-  return launched();
+  const std::int64_t piece = piece_of(task.neurons, {&task.state_over}, piece_limit);
+  return in_pieces(task.neurons, piece, [&](std::int64_t first, std::uint32_t count) {
+    AnalogTask<T> part = task;
+    part.values += first;
+    part.out += first;
+    part.state_out += first;
+    const Spread state(task.state, task.state_over, first);
+    const bool wide =
+        packed<T>(task.neurons, count, {&state}, part.values, part.out, part.state_out);
+    in_packs<T>(count, wide, [&](unsigned blocks, auto pack) {
+      known<Analog::running_mean, Analog::telescope>(task.kind, [&](auto kind) {
+        constexpr int width = decltype(pack)::value;
+        constexpr Analog which = decltype(kind)::value;
+        analog_kernel<T, width, which><<<blocks, threads, 0, stream>>>(part, state, count);
+      });
+    });
+  });
 }
 
 template <typename T>
 const char* poisson(const PoissonTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
-  const unsigned blocks = blocks_for(task.steps * task.neurons());
-  poisson_kernel<T><<<blocks, threads, 0, stream>>>(task);
-  return launched();
+  const std::int64_t piece = (piece_limit - 1) / task.size * task.size;
+  return in_pieces(task.neurons(), piece, [&](std::int64_t first, std::uint32_t count) {
+    PoissonTask<T> part = task;
+    part.values += first;
+    part.spikes += first;
+    const unsigned blocks = (count + threads - 1) / threads;
+    const Divisor size(task.size);
+    const std::int64_t image = first / task.size;
+    poisson_kernel<T><<<blocks, threads, 0, stream>>>(part, size, image, count);
+  });
 }
+
+namespace {
+
+/// A window of which every number is small enough for 32 bits, with `fits` false where one is not.
+struct Windows {
+  Pooling pooling{};
+  bool fits = true;
+  bool cover = true;     // every input is in a window
+  bool overlap = false;  // an input can be in two
+
+  explicit Windows(const Window& w) {
+    constexpr std::int64_t most = Divisor::limit / 2;
+    fits = w.inputs() < Divisor::limit && w.outputs() < Divisor::limit;
+    for (int axis = 0; axis < 3; ++axis) {
+      const std::int64_t way = (w.out[axis] - 1) * w.stride[axis];
+      const std::int64_t reach = (w.kernel[axis] - 1) * w.dilation[axis] + 1;
+      fits = fits && w.in[axis] < most && w.pad[axis] < most && way < most && reach < most;
+      if (!fits) return;
+      cover = cover && w.stride[axis] <= w.kernel[axis] && reach == w.kernel[axis] &&
+              way - w.pad[axis] + reach >= w.in[axis];
+      overlap = overlap || w.stride[axis] < reach;
+      pooling.in[axis] = static_cast<int>(w.in[axis]);
+      pooling.kernel[axis] = static_cast<int>(w.kernel[axis]);
+      pooling.stride[axis] = way ? static_cast<int>(w.stride[axis]) : 1;
+      pooling.dilation[axis] = reach > 1 ? static_cast<int>(w.dilation[axis]) : 1;
+      pooling.pad[axis] = static_cast<int>(w.pad[axis]);
+      if (w.out[axis]) pooling.out[axis] = Divisor(w.out[axis]);
+    }
+    pooling.inputs = static_cast<std::uint32_t>(w.inputs());
+    if (w.outputs()) pooling.outputs = Divisor(w.outputs());
+  }
+};
+
+}  // namespace
 
 template <typename T>
 const char* pool(const PoolTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
-  const Window& w = task.window;
-  const std::int64_t taps = w.kernel[0] * w.kernel[1] * w.kernel[2];
-  const std::int64_t outputs = w.outputs();
-  if (taps > 64) {
-    // More than 48 KiB of shared memory has to be asked for; the launch says if it is too much.
-    const auto shared = static_cast<std::size_t>(outputs) * sizeof(float);
-    if (shared > 48 * 1024) {
-      const cudaError_t error = cudaFuncSetAttribute(
-          plane_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-      if (error != cudaSuccess) {
-        cudaGetLastError();  // reported here, not by whoever asks next
-        return "no kernel for pooling windows of more than 64 taps over planes this large";
-      }
-    }
-    plane_kernel<T><<<static_cast<unsigned>(task.planes), threads, shared, stream>>>(task);
-    return launched();
-  }
-  if (outputs) {
-    const unsigned blocks = blocks_for(task.planes * outputs);
-    if (taps <= 4) {
-      pool_kernel<T, 4><<<blocks, threads, 0, stream>>>(task);
-    } else if (taps <= 9) {
-      pool_kernel<T, 9><<<blocks, threads, 0, stream>>>(task);
-    } else {
-      pool_kernel<T, 64><<<blocks, threads, 0, stream>>>(task);
-    }
-    if (const char* error = launched()) return error;
-  }
-  // Only now: `counts_out` may be the memory of `counts`.
+  const Windows windows(task.window);
+  if (!windows.fits) return "no kernel for pooling planes or windows of 2^30 elements or more";
+  const std::int64_t inputs = task.window.inputs(), outputs = task.window.outputs();
+
   SumTask<T> sum{};
-  sum.values = task.spikes;
   sum.total = task.counts;
   sum.total_out = task.counts_out;
   sum.total_over = task.counts_over;
-  sum.steps = task.steps;
-  sum.neurons = task.planes * w.inputs();
-  return time_sum(sum, raw);
+  sum.neurons = task.planes * inputs;
+  // From here on the counts are a row, or one number.
+  const auto are_left = [&sum] {
+    sum.total = sum.total_out;
+    sum.total_over = Broadcast{};
+    sum.total_over.extent[0] = sum.neurons;
+    sum.total_over.stride[0] = 1;
+  };
+  if (task.counts_over.rank > 1) {
+    if (const char* error = time_sum(sum, raw)) return error;  // no step: it spreads the counts
+    are_left();
+  }
+
+  for (std::int64_t done = 0; done < task.steps; done += pooled_steps) {
+    PoolTask<T> chunk = task;
+    chunk.spikes += done * task.planes * inputs;
+    chunk.pooled += done * task.planes * outputs;
+    chunk.counts = sum.total;
+    chunk.steps = std::min<std::int64_t>(pooled_steps, task.steps - done);
+    const auto count_stride = static_cast<std::uint32_t>(sum.total_over.stride[0]);
+    // No window may write counts that another one still reads.
+    const bool counted = outputs && windows.cover && !(windows.overlap && sum.total == sum.total_out);
+    const std::int64_t piece = outputs ? (piece_limit - 1) / outputs * outputs : 1;
+    const char* error = in_pieces(
+        task.planes * outputs, piece, [&](std::int64_t first, std::uint32_t count) {
+          PoolTask<T> part = chunk;
+          const std::int64_t before = first / outputs * inputs;
+          part.spikes += before;
+          part.counts += before * count_stride;
+          part.counts_out += before;
+          part.pooled += first;
+          const unsigned blocks = (count + threads - 1) / threads;
+          known<false, true>(counted, [&](auto is_counted) {
+            constexpr bool leaves = decltype(is_counted)::value;
+            pool_kernel<T, leaves><<<blocks, threads, 0, stream>>>(part, windows.pooling,
+                                                                   count_stride, count);
+          });
+        });
+    if (error) return error;
+    if (!counted) {
+      sum.values = chunk.spikes;
+      sum.steps = chunk.steps;
+      if ((error = time_sum(sum, raw))) return error;
+    }
+    are_left();
+  }
+  return nullptr;
 }
 
 template const char* neuron(const NeuronTask<float>&, void*);

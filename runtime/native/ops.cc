@@ -587,8 +587,9 @@ class SpikeMaxPool {
       task.counts_out = context.output<float>(1, sample);
       task.window = window;
       task.steps = steps;
+      if (!elements(sample)) return;
       task.planes = sample[0] * sample[1];
-      if (elements(sample)) Device::run(context, task);
+      Device::run(context, task);
     });
   }
 

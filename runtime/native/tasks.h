@@ -182,19 +182,25 @@ struct PoissonTask {
   std::int64_t images;
   std::int64_t size;  // elements of an image
 
-  std::int64_t neurons() const { return images * size; }
+  SNNC_DEVICE std::int64_t neurons() const { return images * size; }
 
-  /// The state of image `image` at step `t` of this call.
-  SNNC_DEVICE Random random(std::int64_t image, std::int64_t t) const {
-    const auto number = [](std::int64_t before, std::int64_t index) {
-      return static_cast<std::uint64_t>(before) + static_cast<std::uint64_t>(index);
-    };
-    return Random{}.with(number(seed, 0)).with(number(first_image, image)).with(number(start, t));
+  /// The state of image `image` of this call.
+  SNNC_DEVICE Random random(std::int64_t image) const {
+    return Random{}.with(static_cast<std::uint64_t>(seed)).with(sum(first_image, image));
+  }
+  /// And that at step `t` of this call.
+  SNNC_DEVICE Random at_step(const Random& image, std::int64_t t) const {
+    return image.with(sum(start, t));
   }
   /// A random number in [0, 1) of 24 bits for one element.
   SNNC_DEVICE static float uniform(const Random& random, std::int64_t element) {
     const std::uint32_t word = random.with(static_cast<std::uint64_t>(element)).a;
     return static_cast<float>(static_cast<std::int32_t>(word >> 8)) * 5.9604644775390625e-8f;
+  }
+
+ private:
+  SNNC_DEVICE static std::uint64_t sum(std::int64_t a, std::int64_t b) {
+    return static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b);
   }
 };
 

@@ -1,7 +1,6 @@
 // Just enough of CUDA to run the kernels of cuda_kernels.cu on the CPU, one thread after the other.
-// The test rewrites each launch `kernel<<<blocks, threads, shared, stream>>>(task)` into
-// `launch(kernel, blocks, threads, shared, task)`.  A kernel that uses shared memory (and barriers)
-// gets blocks of one thread, so that barriers have nothing to do.
+// The test rewrites each launch `kernel<<<blocks, threads, shared, stream>>>(task, ...)` into
+// `launch(kernel, blocks, threads, shared, task, ...)`.  No kernel has shared memory or barriers.
 #pragma once
 
 #include <math.h>
@@ -18,9 +17,7 @@
 struct Index {
   unsigned x;
 };
-inline Index blockIdx, threadIdx, blockDim;
-inline float shared_memory[1 << 16];
-inline void __syncthreads() {}
+inline Index blockIdx, threadIdx;
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -45,21 +42,15 @@ inline float __half2float(half value) { return static_cast<float>(value); }
 inline half __float2half_rn(float value) { return static_cast<half>(value); }
 
 enum cudaError_t { cudaSuccess };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct Stream;
 using cudaStream_t = Stream*;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
-template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
-  return cudaSuccess;
-}
 
-template <typename Task>
-void launch(void (*kernel)(Task), unsigned blocks, int threads, std::size_t shared,
-            const Task& task) {
-  blockDim.x = shared ? 1 : static_cast<unsigned>(threads);
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, std::size_t,
+            const Arguments&... arguments) {
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) kernel(task);
+    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) kernel(arguments...);
   }
 }

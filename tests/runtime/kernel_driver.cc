@@ -1,14 +1,17 @@
-// Runs the CPU kernels of every instruction set of this machine against plain loops, on buffers of
-// exactly the right size, and prints how many cases agreed.  Also run under the sanitizers.
+// Runs the CPU kernels of every instruction set of this machine, or the CUDA kernels on the CPU,
+// against plain loops, on buffers of exactly the right size, and prints how many cases agreed.  Also
+// run under the sanitizers, and with rows cut into small pieces (SNNC_PIECE).
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "cpu_kernels.h"
+#include "spread.h"
 #ifdef SNNC_CUDA_ON_CPU
 #include "cuda_kernels.h"
 #endif
@@ -156,13 +159,33 @@ Half spike<Half>(bool fires) {
   return static_cast<Half>(fires ? 0x3c00 : 0);
 }
 
-Broadcast over(std::int64_t neurons, std::int64_t channels) {
+struct Axis {
+  std::int64_t extent, stride;
+};
+
+/// Axes of one element are left out, as onnxruntime's operators do.
+Broadcast spread_over(std::initializer_list<Axis> axes) {
   Broadcast result;
-  result.rank = 2;
-  result.extent[0] = channels;
-  result.extent[1] = neurons / channels;
-  result.stride[0] = 1;
-  result.stride[1] = 0;
+  result.rank = 0;
+  for (const Axis axis : axes) {
+    if (axis.extent == 1) continue;
+    result.extent[result.rank] = axis.extent;
+    result.stride[result.rank++] = axis.stride;
+  }
+  if (result.rank == 0) result.extent[result.rank++] = 1;
+  return result;
+}
+
+/// How a tensor of shape [channels, 1] spreads over [samples, channels, each].
+Broadcast over(std::int64_t samples, std::int64_t channels, std::int64_t each) {
+  return spread_over({{samples, 0}, {channels, 1}, {each, 0}});
+}
+
+/// How a tensor spreads that has all elements of the row, or one for all.
+Broadcast plain(std::int64_t neurons, bool full) {
+  Broadcast result;
+  result.extent[0] = neurons;
+  result.stride[0] = full ? 1 : 0;
   return result;
 }
 
@@ -172,9 +195,9 @@ bool same(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 template <typename T>
-void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, std::int64_t steps,
-                      Reset reset, bool is_static) {
-  const std::int64_t neurons = channels * each;
+void neurons_and_sums(cpu::Isa isa, std::int64_t samples, std::int64_t channels, std::int64_t each,
+                      std::int64_t steps, Reset reset, bool is_static) {
+  const std::int64_t neurons = samples * channels * each;
   std::vector<T> current(neurons * (is_static ? 1 : steps)), spikes(neurons * steps);
   std::vector<float> threshold(channels), membrane(1, 0.25f), after(neurons);
   for (T& x : current) x = random_value<T>();
@@ -184,7 +207,7 @@ void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, st
   std::vector<float> wanted(neurons);
   for (std::int64_t i = 0; i < neurons; ++i) {
     float v = membrane[0];
-    const float theta = threshold[i / each];
+    const float theta = threshold[i / each % channels];
     for (std::int64_t t = 0; t < steps; ++t) {
       const float u = v + value_of(current[is_static ? i : t * neurons + i]);
       const float s = u >= theta ? 1.0f : 0.0f;
@@ -199,9 +222,8 @@ void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, st
   task.membrane = membrane.data();
   task.spikes = spikes.data();
   task.membrane_out = after.data();
-  task.threshold_over = over(neurons, channels);
-  task.membrane_over.extent[0] = neurons;
-  task.membrane_over.stride[0] = 0;
+  task.threshold_over = over(samples, channels, each);
+  task.membrane_over = plain(neurons, false);
   task.steps = steps;
   task.neurons = neurons;
   task.static_current = is_static;
@@ -240,16 +262,21 @@ void neurons_and_sums(cpu::Isa isa, std::int64_t channels, std::int64_t each, st
   expect(same(after, wanted), "weighted sum", neurons, steps);
 }
 
-/// How a row of the schedule is given.
-enum class Rows { scalar, channels, full };
+/// How a row of the schedule is given; `axes` is a shape [channels, 1, W] over [channels, H, W] of
+/// every sample.
+enum class Rows { scalar, channels, full, axes };
 
 /// A neuron with a schedule of `rows` rows, the last one zero or not, from step `start` on.
 template <typename T>
-void scheduled(cpu::Isa isa, std::int64_t channels, std::int64_t each, std::int64_t steps,
-               std::int64_t start, std::int64_t rows, bool ends, Rows kind, Firing firing,
-               bool is_static) {
-  const std::int64_t neurons = channels * each;
-  const std::int64_t size = kind == Rows::scalar ? 1 : kind == Rows::channels ? channels : neurons;
+void scheduled(cpu::Isa isa, std::int64_t samples, std::int64_t channels, std::int64_t each,
+               std::int64_t steps, std::int64_t start, std::int64_t rows, bool ends, Rows kind,
+               Firing firing, bool is_static) {
+  const std::int64_t neurons = samples * channels * each;
+  const std::int64_t height = each % 7 == 0 ? 7 : 1, width = each / height;
+  const std::int64_t size = kind == Rows::scalar     ? 1
+                            : kind == Rows::channels ? channels
+                            : kind == Rows::full     ? neurons
+                                                     : channels * width;
   std::vector<T> current(neurons * (is_static ? 1 : steps)), spikes(neurons * steps);
   std::vector<float> threshold(channels), membrane(1, 0.25f), balance(neurons), schedule(rows * size);
   std::vector<float> after(neurons), balance_after(neurons);
@@ -265,9 +292,13 @@ void scheduled(cpu::Isa isa, std::int64_t channels, std::int64_t each, std::int6
   for (std::int64_t i = 0; i < neurons; ++i) {
     float v = membrane[0];
     float& n = wanted_balance[i];
-    const float theta = threshold[i / each];
+    const std::int64_t channel = i / each % channels;
+    const float theta = threshold[channel];
+    const std::int64_t place = kind == Rows::scalar     ? 0
+                               : kind == Rows::channels ? channel
+                               : kind == Rows::full     ? i
+                                                        : channel * width + i % width;
     for (std::int64_t t = 0; t < steps; ++t) {
-      const std::int64_t place = size == 1 ? 0 : kind == Rows::channels ? i / each : i;
       const float b = schedule[std::min(start + t, rows - 1) * size + place];
       const float u = (v + value_of(current[is_static ? i : t * neurons + i])) + b;
       float k = u >= theta ? 1.0f : 0.0f;
@@ -293,14 +324,14 @@ void scheduled(cpu::Isa isa, std::int64_t channels, std::int64_t each, std::int6
   task.spikes = spikes.data();
   task.membrane_out = after.data();
   task.balance_out = balance_after.data();
-  task.threshold_over = over(neurons, channels);
-  task.membrane_over.extent[0] = neurons;
-  task.balance_over.extent[0] = neurons;
-  task.balance_over.stride[0] = 1;
-  task.row_over = over(neurons, channels);
-  if (kind != Rows::channels) {
-    task.row_over = task.membrane_over;
-    task.row_over.stride[0] = kind == Rows::full ? 1 : 0;
+  task.threshold_over = over(samples, channels, each);
+  task.membrane_over = plain(neurons, false);
+  task.balance_over = plain(neurons, true);
+  task.row_over = over(samples, channels, each);
+  if (kind == Rows::scalar || kind == Rows::full) {
+    task.row_over = plain(neurons, kind == Rows::full);
+  } else if (kind == Rows::axes) {
+    task.row_over = spread_over({{samples, 0}, {channels, width}, {height, 0}, {width, 1}});
   }
   task.rows = rows;
   task.row_size = size;
@@ -320,14 +351,15 @@ void scheduled(cpu::Isa isa, std::int64_t channels, std::int64_t each, std::int6
 template <typename T>
 void schedules(cpu::Isa isa) {
   for (const Firing firing : {Firing::single, Firing::burst, Firing::balanced}) {
-    for (const Rows kind : {Rows::scalar, Rows::channels, Rows::full}) {
-      for (const std::int64_t each : {1, 5, 49, 257, 1000}) {
+    for (const Rows kind : {Rows::scalar, Rows::channels, Rows::full, Rows::axes}) {
+      for (const std::int64_t each : {1, 5, 49, 56, 257, 1000}) {
         for (const bool ends : {false, true}) {
+          if (kind == Rows::axes && each % 7) continue;
           const bool is_static = (each + (ends ? 1 : 0)) % 2;
-          scheduled<T>(isa, 3, each, 7, 0, 1, ends, kind, firing, is_static);
-          scheduled<T>(isa, 3, each, 7, 2, 6, ends, kind, firing, !is_static);
-          scheduled<T>(isa, 9, each, 11, 0, 20, ends, kind, firing, is_static);
-          scheduled<T>(isa, 1, each, 3, 30, 20, ends, kind, firing, !is_static);
+          scheduled<T>(isa, 1, 3, each, 7, 0, 1, ends, kind, firing, is_static);
+          scheduled<T>(isa, 2, 3, each, 7, 2, 6, ends, kind, firing, !is_static);
+          scheduled<T>(isa, 1, 9, each, 11, 0, 20, ends, kind, firing, is_static);
+          scheduled<T>(isa, 2, 1, each, 3, 30, 20, ends, kind, firing, !is_static);
         }
       }
     }
@@ -411,11 +443,10 @@ void analog(cpu::Isa isa, std::int64_t neurons, std::int64_t steps, Analog kind)
   task.steps = steps;
   task.neurons = neurons;
   task.kind = kind;
-  task.state_over.extent[0] = neurons;
   for (const bool in_place : {false, true}) {
     task.start = in_place ? steps : 0;
     task.state = in_place ? state.data() : first.data();
-    task.state_over.stride[0] = in_place ? 1 : 0;
+    task.state_over = plain(neurons, in_place);
     run(task, isa);
     for (std::int64_t i = 0; i < neurons * steps; ++i) {
       const auto now = static_cast<float>(task.start + i / neurons + 1);
@@ -433,44 +464,51 @@ void analog(cpu::Isa isa, std::int64_t neurons, std::int64_t steps, Analog kind)
   }
 }
 
+/// How the counts before the call are given.
+enum class Counts { one, channels, in_place };
+
 template <typename T>
-void pooling(cpu::Isa isa, std::int64_t extent, std::int64_t kernel, std::int64_t stride,
-             std::int64_t pad, std::int64_t dilation, std::int64_t steps) {
-  Window w;
-  for (int axis = 1; axis < 3; ++axis) {
-    w.in[axis] = extent + axis;
-    w.kernel[axis] = kernel;
-    w.stride[axis] = stride;
-    w.pad[axis] = pad;
-    w.dilation[axis] = dilation;
-    const std::int64_t room = w.in[axis] + 2 * pad - dilation * (kernel - 1) - 1;
+void pooling(cpu::Isa isa, Window w, std::int64_t samples, std::int64_t channels, Counts kind,
+             std::int64_t steps) {
+  for (int axis = 0; axis < 3; ++axis) {
+    const std::int64_t room = w.in[axis] + 2 * w.pad[axis] - w.dilation[axis] * (w.kernel[axis] - 1) - 1;
     if (room < 0) return;
-    w.out[axis] = room / stride + 1;
+    w.out[axis] = room / w.stride[axis] + 1;
   }
-  const std::int64_t planes = 3, inputs = w.inputs(), outputs = w.outputs();
+  const std::int64_t planes = samples * channels, inputs = w.inputs(), outputs = w.outputs();
   std::vector<T> spikes(planes * inputs * steps), pooled(planes * outputs * steps);
-  std::vector<float> start(1, 0.0f), counts(planes * inputs), running(planes * inputs, 0.0f);
+  std::vector<float> start(kind == Counts::channels ? channels : 1), counts(planes * inputs);
+  std::vector<float> running(planes * inputs);
   for (T& s : spikes) s = spike<T>(random_bits() >> 31);
+  for (float& n : start) n = static_cast<float>(random_bits() >> 30);
+  for (std::int64_t i = 0; i < planes * inputs; ++i) {
+    running[i] = start[kind == Counts::channels ? i / inputs % channels : 0];
+    if (kind == Counts::in_place) running[i] = counts[i] = static_cast<float>(random_bits() >> 30);
+  }
   PoolTask<T> task{};
   task.spikes = spikes.data();
-  task.counts = start.data();
+  task.counts = kind == Counts::in_place ? counts.data() : start.data();
   task.pooled = pooled.data();
   task.counts_out = counts.data();
-  task.counts_over.extent[0] = planes * inputs;
-  task.counts_over.stride[0] = 0;
+  task.counts_over = kind == Counts::channels ? over(samples, channels, inputs)
+                                              : plain(planes * inputs, kind == Counts::in_place);
   task.window = w;
   task.steps = steps;
   task.planes = planes;
   run(task, isa);
-  const auto most = [&](std::int64_t plane, std::int64_t oh, std::int64_t ow) {
+  const auto most = [&](std::int64_t plane, std::int64_t output) {
     float result = -3.4028234663852886e38f;
-    for (std::int64_t kh = 0; kh < kernel; ++kh) {
-      for (std::int64_t kw = 0; kw < kernel; ++kw) {
-        const std::int64_t h = oh * stride - pad + kh * dilation;
-        const std::int64_t x = ow * stride - pad + kw * dilation;
-        if (h < 0 || h >= w.in[1] || x < 0 || x >= w.in[2]) continue;
-        const float seen = running[plane * inputs + h * w.in[2] + x];
-        if (seen > result) result = seen;
+    const std::int64_t od = output / (w.out[1] * w.out[2]), oh = output / w.out[2] % w.out[1];
+    for (std::int64_t kd = 0; kd < w.kernel[0]; ++kd) {
+      for (std::int64_t kh = 0; kh < w.kernel[1]; ++kh) {
+        for (std::int64_t kw = 0; kw < w.kernel[2]; ++kw) {
+          const std::int64_t d = od * w.stride[0] - w.pad[0] + kd * w.dilation[0];
+          const std::int64_t h = oh * w.stride[1] - w.pad[1] + kh * w.dilation[1];
+          const std::int64_t x = output % w.out[2] * w.stride[2] - w.pad[2] + kw * w.dilation[2];
+          if (d < 0 || d >= w.in[0] || h < 0 || h >= w.in[1] || x < 0 || x >= w.in[2]) continue;
+          const float seen = running[plane * inputs + (d * w.in[1] + h) * w.in[2] + x];
+          if (seen > result) result = seen;
+        }
       }
     }
     return result;
@@ -482,22 +520,125 @@ void pooling(cpu::Isa isa, std::int64_t extent, std::int64_t kernel, std::int64_
       running[i] += value_of(spikes[t * planes * inputs + i]);
     }
     for (std::int64_t o = 0; o < planes * outputs; ++o) {
-      const float now = most(o / outputs, o % outputs / w.out[2], o % w.out[2]);
-      if (t >= 0) wanted[t * planes * outputs + o] = spike<T>(now - before[o] > 0);
+      const float now = most(o / outputs, o % outputs);
+      if (t >= 0) wanted[t * planes * outputs + o] = rounded<T>(now - before[o]);
       before[o] = now;
     }
   }
   expect(same(pooled, wanted) && same(counts, running), "pooling", inputs, steps);
 }
 
+/// The same window along every axis from `first_axis` on, over axes of different extents.
+Window window(int first_axis, std::int64_t extent, std::int64_t kernel, std::int64_t stride,
+              std::int64_t pad, std::int64_t dilation) {
+  Window w;
+  for (int axis = first_axis; axis < 3; ++axis) {
+    w.in[axis] = extent + axis;
+    w.kernel[axis] = kernel;
+    w.stride[axis] = stride;
+    w.pad[axis] = pad;
+    w.dilation[axis] = dilation;
+  }
+  return w;
+}
+
+template <typename T>
+void poolings(cpu::Isa isa) {
+  for (const std::int64_t extent : {1, 4, 9, 33}) {
+    for (const std::int64_t kernel : {1, 2, 3, 5, 9}) {
+      for (const std::int64_t stride : {1, 2, 3}) {
+        for (std::int64_t pad = 0; pad < kernel; ++pad) {
+          const Window near = window(1, extent, kernel, stride, pad, 1);
+          pooling<T>(isa, near, 1, 3, pad % 2 ? Counts::one : Counts::channels, 3);
+          pooling<T>(isa, near, 2, 2, Counts::in_place, 3);
+          pooling<T>(isa, window(1, extent, kernel, stride, pad, 2), 1, 3, Counts::one, 3);
+        }
+      }
+    }
+  }
+  // Other numbers of axes; more steps than one launch takes, for windows that share inputs, meet, and
+  // leave some out; a stride that nothing ever goes.
+  for (const int first_axis : {0, 2}) {
+    for (const std::int64_t stride : {1, 2, 3}) {
+      pooling<T>(isa, window(first_axis, 7, 2, stride, 1, 1), 2, 3, Counts::one, 3);
+      pooling<T>(isa, window(first_axis, 6, 5, stride, 2, 1), 2, 3, Counts::channels, 2);
+    }
+  }
+  for (const Counts kind : {Counts::one, Counts::channels, Counts::in_place}) {
+    for (const std::int64_t stride : {1, 2, 3}) {
+      for (const std::int64_t steps : {31, 32, 33, 70}) {
+        pooling<T>(isa, window(1, 7, 2, stride, 0, 1), 2, 2, kind, steps);
+      }
+    }
+  }
+  pooling<T>(isa, window(1, 5, 5, std::int64_t{1} << 40, 0, 1), 1, 2, Counts::one, 2);
+#if defined(SNNC_CUDA_ON_CPU) && !defined(SNNC_PIECE)
+  // More outputs than shared memory holds, by windows of many taps and of few.
+  pooling<T>(isa, window(1, 245, 9, 1, 4, 1), 1, 1, Counts::one, 2);
+  pooling<T>(isa, window(1, 300, 2, 1, 0, 1), 1, 1, Counts::one, 2);
+#endif
+}
+
+/// The arithmetic of `spread.h` next to its limits, where there is no memory to run a kernel.
+void limits() {
+  const std::int64_t most = Divisor::limit - 1;
+  std::vector<std::int64_t> numbers{1, 2, 3, 5, 7, 49, 641, 65535, 65536, 65537, most / 2, most / 2 + 1};
+  for (int bit = 1; bit < 31; ++bit) {
+    for (const int off : {-1, 0, 1}) numbers.push_back((std::int64_t{1} << bit) + off);
+  }
+  for (int i = 0; i < 300; ++i) numbers.push_back(1 + (random_bits() >> 1) % most);
+  for (const std::int64_t shift : {0, 1, 2}) numbers.push_back(most - shift);
+  for (const std::int64_t divisor : numbers) {
+    if (divisor < 1) continue;
+    const Divisor divides(divisor);
+    const auto right = [&](std::int64_t number) {
+      if (number < 0 || number > most) return true;
+      auto quotient = static_cast<std::uint32_t>(number);
+      const std::uint32_t rest = divides.split(quotient);
+      return quotient == number / divisor && rest == number % divisor;
+    };
+    bool good = true;
+    for (const std::int64_t number : numbers) {
+      const std::int64_t multiple = number / divisor * divisor;
+      for (const int off : {-1, 0, 1}) good = good && right(number + off) && right(multiple + off);
+    }
+    for (const std::int64_t off : {0, 1}) good = good && right(most / divisor * divisor - off);
+    expect(good, "division", divisor, 0);
+  }
+  // A row that fits is one piece; one that does not is cut between samples, where vectors begin.
+  const auto piece = [](std::int64_t samples, std::int64_t channels, std::int64_t each) {
+    const Broadcast threshold = over(samples, channels, each);
+    const Broadcast membrane = plain(samples * channels * each, true);
+    return piece_of(samples * channels * each, {&membrane, &threshold});
+  };
+  expect(piece(1, 3, most / 3) == most / 3 * 3, "piece", most, 0);
+  const std::int64_t large = piece(4096, 64, 112 * 112 + 1), sample = 64 * (112 * 112 + 1);
+  expect(large < Divisor::limit && large % sample == 0 && Divisor::limit - large <= sample, "piece", large, 0);
+  const std::int64_t odd = piece(4099, 63, 111 * 111);
+  expect(odd < Divisor::limit && odd % (8 * 63 * 111 * 111) == 0 && odd > 0, "piece", odd, 0);
+  expect(piece(3, 1, most) == most, "piece", most, 0);
+  expect(piece(3, 1, most + 1) == 0, "piece", most + 1, 0);
+  const Broadcast row = over(5, 3, most / 3);
+  const float numbers_of_channels[] = {0, 1, 2};
+  const Spread spread(numbers_of_channels, row, most / 3 * 3 * 2);
+  const auto last = static_cast<std::uint32_t>(most / 3 * 3 - 8);
+  const Places<8> places(spread, last), first(spread, static_cast<std::uint32_t>(most / 3 - 3));
+  bool good = spread.from == numbers_of_channels;
+  for (int i = 0; i < 8; ++i) {
+    good = good && places.at[i] == 2 && first.at[i] == (i < 3 ? 0u : 1u);
+  }
+  expect(good, "places", most, 0);
+}
+
 template <typename T>
 void all(cpu::Isa isa) {
   for (const Reset reset : {Reset::soft, Reset::hard}) {
     for (const bool is_static : {false, true}) {
-      for (const std::int64_t each : {1, 5, 64, 257, 1000}) {
+      for (const std::int64_t each : {1, 5, 49, 64, 257, 1000}) {
         for (const std::int64_t steps : {1, 4, 7}) {
-          neurons_and_sums<T>(isa, 1, each, steps, reset, is_static);
-          neurons_and_sums<T>(isa, 3, each, steps, reset, is_static);
+          neurons_and_sums<T>(isa, 1, 1, each, steps, reset, is_static);
+          neurons_and_sums<T>(isa, 1, 3, each, steps, reset, is_static);
+          neurons_and_sums<T>(isa, 2, 2, each, steps, reset, is_static);
         }
       }
     }
@@ -507,31 +648,23 @@ void all(cpu::Isa isa) {
     poisson<T>(isa, 1, size, 4);
     poisson<T>(isa, 3, size, 3);
   }
-  for (const std::int64_t neurons : {1, 5, 16, 24, 257, 2048, 3001}) {
+  for (const std::int64_t neurons : {1, 5, 16, 24, 257, 2048, 7000}) {
     for (const std::int64_t start : {std::int64_t{0}, std::int64_t{2}, INT64_MAX - 1}) {
       driven<T>(isa, neurons, 6, start);
     }
   }
   for (const Analog kind : {Analog::running_mean, Analog::telescope}) {
-    for (const std::int64_t neurons : {1, 5, 16, 24, 64, 257, 1000, 2048, 3001}) {
+    for (const std::int64_t neurons : {1, 5, 16, 24, 64, 257, 1000, 2048, 7000}) {
       for (const std::int64_t steps : {1, 4, 7}) analog<T>(isa, neurons, steps, kind);
     }
   }
-  for (const std::int64_t extent : {1, 4, 9, 33}) {
-    for (const std::int64_t kernel : {1, 2, 3, 5, 9}) {
-      for (const std::int64_t stride : {1, 2, 3}) {
-        for (std::int64_t pad = 0; pad < kernel; ++pad) {
-          pooling<T>(isa, extent, kernel, stride, pad, 1, 3);
-          pooling<T>(isa, extent, kernel, stride, pad, 2, 3);
-        }
-      }
-    }
-  }
+  poolings<T>(isa);
 }
 
 }  // namespace
 
 int main() {
+  limits();
   for (const cpu::Isa isa : {cpu::Isa::generic, cpu::Isa::avx2, cpu::Isa::avx512}) {
     if (isa > cpu::best_isa()) continue;
 #ifdef SNNC_CUDA_ON_CPU
