@@ -4,12 +4,12 @@
 
 `make mutants` runs it.  `[tool.cosmic-ray]` in pyproject.toml says which modules, and which tests
 mirror each: only those are run, and of those the ones that reach the changed line (coverage says
-which), the fast ones first.  Of each module's mutants the first `--count` in an order drawn by the seed
-are tried (0: all of them).  Everything happens in a copy of the tree, and one process that has imported
-the libraries is forked for every mutant.
+which), the fast ones first, as many as fit into a budget of time.  Of each module's mutants the first
+`--count` in an order drawn by the seed are tried (0: all of them).  Everything happens in a copy of the
+tree, and one process that has imported the libraries is forked for every mutant.
 
 Each result is added to `build/mutants/results.jsonl` at once.  What stands there already isn't tried
-again; `--again` tries those that survived, and nothing else, against the tests as they are now.  A
+again; `--again` tries those that survived, and nothing else, against all the tests as they are now.  A
 mutant is killed when a test fails, or when the tests take several times as long as without it.
 """
 
@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import json
+import math
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import shutil
@@ -85,7 +88,8 @@ class Reach:
 
 
 def settings(root: Path) -> dict[str, Any]:
-    """`[tool.cosmic-ray]` of pyproject.toml: `timeout`, `excluded-operators`, and `tests` by module.
+    """`[tool.cosmic-ray]` of pyproject.toml: `timeout` and `budget` in seconds, `excluded-operators`,
+    and `tests` by module.
 
     A pass that is not named there has the test file of its own name, if there is one.
     """
@@ -186,6 +190,20 @@ def drawn(mutants: list[Mutant], count: int, seed: int) -> list[Mutant]:
 # --- tests ---
 
 
+def reach_of(tree: Path, test: str, modules: list[str]) -> Reach:
+    """What `measure` finds, kept for as long as the test file and all modules are the same."""
+    texts = [(tree / path).read_bytes() for path in (test, *modules)]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts)).hexdigest()
+    kept = RESULTS.with_name(f"{Path(test).stem}.{digest[:16]}.pickle")
+    if kept.is_file():
+        found: Reach = pickle.loads(kept.read_bytes())
+        return found
+    found = measure(tree, test, modules)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(pickle.dumps(found))
+    return found
+
+
 def measure(tree: Path, test: str, modules: list[str]) -> Reach:
     """Run a test file without mutants; raises RuntimeError where it fails."""
     folder = tree.parent
@@ -239,10 +257,13 @@ def statement_lines(source: str, line: int) -> range:
     return best
 
 
-def tests_for(mutant: Mutant, source: str, reaches: dict[str, Reach]) -> tuple[list[str], float]:
+def tests_for(
+    mutant: Mutant, source: str, reaches: dict[str, Reach], budget: float = math.inf
+) -> tuple[list[str], float]:
     """The tests that reach a mutant, the fast ones first, and how long they take without it.
 
-    Behind them whole test files, where a line runs outside of tests too.
+    Behind them whole test files, where a line runs outside of tests too.  What doesn't fit into the
+    budget (seconds) is left out, but never the first.
     """
     chosen, files = [], []
     lines = statement_lines(source, mutant.line)
@@ -252,10 +273,13 @@ def tests_for(mutant: Mutant, source: str, reaches: dict[str, Reach]) -> tuple[l
         chosen += [(reach.seconds[name], f"{test}::{name}") for name in names & set(reach.seconds)]
         if "" in names:
             files.append((sum(reach.seconds.values()), test))
-    chosen.sort()
-    files.sort()
-    both = chosen + files
-    return [name for _, name in both], sum(seconds for seconds, _ in both)
+    tests, total = [], 0.0
+    for seconds, name in (*sorted(chosen), *sorted(files)):
+        if tests and total + seconds > budget:
+            break
+        tests.append(name)
+        total += seconds
+    return tests, total
 
 
 def run_tests(tests: list[str], log: str) -> None:
@@ -377,13 +401,14 @@ def try_module(
         todo = [mutant for mutant in wanted if mutant.key not in known]
     for test in given["tests"][module] if todo else []:
         if test not in reaches:
-            reaches[test] = measure(tree, test, list(given["tests"]))
+            reaches[test] = reach_of(tree, test, list(given["tests"]))
     mine = {test: reaches[test] for test in given["tests"][module] if test in reaches}
     if todo and not any(reach.lines.get(module) for reach in mine.values()):
         raise RuntimeError(f"{module}: none of its tests reaches it")
     for mutant in todo:
-        tests, seconds = tests_for(mutant, source, mine)
-        result = try_mutant(tree, mutant, tests, given["timeout"] + 5 * seconds)
+        budget = math.inf if options.again else given["budget"]
+        tests, seconds = tests_for(mutant, source, mine, budget)
+        result = try_mutant(tree, mutant, tests, given["timeout"] + 3 * seconds)
         add_result(RESULTS, result)
     known = read_results(RESULTS)
     return [known[mutant.key] for mutant in wanted]

@@ -109,6 +109,8 @@ def test_the_tests_that_reach_a_line_are_run_the_fast_ones_first(mutants: Module
     slow.lines["passes/a.py"][6].add("")  # a fixture reaches it too
     tests, seconds = mutants.tests_for(one, SOURCE, reaches)
     assert tests[2:] == ["tests/slow.py"] and seconds == 8.0
+    assert mutants.tests_for(one, SOURCE, reaches, 4.0) == (tests[:2], 4.0)
+    assert mutants.tests_for(one, SOURCE, reaches, 0.5) == (tests[:1], 1.0)
 
 
 def test_a_mutant_is_killed_by_a_failing_test(mutants: ModuleType, tmp_path: Path) -> None:

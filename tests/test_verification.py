@@ -353,6 +353,28 @@ def test_a_wrong_way_to_unroll_fails(way: str, monkeypatch: pytest.MonkeyPatch) 
     assert failed(verify(MIXED, snn)) == [f"{way} = loop"]
 
 
+#: Two layers' counts and two outputs; "same" again, and with one of them changed.
+COUNTS = [np.array([[1, 2]], np.float32), np.array([[0]], np.float32)]
+OUTPUTS = [np.array([[0.5, np.nan]], np.float32), np.array([3])]
+
+
+@pytest.mark.parametrize(
+    ("counts", "outputs", "detail"),
+    [
+        (COUNTS, OUTPUTS, ""),
+        ([COUNTS[0] + [[0, 1]], COUNTS[1]], OUTPUTS, "1 of 3 spike counts differ"),
+        (COUNTS, [OUTPUTS[0] + np.float32(0.25), OUTPUTS[1]], "0 of 3 spike counts differ"),
+        (COUNTS, [OUTPUTS[0] * np.array([[1, 0]]), OUTPUTS[1] + 1], "0 of 3 spike counts differ"),
+        (COUNTS, [OUTPUTS[0][:, :1], OUTPUTS[1]], "the outputs have other shapes"),
+    ],
+)
+def test_ways_agree_where_all_is_equal(
+    counts: list[Array], outputs: list[Array], detail: str
+) -> None:
+    check = verification._compared("two ways", (counts, outputs), (COUNTS, OUTPUTS))
+    assert check.passed == (not detail) and detail in check.detail
+
+
 @needs_events
 def test_the_default_session_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     """A portable file runs by events too, and what is wrong in that lowering is seen."""

@@ -23,9 +23,9 @@ from snncompiler.ir.graph import (
     constant,
     constant_input,
     input_at,
+    known_rank,
     label,
     producer,
-    rank,
     readers,
     remove_node,
     tensor_names,
@@ -176,7 +176,7 @@ def _make_affine(
     """Replace a BatchNormalization by Mul and Add, which are returned."""
     source, result = node.inputs[0], node.outputs[0]
     dtype = source.dtype or np.float32
-    spread = (-1, *[1] * ((rank(source) or 2) - 2))
+    spread = (-1, *[1] * (known_rank(source) - 2))
     scaled = gs.Variable(unique_name(f"{result.name}_scaled", taken), source.dtype, source.shape)
     factor = constant(f"{node.name}_scale", scale.reshape(spread).astype(dtype), taken)
     offset = constant(f"{node.name}_shift", shift.reshape(spread).astype(dtype), taken)

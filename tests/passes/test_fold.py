@@ -124,9 +124,9 @@ def test_conv(
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("bias", ["", ", c"])
 def test_conv_transpose(folds: Callable[..., list[str]], groups: int, bias: str) -> None:
-    features = 2 * groups
+    features, told = 2 * groups, f"group = {groups}, " if groups > 1 else ""
     text = f"""g (float[N,4,5,5] x) => (float[N,{features},?,?] y)
-    {{ h = ConvTranspose <group = {groups}, strides = [2, 2], pads = [1, 1, 1, 1]> (x, w{bias})
+    {{ h = ConvTranspose <{told}strides = [2, 2], pads = [1, 1, 1, 1]> (x, w{bias})
        n = {BN} (h, g, b, m, v)  y = Relu (n) }}"""
     weights = {"w": random(1, 4, 2, 3, 3), **bn(features)}
     if bias:
@@ -324,6 +324,14 @@ def test_steps_along_space_stay(folds: Callable[..., list[str]], shape: tuple[in
     { h = Conv (x, w)  s = Add (h, k)  y = Relu (s) }"""
     model = parse(text, {"w": random(1, 3, 2, 1, 1), "k": random(2, *shape)})
     assert folds(model, 2, 2, 5, 5) == ["Conv", "Add", "Relu"]
+
+
+def test_a_step_that_adds_an_axis_stays() -> None:
+    """[1,2,1,1,1] scales by the sample, and the result has one axis more."""
+    text = """g (float[2,2,5,5] x) => (float[1,2,3,5,5] y)
+    { h = Conv <pads = [1,1,1,1]> (x, w)  k = Mul (h, c)  y = Relu (k) }"""
+    model = parse(text, {"w": random(1, 3, 2, 3, 3), "c": random(2, 1, 2, 1, 1, 1)})
+    assert ops(rewritten(model, "fold-affine")) == ["Conv", "Mul", "Relu"]
 
 
 def test_a_division_by_zero_stays() -> None:
