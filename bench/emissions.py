@@ -214,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against", type=Path, help="an earlier JSON file to compare with")
     parser.add_argument("--keep", type=Path, help="a folder for the emitted files")
     given = parser.parse_args(arguments)
+    made = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     found: dict[str, Digests] = {}
     for network in networks(given.material):
         if given.only and network.name not in given.only:
@@ -223,10 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
         emitted = sum("graph" in one for one in found[network.name].values())
         seconds = time.process_time() - started
         print(f"{network.name}: {emitted} emissions, {seconds:.1f} s", file=sys.stderr)
-    made = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    if given.write:
-        text = json.dumps({**made, "networks": found}, indent=1)
-        given.write.write_text(text + "\n", encoding="utf-8")
+        if given.write:
+            text = json.dumps({**made, "networks": found}, indent=1)
+            given.write.write_text(text + "\n", encoding="utf-8")
     if not given.against:
         return 0
     earlier = json.loads(given.against.read_text(encoding="utf-8"))

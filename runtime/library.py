@@ -10,6 +10,7 @@ import platform
 import struct
 import sys
 import weakref
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,17 @@ def inspect_library(path: Path) -> dict[str, Any]:
     Raises EnvironmentMissing where the file is damaged, is for another machine or is not ours.
     This looks at the file before the dynamic linker does, because a cut-off file may crash it.
     """
+    try:
+        found = path.stat()
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+        raise EnvironmentMissing(f"the native library {path} {why}", hint=REMEDY) from None
+    return dict(_inspected(path, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=8)
+def _inspected(path: Path, changed: int, size: int) -> dict[str, Any]:
+    """The same of the file as it was `changed`: sessions are many, and reading some MB takes ms."""
     if why := _fault(path):
         raise EnvironmentMissing(f"the native library {path} {why}", hint=REMEDY)
     from snncompiler.runtime import build
