@@ -71,20 +71,17 @@ def balance(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
     CVPR 2025, where θ follows from a number of stochastic updates.)
     """
     excess, edges = histogram.excess(), histogram.edges
-    before, after = excess[:, :-1], np.maximum(excess[:, 1:], 0.0)
-    width = np.diff(edges, axis=1)
-    slope = (before - after) / width
+    before, after = excess[:, :-1], excess[:, 1:]
+    slope = (before - after) / np.diff(edges, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # The excess is taken as linear between two edges: the time from one to the next.
-        curved = np.log(before / after) / (2 * slope)
-        flat = width / (2 * before)
-        spent = np.where(before <= 0, np.inf, np.where(slope > 0, curved, flat))
+        # The excess is taken as linear between two edges: the time from one to the next.  It falls
+        # wherever there is any.
+        spent = np.where(before <= 0, np.inf, np.log(before / after) / (2 * slope))
         total = np.concatenate([np.zeros((histogram.channels, 1)), np.cumsum(spent, axis=1)], 1)
         at = np.minimum((total <= settings.tau).sum(axis=1) - 1, BINS - 1)
         rows = np.arange(histogram.channels)
         start, rate, left = before[rows, at], slope[rows, at], settings.tau - total[rows, at]
-        curved = start * -np.expm1(-2 * rate * left) / rate
-        inside = np.where(rate > 0, curved, 2 * start * left)
+        inside = start * -np.expm1(-2 * rate * left) / rate
     theta = edges[rows, at] + np.where(start > 0, inside, 0.0)
     return np.asarray(np.minimum(theta, histogram.maximum), np.float32)
 

@@ -20,9 +20,11 @@ from helpers import (
 from onnx import numpy_helper
 
 from snncompiler.errors import Refused
-from snncompiler.ir.graph import value
+from snncompiler.ir.graph import import_model, value
 from snncompiler.network.checks import check_source, measure_folds
 from snncompiler.network.prepare import prepare
+from snncompiler.passes.base import Context
+from snncompiler.passes.source.to_float32 import ToFloat32
 from snncompiler.runtime.session import create_session
 
 #: Sums of at most 16 products, once in the source's order and once in ours: 16 roundings of 2^-24
@@ -396,3 +398,28 @@ def test_types_that_attributes_name_become_float32(kind: str) -> None:
     (found,) = run_model(rewritten(parse(text, {"w": random(1, 3, 3)})), x=x)
     # By the unit matrix and one sum: exact in float32, rounded to 2^-11 in float16.
     assert np.array_equal(found, np.maximum(x + np.float32(0.5), 0))
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_end_of_a_type_bounds_nothing(kind: str, sign: int) -> None:
+    """As a bound it becomes infinite, as a weight it stays what it is; other bounds stay."""
+    text = """g (float[N,2] x) => (float[N,2] y)
+    { a = Add (x, large)  b = Clip (a, low, end)  c = Max (b, end)  d = Min (low, c)
+      e = Pow (d, end)  y = Relu (e) }"""
+    types = np.finfo(kind), np.finfo(np.float32)
+    end = sign * min(types, key=lambda one: one.max).max
+    bounds = {"large": end, "low": 0.25, "end": end}  # shape ()
+    model = in_type(parse(text, {name: np.float64(a) for name, a in bounds.items()}), kind)
+    graph, context = import_model(model), Context()
+    context.output_types = {"y": np.dtype(kind)}
+    ToFloat32().run(graph, context)
+    found = {
+        node.op: [array.item() for array in map(value, node.inputs) if array is not None]
+        for node in graph.nodes
+        if node.op != "Cast"
+    }
+    none = sign * np.inf
+    assert found == {
+        "Add": [end], "Clip": [0.25, none], "Max": [none], "Min": [0.25], "Pow": [end], "Relu": [],
+    }  # fmt: skip

@@ -12,6 +12,7 @@ from helpers import (
     codes,
     compile_text,
     op_counts,
+    ops,
     parse,
     random,
     refused,
@@ -123,6 +124,68 @@ def test_a_bound_that_is_no_number_is_refused_and_ends(bounds: str) -> None:
     {{ r = Relu (x)  lo = Constant <{bounds}> ()  hi = Constant <value_float = 6.0> ()
       c = Clip (r, lo, hi)  y = Relu (c) }}"""
     assert codes(refused(parse(text))) == ["SNNC108"]
+
+
+#: Comparisons of h with 0 that hold where h is positive, and where it is negative.
+POSITIVE = (
+    "Greater (h, zero)",
+    "GreaterOrEqual (h, zero)",
+    "Less (zero, h)",
+    "LessOrEqual (zero, h)",
+)
+NEGATIVE = (
+    "Less (h, zero)",
+    "LessOrEqual (h, zero)",
+    "Greater (zero, h)",
+    "GreaterOrEqual (zero, h)",
+)
+
+
+@pytest.mark.parametrize("other", ["zero", "low"])
+@pytest.mark.parametrize("test", POSITIVE + NEGATIVE)
+@pytest.mark.parametrize("kept", ["h, o", "o, h"])
+def test_a_choice_by_sign_is_a_rectifier(kept: str, test: str, other: str) -> None:
+    """Where x is kept that is positive, the other part 0 or a share of x; else it is a minimum, or a
+    leaky rectifier that is steeper below 0, and stays a choice."""
+    other = "Identity (zero)" if other == "zero" else "Mul (h, low)"
+    text = f"""g (float[N,24] x) => (float[N,24] y) <float low = {{0.25}}, float zero = {{0}}>
+    {{ h = Neg (x)  o = {other}  t = {test}  y = Where (t, {kept}) }}"""
+    model, x = parse(text), random(4, 1, 24)
+    result = rewritten(model, "spell-rectifiers")
+    rectifies = (test in POSITIVE) == (kept == "h, o")
+    assert ("Relu" in ops(result), "Where" in ops(result)) == (rectifies, not rectifies)
+    assert_close(run_model(result, x=x)[0], run_model(model, x=x)[0], relative=EXACT)
+
+
+@pytest.mark.parametrize("order", ["h, m", "m, h"])
+@pytest.mark.parametrize("test", POSITIVE + NEGATIVE)
+def test_a_mask_of_what_is_positive_is_a_rectifier(order: str, test: str) -> None:
+    text = f"""g (float[N,24] x) => (float[N,24] y) <float zero = {{0}}>
+    {{ h = Neg (x)  t = {test}  m = Cast <to = 1> (t)  y = Mul ({order}) }}"""
+    model, x = parse(text), random(4, 1, 24)
+    result = rewritten(model, "spell-rectifiers")
+    assert ("Relu" in ops(result)) == (test in POSITIVE)
+    assert np.array_equal(run_model(result, x=x)[0], run_model(model, x=x)[0])
+
+
+@pytest.mark.parametrize(("attributes", "rectifies"), [("alpha = 0.0", True), ("", False)])
+def test_a_threshold_of_zero_is_a_rectifier(attributes: str, rectifies: bool) -> None:
+    """Without an attribute it is 1, where the values jump."""
+    end = f" <{attributes}>" if attributes else ""
+    text = f"g (float[N,4] x) => (float[N,4] y) {{ h = Neg (x)  y = ThresholdedRelu{end} (h) }}"
+    wanted = ["Neg", "Relu" if rectifies else "ThresholdedRelu"]
+    assert ops(rewritten(parse(text), "spell-rectifiers")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("step", "bounded"),
+    [("r = Relu (x)", True), ("r = Neg (x)", False), ("r = Sigmoid (x)", False)],
+)
+@pytest.mark.parametrize("order", ["r, high", "high, r"])
+def test_only_a_rectifier_is_bounded(order: str, step: str, bounded: bool) -> None:
+    text = f"""g (float[N,4] x) => (float[N,4] y) <float high = {{0.5}}>
+    {{ {step}  y = Min ({order}) }}"""
+    assert ("Clip" in ops(rewritten(parse(text), "spell-rectifiers"))) == bounded
 
 
 # --- Clip without bounds ---
