@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from snncompiler.errors import InternalError, SnncError
@@ -22,8 +23,11 @@ from snncompiler.findings import Finding
 from snncompiler.ir.check import Snapshot, faults
 from snncompiler.ir.graph import Graph, name_apart
 
-#: Is shown the graph after a pass, by the name of the pass.  It must not change the graph.
-Observer = Callable[[str, Graph], None]
+#: Is shown the graph, or behind the last graph pass the model, after a pass with this name.  It must
+#: not change what it is shown.
+Observer = Callable[[str, Graph | onnx.ModelProto], None]
+#: Gives the observer of one stage of the compilation, by its name.
+Watch = Callable[[str], Observer]
 
 #: A per-channel Gaussian model of a tensor: mean and standard deviation, each [C].
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]

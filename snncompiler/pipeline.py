@@ -30,6 +30,7 @@ from snncompiler.network.data import Dataset, Preprocess, load_data
 from snncompiler.network.prepare import normalization_passes, prepare
 from snncompiler.network.prepared import Prepared, synthetic_feeds
 from snncompiler.network.task import resolve
+from snncompiler.passes.base import Watch
 from snncompiler.passes.time.unroll_time import NODE_BUDGET
 
 __all__ = [
@@ -63,8 +64,13 @@ def compile_model(
     preprocess: Preprocess | None = None,
     samples: int | None = CALIBRATION_SAMPLES,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Compiled:
-    """Compile and return everything; `snncompiler.compile` returns the model alone."""
+    """Compile and return everything; `snncompiler.compile` returns the model alone.
+
+    `watch` is shown the network after every pass of the normalization and of the emission
+    (`emission.stages`).
+    """
     options.check()
     if samples is not None:
         check_type("samples", samples, int, "a whole number, or None for all")
@@ -81,6 +87,7 @@ def compile_model(
         strict=options.is_strict,
         allow_analog=options.allow_analog,
         maxpool=options.maxpool,
+        watch=watch,
     )
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
@@ -118,7 +125,7 @@ def compile_model(
         if options.maxpool == "exact":
             check_folds(prepared)
         thresholds = calibrated(prepared, options, dataset, progress)
-    spiking = emit(prepared, thresholds, options, prepared.findings)
+    spiking = emit(prepared, thresholds, options, prepared.findings, watch)
     return Compiled(spiking, prepared, thresholds)
 
 

@@ -30,7 +30,7 @@ from snncompiler.ir.readout import ReadOut
 from snncompiler.ir.settings import Options
 from snncompiler.network.prepared import Prepared
 from snncompiler.network.task import resolve
-from snncompiler.passes.base import Context, run_passes
+from snncompiler.passes.base import Context, Watch, run_passes
 from snncompiler.passes.lower.attach_functions import attach_functions
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.passes.lower.lower_precision import LowerPrecision
@@ -51,10 +51,12 @@ def emit(
     calibration: Calibration,
     options: Options,
     findings: list[Finding] | None = None,
+    watch: Watch | None = None,
 ) -> onnx.ModelProto:
     """The spiking network as an ONNX model.  The prepared network is not changed.
 
-    What there is to say of the emission is added to `findings`.
+    What there is to say of the emission is added to `findings`; `watch` is shown the network after
+    every pass.
     Raises Refused where the calibration is of another model.
     """
     if not prepared.source.is_known_as(calibration.model_sha256):
@@ -65,7 +67,8 @@ def emit(
             hint="calibrate this model",
         )
     _check_fit(prepared, calibration)
-    prepared, before = prepared.apart(), len(prepared.findings)
+    observer = watch("emit") if watch else _unobserved
+    prepared, before = prepared.apart(observer), len(prepared.findings)
     # Thresholds grow as they do in the calibration, whose schedules are for that.
     correction: Any = calibration.correction
     options = resolve(prepared, replace(options, growth=calibration.growth, correction=correction))
@@ -99,16 +102,22 @@ def emit(
     if "copies" in names:
         metadata["snnc.copies"] = names["copies"]
     onnx.helper.set_model_props(model, metadata)
+    observer("unroll-time", model)
     if options.target == "cpu":
         lowered = lower_events(model, longer_chunks=options.chunk is None)
         model = lowered.model
         _tell_lowering(lowered, prepared.context)
         events = json.dumps([asdict(layer) for layer in lowered.layers])
         next(e for e in model.metadata_props if e.key == "snnc.events").value = events
+        observer("lower-events", model)
     verify_output(model)
     if findings is not None:
         findings += prepared.findings[before:]
     return model
+
+
+def _unobserved(name: str, network: Graph | onnx.ModelProto) -> None:
+    """Where nobody watches."""
 
 
 def rehearse(prepared: Prepared, options: Options) -> None:

@@ -40,7 +40,7 @@ from snncompiler.network.prepared import (
     sizes_that_run,
     synthetic_feeds,
 )
-from snncompiler.passes.base import Context, Pass, run_passes
+from snncompiler.passes.base import Context, Pass, Watch, run_passes
 from snncompiler.passes.normalize.check_constraints import CheckConstraints
 from snncompiler.passes.normalize.fold_affine import FoldAffine
 from snncompiler.passes.normalize.fold_batch_norm import FoldBatchNorm
@@ -100,14 +100,18 @@ def prepare(
     strict: bool = False,
     allow_analog: bool = False,
     maxpool: MaxPooling = "exact",
+    watch: Watch | None = None,
 ) -> Prepared:
-    """Load, verify and normalize a model.  Raises Refused with every finding."""
+    """Load, verify and normalize a model; `watch` is shown the graph after every pass.
+
+    Raises Refused with every finding.
+    """
     source = load(model)
     checked, findings = verify_input(source.model)
     options: dict[str, Any] = {"strict": strict, "allow_analog": allow_analog, "maxpool": maxpool}
     no_samples = _inputs_without_samples(checked)
     try:
-        graph, context = _normalized(checked, findings, options)
+        graph, context = _normalized(checked, findings, options, watch)
     except Refused as refused:
         raise Refused(*no_samples, *refused.findings) from None
     if no_samples:
@@ -120,7 +124,7 @@ def prepare(
     if not all(known(dim) for dim in leading):
         # The source takes any batch by arithmetic on shapes at run time.  That stays in the graph
         # then, and the time-steps run one by one, if three samples at once are right.
-        graph, kept = _normalized(checked, findings, {**options, "freeze_batch": False})
+        graph, kept = _normalized(checked, findings, {**options, "freeze_batch": False}, watch)
         lost, kept.batch_lost = kept.batch_lost, {}
         whole = _prepared(source, checked, graph, kept, any_batch=True)
         whole.sizes = prepared.sizes
@@ -234,10 +238,15 @@ def _prepared(
 
 
 def _normalized(
-    checked: onnx.ModelProto, findings: list[Finding], options: dict[str, Any]
+    checked: onnx.ModelProto,
+    findings: list[Finding],
+    options: dict[str, Any],
+    watch: Watch | None,
 ) -> tuple[Graph, Context]:
     graph, context = imported(checked, findings)
+    context.observer = watch("normalize") if watch else None
     run_passes(normalization_passes(**options), graph, context)
+    context.observer = None
     infer_shapes(graph)
     return graph, context
 

@@ -26,7 +26,7 @@ from snncompiler.ir.operators import rectifiers_of
 from snncompiler.network.batching import RUN, Axis, axes_of_outputs, filled
 from snncompiler.network.data import InputSpec
 from snncompiler.network.load import Source
-from snncompiler.passes.base import Context, run_passes
+from snncompiler.passes.base import Context, Observer, run_passes
 from snncompiler.passes.normalize.track_batch import name_batch
 from snncompiler.passes.source.to_float32 import ToFloat32, has_other_floats
 from snncompiler.passes.source.verify_input import verify_input, without_maps
@@ -73,9 +73,9 @@ class Prepared:
             return None
         return next((spec.shape[0] for spec in self.inputs if spec.shape and spec.shape[0]), 1)
 
-    def apart(self) -> Prepared:
+    def apart(self, observer: Observer | None = None) -> Prepared:
         """The same network for one emission, which leaves nothing behind in this one."""
-        return replace(self, context=self.context.apart())
+        return replace(self, context=self.context.apart(observer))
 
     @property
     def output_axes(self) -> dict[str, Axis]:
