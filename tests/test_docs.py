@@ -23,7 +23,10 @@ from snncompiler.version import __version__
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-OUTSIDE = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "models" / "README.md"]
+OUTSIDE = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "models" / "README.md",
+]
 #: Pages whose blocks of `sh` and `python` are run, one after the other, in a folder of their own.
 RUN = [ROOT / "README.md", *sorted(DOCS.glob("tutorial/*.md")), *sorted(DOCS.glob("how-to/*.md"))]
 #: Set up an environment or build something: what they name has to exist, but they are not run.
