@@ -155,6 +155,8 @@ def _places_elements(node: Node) -> _Places | None:
     shape, indices = _shape(node.inputs[0]), constant_input(node, 1)
     if shape is None or indices is None or len(shape) < 2 or shape[0] != 1:
         return None
+    if indices.ndim != len(shape):
+        return None  # malformed, as running the source will tell
     axis = int(node.attrs.get("axis", 0)) % len(shape)
     if axis == 0 or indices.shape[0] != 1:
         return None
