@@ -1,5 +1,5 @@
 // The event-driven operators of `ai.snnc` for onnxruntime.  Their meaning is their function body in
-// snncompiler/ir/dialect.py; lowering a compiled model onto them is passes/lower/lower_events.py.
+// snncompiler/ir/dialect/; lowering a compiled model onto them is passes/lower/lower_events.py.
 
 #include "event_ops.h"
 

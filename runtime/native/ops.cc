@@ -1,7 +1,7 @@
 // The operators of the domain `ai.snnc`, version 1, as custom operators of onnxruntime.
 //
 // An operator checks its inputs, describes the call as a task (tasks.h) and hands it to its device.
-// The meaning of every operator is its function body in snncompiler/ir/dialect.py.
+// The meaning of every operator is its function body in snncompiler/ir/dialect/.
 
 #include <algorithm>
 #include <array>
