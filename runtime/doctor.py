@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shutil
 from typing import Any
 
 from snncompiler.errors import SnncError
-from snncompiler.runtime import library
-from snncompiler.runtime.session import CUDA, CUDA_REMEDY, import_onnxruntime
+from snncompiler.runtime import cuda, library
+from snncompiler.runtime.session import check_cuda, import_onnxruntime
 
-TF32_NOTE = (
-    "on CUDA, convolutions may use TF32 (10-bit mantissa); set the provider option use_tf32=0,"
-    " or NVIDIA_TF32_OVERRIDE=0, for float32; our own kernels never use it"
-)
+TF32_NOTE = "off, unless a session is made with the provider option use_tf32=1"
 
 
 def doctor() -> dict[str, Any]:
@@ -34,8 +30,15 @@ def doctor() -> dict[str, Any]:
         "library": _library(missing),
         "cuda": {
             "kernels_built": False,
+            "architectures": [],
             "onnxruntime_has_cuda": False,
-            "driver": _driver(),
+            "runs": False,
+            "why_not": "",
+            "preload": "",
+            "built_with": None,
+            "runtime": None,
+            "driver": None,
+            "devices": [],
             "tf32": TF32_NOTE,
         },
         "compilers": {"c++": build.find_cxx(), "nvcc": build.find_nvcc()},
@@ -45,17 +48,16 @@ def doctor() -> dict[str, Any]:
         report["isa"] = library.cpu_isa()
     except SnncError as error:
         _note(missing, error)
-    report["cuda"]["kernels_built"] = bool(report["library"]["build"].get("cuda"))
+    built = report["library"]["build"]
+    report["cuda"]["kernels_built"] = bool(built.get("cuda"))
+    report["cuda"]["architectures"] = cuda.architectures(built.get("cuda_targets", []))
     try:
         ort = import_onnxruntime()
     except SnncError as error:
         _note(missing, error)
         return report
     report["versions"]["onnxruntime"] = ort.__version__
-    has_cuda = CUDA in ort.get_available_providers()
-    report["cuda"]["onnxruntime_has_cuda"] = has_cuda
-    if not has_cuda:
-        missing.append({"what": "CUDA in onnxruntime (optional)", "remedy": CUDA_REMEDY})
+    _cuda(ort, report["cuda"], missing)
     if report["library"]["path"]:
         try:
             report["library"]["registers"] = library.register(ort.SessionOptions())
@@ -63,6 +65,29 @@ def doctor() -> dict[str, Any]:
             report["library"]["registers"] = False
             _note(missing, error)
     return report
+
+
+def _cuda(ort: Any, report: dict[str, Any], missing: list[dict[str, str]]) -> None:
+    """What a user has to know of CUDA: the versions, the GPUs, and whether a network runs there."""
+    report["onnxruntime_has_cuda"] = cuda.CUDA in ort.get_available_providers()
+    if not report["onnxruntime_has_cuda"]:
+        missing.append({"what": "CUDA in onnxruntime (optional)", "remedy": cuda.REMEDY})
+        return
+    report["preload"] = cuda.preload(ort) or "done"
+    found = cuda.versions(ort)
+    report["built_with"] = cuda.text(found.onnxruntime)
+    report["runtime"] = cuda.text(found.runtime)
+    report["driver"] = "missing" if found.driver == (0, 0) else cuda.text(found.driver)
+    report["devices"] = [
+        f"{one.name}, sm_{one.capability[0]}{one.capability[1]}, {one.memory >> 20:,} MiB"
+        for one in cuda.devices(ort)
+    ]
+    try:
+        check_cuda(ort)
+        report["runs"] = True
+    except SnncError as error:
+        report["why_not"] = error.findings[0].message
+        _note(missing, error)
 
 
 def _library(missing: list[dict[str, str]]) -> dict[str, Any]:
@@ -102,11 +127,6 @@ def _library(missing: list[dict[str, str]]) -> dict[str, Any]:
 def _note(missing: list[dict[str, str]], error: SnncError) -> None:
     found = [{"what": f.message, "remedy": f.hint} for f in error.findings]
     missing.extend(entry for entry in found if entry not in missing)
-
-
-def _driver() -> bool:
-    """Whether an NVIDIA driver's tool is there; onnxruntime says more only once a session runs."""
-    return shutil.which("nvidia-smi") is not None
 
 
 def _version(package: str) -> str | None:

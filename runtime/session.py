@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,14 @@ from google.protobuf.message import DecodeError
 from snncompiler.errors import EnvironmentMissing, UsageError
 from snncompiler.ir import dialect
 from snncompiler.passes.lower.lower_events import lower_events
-from snncompiler.runtime import library
+from snncompiler.runtime import cuda, library
+from snncompiler.runtime.cuda import CUDA
 
 if TYPE_CHECKING:
     import onnxruntime
 
 Device = Literal["cpu", "cuda", "auto"]
 CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-CUDA_REMEDY = 'needs an NVIDIA GPU and pip install "snnc[gpu]"; "snnc[cpu]" excludes it'
 
 #: onnxruntime's optimizer takes longer than the calibration itself on graphs of more nodes.
 LARGE_GRAPH = 4000
@@ -51,10 +50,13 @@ def create_session(
     optimize: bool = True,
     native: bool | Literal["auto"] = "auto",
     events: bool = True,
+    provider_options: Mapping[str, Any] | None = None,
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session for a model given as a path, as bytes or as a ModelProto.
 
-    `device` "cuda" never falls back to the CPU; "auto" takes CUDA where it works.
+    `device` "cuda" never falls back to the CPU; "auto" takes CUDA where it works, and where onnxruntime
+    has it and it does not, says why in a RuntimeWarning.  CUDA and cuDNN are loaded from where pip has
+    put them, and a small network is run before the session is made.
     `threads` is the number of intra-op threads; None leaves onnxruntime's default.  `optimize` False
     leaves its graph optimizations out, whose time grows faster than the graph.
     `native` True requires the native library, False leaves it out, and "auto" uses it where it is
@@ -64,8 +66,14 @@ def create_session(
     another order than by onnxruntime's convolutions, and the session, made from a file that is gone
     afterwards, cannot change its providers (`set_providers`).  False leaves every layer as it stands in
     the file, and so does, with a RuntimeWarning, an onnxruntime that does not load what was lowered.
-    Raises EnvironmentMissing for what is missing or broken.
+    `provider_options` are those of onnxruntime's CUDA provider: `device_id`, `cudnn_conv_algo_search`,
+    `enable_cuda_graph`, `user_compute_stream` ...  TF32 is off unless `use_tf32` is 1.
+    On CUDA a compiled network has the chunk K that suits the GPU's memory (`snncompiler.runtime.cuda`).
+    Raises EnvironmentMissing for what is missing or broken, UsageError for provider options on the CPU
+    and for a file that was lowered for the CPU on CUDA.
     """
+    if device == "cpu" and provider_options:
+        raise UsageError("provider options are for CUDA", hint="device='cuda' or 'auto'")
     if device not in ("cpu", "cuda", "auto") or native not in (True, False, "auto"):
         raise UsageError(f"unknown device {device!r} or choice of native kernels {native!r}")
     if threads is not None and threads < 1:
@@ -75,18 +83,21 @@ def create_session(
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
 
-    def session(providers: list[str]) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors are raised too, and told by us
+    def options_of() -> Any:
+        options = _quiet(ort)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
-        registered = _register(options, native, cuda=CUDA in providers)
-        if events and registered and CUDA not in providers:
+        return options
+
+    def on_cpu() -> Any:
+        options = options_of()
+        registered = _register(options, native, cuda=False)
+        if events and registered:
             try:
-                lowered = by_events(options, providers)
+                lowered = by_events(options)
             except Exception as error:
                 # What is lowered is proved to be right, not that this onnxruntime loads it.
                 warnings.warn(f"not computed by events: {error}", RuntimeWarning, stacklevel=3)
@@ -94,9 +105,9 @@ def create_session(
             if lowered is not None:
                 return lowered
             options.enable_mem_pattern = True
-        return ort.InferenceSession(source, options, providers=providers)
+        return ort.InferenceSession(source, options, providers=[CPU])
 
-    def by_events(options: Any, providers: list[str]) -> Any:
+    def by_events(options: Any) -> Any:
         """A session of the lowered model; None where nothing can be lowered."""
         lowered = _by_events(source)
         if lowered is None:
@@ -111,25 +122,72 @@ def create_session(
             file = Path(place, "lowered.onnx")
             onnx.save_model(lowered, file, save_as_external_data=True, location="weights")
             del lowered
-            return ort.InferenceSession(os.fspath(file), options, providers=providers)
+            return ort.InferenceSession(os.fspath(file), options, providers=[CPU])
         # No file can be written, and what was to be is no longer whole.
         lowered = _by_events(source)
         assert lowered is not None
-        return ort.InferenceSession(lowered.SerializeToString(), options, providers=providers)
+        return ort.InferenceSession(lowered.SerializeToString(), options, providers=[CPU])
 
-    if device == "cpu" or (device == "auto" and CUDA not in ort.get_available_providers()):
-        return session([CPU])
-    if CUDA not in ort.get_available_providers():
+    def on_cuda() -> Any:
+        chosen = cuda.options_of(provider_options)
+        if CUDA not in ort.get_available_providers():
+            raise EnvironmentMissing(
+                f"this onnxruntime {ort.__version__} was built without CUDA", hint=cuda.REMEDY
+            )
+        check_cuda(ort, native, chosen.get("device_id", "0"))
+        fitted = cuda.fitted(source, _memory(ort, chosen.get("device_id", "0")))
+        options = options_of()
+        _register(options, native, cuda=True)
+        made = ort.InferenceSession(fitted, options, providers=[(CUDA, chosen), CPU])
+        if CUDA not in made.get_providers():
+            raise EnvironmentMissing(
+                "onnxruntime could not start CUDA with these provider options",
+                hint=", ".join(f"{key}={value}" for key, value in chosen.items()),
+            )
+        return made
+
+    if device == "cuda":
+        return on_cuda()
+    if device == "auto" and CUDA in ort.get_available_providers():
+        try:
+            return on_cuda()
+        except (EnvironmentMissing, UsageError) as error:
+            warnings.warn(f"on the CPU: {error}", RuntimeWarning, stacklevel=2)
+    return on_cpu()
+
+
+#: Libraries and devices with which CUDA runs.
+_running: set[tuple[str, str]] = set()
+
+
+def _quiet(ort: Any) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors are raised too, and told by us
+    return options
+
+
+def check_cuda(ort: Any, native: bool | Literal["auto"] = "auto", device: str = "0") -> None:
+    """Raises EnvironmentMissing where CUDA does not run, with the part that is missing or too old."""
+    options = _quiet(ort)
+    said = cuda.preload(ort)
+    registered = _register(options, native, cuda=True)
+    path = library.library_path() if registered else None
+    if (str(path), device) in _running:
+        return
+    fault = cuda.fault_of(ort, options, device)
+    if fault:
+        kernels = library.inspect_library(path)["cuda"] if path else None
+        why = cuda.why_not(cuda.versions(ort), kernels, f"{fault} {said}".strip())
         raise EnvironmentMissing(
-            f"this onnxruntime {ort.__version__} was built without CUDA", hint=CUDA_REMEDY
+            f"onnxruntime could not start CUDA on this machine: {why}", hint=cuda.REMEDY
         )
-    on_cuda = session([CUDA, CPU])
-    if CUDA in on_cuda.get_providers():
-        return on_cuda
-    # onnxruntime has CUDA but could not start it (no GPU, driver or cuDNN) and took the CPU.
-    if device == "auto":
-        return session([CPU])
-    raise EnvironmentMissing("onnxruntime could not start CUDA on this machine", hint=CUDA_REMEDY)
+    _running.add((str(path), device))
+
+
+def _memory(ort: Any, device: str) -> int:
+    """Bytes of a GPU's memory, 0 where they are not known."""
+    found = cuda.devices(ort)
+    return found[int(device)].memory if device.isdecimal() and int(device) < len(found) else 0
 
 
 def runs_events() -> bool:

@@ -17,7 +17,8 @@ import onnx
 from numpy.typing import NDArray
 
 from snncompiler.errors import UsageError, refuse
-from snncompiler.runtime.session import CUDA, Device, create_session
+from snncompiler.runtime.cuda import CUDA
+from snncompiler.runtime.session import Device, create_session
 
 Array = NDArray[Any]
 
@@ -25,7 +26,8 @@ Array = NDArray[Any]
 class Stream:
     """A spiking network that is stepped, its input changing with time.
 
-    model: what `snnc compile --emit step` wrote.  device, threads: as for `create_session`.
+    model: what `snnc compile --emit step` wrote.  device, threads, provider_options: as for
+    `create_session`.
 
     The outputs after t steps are decoded from all t steps; with a constant input they equal those of
     the whole-window model with T = t.
@@ -38,8 +40,11 @@ class Stream:
         *,
         device: Device = "cpu",
         threads: int | None = None,
+        provider_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._session = create_session(model, device=device, threads=threads)
+        self._session = create_session(
+            model, device=device, threads=threads, provider_options=provider_options
+        )
         metadata = self._session.get_modelmeta().custom_metadata_map
         if "snnc.version" not in metadata:
             raise refuse(
@@ -54,6 +59,8 @@ class Stream:
             )
         #: State input -> the output that carries it on.
         self._states: dict[str, str] = json.loads(metadata["snnc.states"])
+        #: The output that counts the steps: the host's on every device.
+        self._counter = self._states.get(metadata["snnc.step_input"], "")
         #: The inputs that change with time; states have a value at the start.
         self._inputs = {entry.name: _dtype(entry.type) for entry in self._session.get_inputs()}
         carried = set(self._states.values())
@@ -100,7 +107,7 @@ class Stream:
         for name in self.outputs:
             binding.bind_output(name, "cpu")
         for name in self._states.values():
-            binding.bind_output(name, self._device)
+            binding.bind_output(name, "cpu" if name == self._counter else self._device)
         self._session.run_with_iobinding(binding)
         values = dict(
             zip([*self.outputs, *self._states.values()], binding.get_outputs(), strict=True)

@@ -357,27 +357,20 @@ class _Writer:
         return is_live(tensor) and id(tensor) not in self.temporal_tensors and _has_batch(tensor)
 
     def _repeat(self, tensor: Tensor, time: _Time, result: str) -> list[onnx.NodeProto]:
-        """A static tensor at every step.  Where their number is open and the type allows, an operator
-        of ours, whose host reads the number: what Tile repeats by is computed and copied on CUDA."""
-        ones = [1] * ((rank(tensor) or 1) - 1)
-        repeats = f"{result}/repeats"
-        made: list[onnx.NodeProto] = []
-        if time.steps in self.initializers:
-            count = int(numpy_helper.to_array(self.initializers[time.steps]))
-            repeats = self.constant(repeats, [count, *ones])
-        elif tensor.dtype in (np.float32, np.float16):
+        """A static tensor at every step: where its type allows, by an operator of ours whose host reads
+        the number of steps.  What Tile repeats by would be computed and copied on CUDA."""
+        if tensor.dtype in (np.float32, np.float16):
             unit = self.constant(f"{tensor.name}/unit", [1.0], np.float32)
             inputs = [tensor.name, unit, time.start, time.steps]
             return [helper.make_node("Drive", inputs, [result], name=result, domain=dialect.DOMAIN)]
-        else:
-            repeats, lead = self.name(repeats), self.name(f"{result}/steps")
-            single = self.constant("snnc_shape_one", [1])
-            rest = self.constant(f"{tensor.name}/ones", ones)
-            made = [
-                helper.make_node("Reshape", [time.steps, single], [lead], name=lead),
-                helper.make_node("Concat", [lead, rest], [repeats], name=repeats, axis=0),
-            ]
-        return [*made, helper.make_node("Tile", [tensor.name, repeats], [result], name=result)]
+        single = self.constant("snnc_shape_one", [1])
+        ones = self.constant(f"{tensor.name}/ones", [1] * ((rank(tensor) or 1) - 1))
+        repeats, lead = (self.name(f"{result}/{x}") for x in ("repeats", "steps"))
+        return [
+            helper.make_node("Reshape", [time.steps, single], [lead], name=lead),
+            helper.make_node("Concat", [lead, ones], [repeats], name=repeats, axis=0),
+            helper.make_node("Tile", [tensor.name, repeats], [result], name=result),
+        ]
 
     def decode(self, totals: dict[str, str], steps: str | int) -> None:
         """Divide the sums by the sum of the weights, and run the read-out on the means.

@@ -545,7 +545,7 @@ def _described(compiled: CompiledFile) -> dict[str, Any]:
         "steps": options.steps,
         "steps_input": meta["snnc.steps_input"] or None,
         "unroll": options.unroll,
-        "chunk": options.chunk,
+        "chunk": int(meta["snnc.chunk"]) if meta["snnc.chunk_input"] else None,
         "chunk_input": meta["snnc.chunk_input"] or None,
         "encode": options.encode,
         "maxpool": options.maxpool,

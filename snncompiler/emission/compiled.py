@@ -152,7 +152,7 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
             encode=text_of("encode"),
             paper=text_of("paper") == "true",
             unroll=text_of("unroll"),
-            chunk=int(metadata["snnc.chunk"]) if metadata["snnc.chunk_input"] else None,
+            chunk=_chosen_chunk(metadata),
             reset=text_of("reset"),
             initial=float(metadata["snnc.initial"]),
             strict=metadata["snnc.strict"] == "true",
@@ -180,6 +180,12 @@ def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Co
     return CompiledFile(
         source.model, metadata, calibration, options, states, lowered, axes, layer_axes
     )
+
+
+def _chosen_chunk(metadata: Mapping[str, str]) -> int | None:
+    """K where it was asked for; elsewhere the compiler or the session chooses it by `step_bytes`."""
+    open_chunk = bool(metadata.get("snnc.step_bytes"))
+    return int(metadata["snnc.chunk"]) if metadata["snnc.chunk_input"] and not open_chunk else None
 
 
 def _output_axes(model: onnx.ModelProto, text: str | None, carried: set[str]) -> dict[str, Axis]:

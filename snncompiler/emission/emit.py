@@ -98,7 +98,9 @@ def emit(
     name_batch(unrolled, options.batch)
     model = attach_functions(unrolled, prepared.checked_model.opset_import)
     model.producer_version = __version__
-    metadata = metadata_of(prepared, calibration, options, chunk, names)
+    open_chunk = "chunk" in names and options.chunk is None
+    step_bytes = _step_bytes(graph) if open_chunk else None
+    metadata = metadata_of(prepared, calibration, options, chunk, step_bytes, names)
     if "copies" in names:
         metadata["snnc.copies"] = names["copies"]
     onnx.helper.set_model_props(model, metadata)
@@ -244,11 +246,15 @@ def _chunk(graph: Graph, options: Options) -> int:
         return 1
     if options.chunk is not None:
         return min(options.chunk, options.steps)
-    largest = max(
+    most = max(1, min(options.steps, MAX_CHUNK, CHUNK_BYTES // max(_step_bytes(graph), 1)))
+    return -(-options.steps // -(-options.steps // most))
+
+
+def _step_bytes(graph: Graph) -> int:
+    """What the largest layer reads and writes at one step, for one sample."""
+    return max(
         sum(_bytes(tensor) for tensor in (*node.inputs, *node.outputs)) for node in graph.nodes
     )
-    most = max(1, min(options.steps, MAX_CHUNK, CHUNK_BYTES // max(largest, 1)))
-    return -(-options.steps // -(-options.steps // most))
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -24,6 +24,7 @@ def metadata_of(
     calibration: Calibration,
     options: Options,
     chunk: int,
+    step_bytes: int | None,
     names: dict[str, str],
 ) -> dict[str, str]:
     text = calibration.to_json()
@@ -36,6 +37,7 @@ def metadata_of(
         "snnc.steps_input": names.get("steps", ""),
         "snnc.chunk": str(chunk),
         "snnc.chunk_input": names.get("chunk", ""),
+        "snnc.step_bytes": "" if step_bytes is None else str(step_bytes),
         "snnc.unroll": options.unroll,
         "snnc.emit": options.emit,
         "snnc.batch": "" if options.batch is None else str(options.batch),

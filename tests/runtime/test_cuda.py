@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from one_node import Array, assert_same_bits, one_node, run
+from one_node import Array, assert_same_bits, run
 
-from snncompiler.errors import EnvironmentMissing
 from snncompiler.ir import dialect
-from snncompiler.runtime import build, create_session, reference
-from snncompiler.runtime.library import LIBRARY_VARIABLE, inspect_library
+from snncompiler.runtime import reference
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda_library")]
 
 DTYPES = ("float32", "float16")
 #: Multiples of what a thread moves at once, others, one neuron, none, five dimensions.
 SAMPLES = ((1,), (2, 1, 1), (0, 3), (3, 5, 7), (2, 16, 8, 8), (2, 3, 2, 3, 5), (1, 64, 33, 31))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A library with CUDA kernels, found by all tests here."""
-    pytest.importorskip("onnxruntime")
-    try:
-        create_session(one_node("TimeSum"), device="cuda", native=False)
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-    path = build.DEFAULT_OUT / build.LIBRARY_NAME
-    current = path.is_file() and inspect_library(path)["sources"] == build.source_digest()
-    if not current or not inspect_library(path)["cuda"]:
-        if build.find_nvcc() is None:
-            pytest.skip("no library with CUDA kernels, and no nvcc to build one")
-        path = build.build(Path(tmp_path_factory.mktemp("cuda")), cuda=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(LIBRARY_VARIABLE, str(path))
-        yield path
 
 
 def on_gpu(name: str, feeds: dict[str, Any], attributes: dict[str, Any] | None = None) -> Any:
