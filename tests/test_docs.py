@@ -107,6 +107,19 @@ def test_links_lead_to_pages_and_headings(page: Path) -> None:
             assert anchor in anchors(linked), f"{target}: there is no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_list_begins_behind_an_empty_line(page: Path) -> None:
+    """Else it is a part of the paragraph or the block before it in the site."""
+    text = re.sub(r"^```.*?^```$", "```", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    paragraphs = re.split(r"\n\s*\n", text)
+    wrong = [
+        p
+        for p in paragraphs
+        if re.search(r"\n(?:- |\d+\. )", p) and not re.match(r"\s*(?:- |\d+\. )", p)
+    ]
+    assert not wrong
+
+
 def test_every_page_is_in_the_navigation_once() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     named = re.findall(r"[\w/-]+\.md", navigation)
