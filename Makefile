@@ -31,9 +31,9 @@ test-gpu: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz/fuzz_convergence.py --count 2000 --seed 0
 
-# The texts of tests/golden anew, where a change of the emission is meant.
+# The texts of tests/emission/golden anew, where a change of the emission is meant.
 golden: $(VENV)/.dev
-	$(BIN)/python -m pytest -q tests/test_golden.py --write-golden
+	$(BIN)/python -m pytest -q tests/emission/test_golden.py --write-golden
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -103,7 +103,7 @@ def settings(root: Path) -> dict[str, Any]:
 def mirrored(root: Path) -> dict[str, list[str]]:
     """The test file of every pass that has one of its own name."""
     passes = sorted((root / "passes").glob("*/*.py"))
-    tests = {path: f"tests/passes/test_{path.stem}.py" for path in passes}
+    tests = {path: f"tests/passes/{path.parent.name}/test_{path.stem}.py" for path in passes}
     return {
         path.relative_to(root).as_posix(): [test]
         for path, test in tests.items()

@@ -37,5 +37,5 @@ onnxruntime.SessionOptions = OneThread
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--write-golden", action="store_true", help="write tests/golden anew (make golden)"
+        "--write-golden", action="store_true", help="write tests/emission/golden anew (make golden)"
     )

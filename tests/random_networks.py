@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 import onnx.printer
 from helpers import Array, assert_close, run_model
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from snncompiler import pipeline
@@ -737,3 +738,10 @@ def _run(
             if steps == times[0] and bound.max() > 0:
                 tightness = float((error * steps).max() / bound.max())
     return errors, tightness
+
+
+@st.composite
+def networks(draw: Callable[[Any], Any]) -> Network:
+    """One that hypothesis grows."""
+    seed = draw(st.integers(0, 1 << 16))
+    return grow(lambda options: draw(st.sampled_from(options)), seed)

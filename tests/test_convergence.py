@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
 from helpers import Array, parse, random
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from random_networks import PLAIN, STEPS, Network, check, grow, spike_counts
+from random_networks import PLAIN, STEPS, Network, check, networks, spike_counts
 
 from snncompiler import pipeline
 from snncompiler.ir.settings import Options
@@ -23,12 +20,6 @@ GRAPHS = 160
 #: The share of neurons whose spike counts may differ between `fold` and `loop`: a current within a
 #: rounding of θ moves a spike.
 MOVED = 2e-3
-
-
-@st.composite
-def networks(draw: Callable[[Any], Any]) -> Network:
-    seed = draw(st.integers(0, 1 << 16))
-    return grow(lambda options: draw(st.sampled_from(options)), seed)
 
 
 @dataclass

@@ -14,8 +14,7 @@ import onnx
 import pytest
 from helpers import Array, op_counts, parse, random, run_model
 from hypothesis import given, settings
-from random_networks import ROUNDING, Network, error_bound
-from test_convergence import networks
+from random_networks import ROUNDING, Network, error_bound, networks
 
 from snncompiler import pipeline
 from snncompiler.analysis.verify import verify

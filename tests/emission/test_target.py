@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from commands import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, set_metadata, snnc
 from helpers import Array, codes, compile_text, parse, random
-from test_cli import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, set_metadata, snnc
 
 import snncompiler
 from snncompiler import models

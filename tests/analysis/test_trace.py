@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from commands import RESNET, SCALED, TEST, TRAIN, errors, good, listing, snnc
 from helpers import Array, compile_text, parse, random, run_model
-from test_cli import RESNET, SCALED, TEST, TRAIN, errors, good, listing, snnc
 
 from snncompiler.analysis import trace as trace_module
 from snncompiler.analysis.instrument import Watched

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "emissions.py"
 #: A folder without material.
 NOWHERE = ["--material", str(ROOT / "bench")]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from commands import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, listing, snnc
 from helpers import compile_text, parse, random
-from test_cli import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, listing, snnc
 
 from snncompiler.analysis import walk
 from snncompiler.analysis.count import thresholds_of
