@@ -26,8 +26,8 @@ from snncompiler.cli.main import app
 from snncompiler.errors import EnvironmentMissing, InternalError, Refused, UsageError
 from snncompiler.findings import CODES
 from snncompiler.ir import dialect
-from snncompiler.ir import operators as operators_module
-from snncompiler.passes.source import spell_rectifiers
+from snncompiler.ir.linear import CONDITIONS
+from snncompiler.ir.operators import OPERATORS
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 
@@ -121,52 +121,16 @@ exactly; only where a network would have no spiking neuron at all, those behind 
 layer become spiking too.
 """
 
-_CONDITIONS = {
-    "_any": "always",
-    "_first_only": "if only its first input depends on time",
-    "_one": "if one of its inputs alone depends on time",
-    "_weights": "if one of its two factors alone depends on time",
-    "_numerator": "by what does not depend on time",
-    "_branches": "if its condition does not depend on time",
-    "_scatter": "with reduction none or add, if its indices do not depend on time",
-    "_regions": "with mode avg, if its regions do not depend on time",
-    "_cast": "to float32, float16, bfloat16 or float64, all computed in float32",
-    "_resize": "if only its first input depends on time; not with tf_crop_and_resize",
-}
-
-#: What the rectifier spellings become (`passes/source/spell_rectifiers.py`).
-_SPELLED = {
-    "Relu": "a spiking neuron; behind Clip(x, lo <= 0, c) one with the cap c",
-    "Clip": "Clip(x, 0, c): a spiking neuron with θ <= c; other constant bounds: shifted to that",
-    "Max": "Max(x, 0): a spiking neuron; of live values: x + relu(y - x), pair by pair",
-    "Min": "Min(relu(x), c): a spiking neuron with θ <= c; of live values: x - relu(x - y)",
-    "LeakyRelu": "two spiking neurons: relu(x) - a·relu(-x)",
-    "PRelu": "two spiking neurons: relu(x) - a·relu(-x); its slopes have to be constant",
-    "ThresholdedRelu": "alpha = 0: a spiking neuron; else refused",
-    "Where": "Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron; with a·x for 0: two",
-    "Mul": "x·(x > 0): a spiking neuron",
-    "Add": "x + |x|: a spiking neuron, 2·relu(x)",
-    "Sub": "|x| - |x - a|, as in PACT: a spiking neuron, 2·Clip(x, 0, a) - a",
-    "Shrink": "with its bias at λ: two spiking neurons, relu(x - λ) - relu(-x - λ); else refused",
-    "HardSigmoid": "a spiking neuron with θ <= 1: Clip(α·x + β, 0, 1)",
-    "Abs": "two spiking neurons: relu(x) + relu(-x)",
-    "GlobalMaxPool": "the MaxPool that it is; refused over a map of unknown size",
-    "ReduceL1": "the sum of Abs(x); of x, where that is never negative",
-    "GlobalLpPool": "p = 1: the sum of Abs(x); of x, where that is never negative; else refused",
-    "LpPool": "p = 1: the mean of Abs(x) times the window's size; else refused",
-}
-
-
 #: They have rows of their own.
 _UNROUNDED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
 def supported() -> str:
-    spelled = {"Relu", "Clip", "Max", *spell_rectifiers._ALWAYS, *spell_rectifiers._BETWEEN}
-    assert spelled == set(_SPELLED), spelled ^ set(_SPELLED)
-    table = [(f"`{op}`", "rectifier", _SPELLED[op]) for op in sorted(spelled)]
-    for op, rule in sorted(operators_module.LINEAR.items()):
-        table.append((f"`{op}`", "linear", _CONDITIONS[rule.__name__]))
+    known = [entry for _, entry in sorted(OPERATORS.items())]
+    table = [(f"`{entry.name}`", "rectifier", entry.becomes) for entry in known if entry.becomes]
+    for entry in known:
+        if entry.linear not in (None, "never"):
+            table.append((f"`{entry.name}`", "linear", CONDITIONS[entry.linear].text))
     table += [
         ("`MaxPool`", "max pooling", "exact, on spikes of one θ in a window. What else it pools is "
          "brought there: affine steps per channel move behind it, padding into it, the halves of "
@@ -195,8 +159,12 @@ def supported() -> str:
         ("any other", "analog on request", "refused with `SNNC202`; with `--allow-analog` kept exact "
          "by telescoping, and reported as not spiking, if its output is floating-point"),
     ]  # fmt: skip
-    moving = ", ".join(f"`{op}`" for op in sorted(operators_module.SELECTION))
-    bent = ", ".join(f"`{op}`" for op in sorted(operators_module.NONLINEAR - spelled - _UNROUNDED))
+    moving = ", ".join(f"`{entry.name}`" for entry in known if entry.spikes == "moved")
+    bent = ", ".join(
+        f"`{entry.name}`"
+        for entry in known
+        if entry.linear == "never" and not entry.becomes and entry.name not in _UNROUNDED
+    )
     return (
         f"{SUPPORTED_INTRO}\n{rows(('operator', 'role', 'when, and as what'), table)}\n"
         f"Operators that only choose and move elements, so that spikes stay spikes: {moving}.\n\n"

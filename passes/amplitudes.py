@@ -12,18 +12,16 @@ from snncompiler.ir.graph import (
     Node,
     Tensor,
     axes_of,
+    axis_factors,
     constant_input,
     input_at,
     known,
     known_rank,
     producer,
 )
-from snncompiler.ir.operators import (
-    moves_spikes,
-    rectified_channels,
-    rectifier,
-    turns_signs,
-)
+from snncompiler.ir.operators import Amplitude, record
+from snncompiler.ir.rectifiers import rectified_channels, rectifier
+from snncompiler.ir.spike_trains import moves_spikes, turns_signs
 
 #: An amplitude as an array of the rank of its tensor: [1, C, 1, 1], or all ones in shape.
 Scale = NDArray[np.float32]
@@ -77,7 +75,7 @@ def _through_resize(node: Node, scale: Scale) -> Scale | None:
     if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         return None
     before, after = node.inputs[0].shape, node.outputs[0].shape
-    factors = constant_input(node, 2 if node.op == "Resize" else 1)
+    factors = axis_factors(node)
     named = axes_of(node, scale.ndim, input_index=len(node.inputs))
     axes = list(range(scale.ndim)) if named is None else named
     for axis in varies(scale) & set(axes):
@@ -179,28 +177,29 @@ def _through_signs(node: Node, scale: Scale) -> Scale | None:
     return scale if turns_signs(node) else None
 
 
-COMMUTING: dict[str, Callable[[Node, Scale], Scale | None]] = {
-    "Identity": lambda node, scale: scale,
-    "Neg": lambda node, scale: scale,
-    "Mul": _through_signs,
-    "AveragePool": _beside_space,
-    "GlobalAveragePool": _beside_space,
-    "MaxPool": _if_channels_only,
-    "Resize": _through_resize,
-    "Upsample": _through_resize,
-    "Flatten": _through_reshape,
-    "Reshape": _through_reshape,
-    "Squeeze": _through_squeeze,
-    "Unsqueeze": _through_unsqueeze,
-    "Transpose": _through_transpose,
-    "Slice": _through_slice,
-    "Pad": _through_pad,
-    "ReduceMean": _through_reduce,
-    "ReduceSum": _through_reduce,
-    "DepthToSpace": _if_uniform,
-    "SpaceToDepth": _if_uniform,
-    "Gather": _if_uniform,
+_RULES: dict[Amplitude, Callable[[Node, Scale], Scale | None]] = {
+    "same": lambda node, scale: scale,
+    "signs": _through_signs,
+    "pool": _beside_space,
+    "channels": _if_channels_only,
+    "resize": _through_resize,
+    "reshape": _through_reshape,
+    "squeeze": _through_squeeze,
+    "unsqueeze": _through_unsqueeze,
+    "transpose": _through_transpose,
+    "slice": _through_slice,
+    "pad": _through_pad,
+    "reduce": _through_reduce,
+    "uniform": _if_uniform,
+    # Of several amplitudes: `joined`.
+    "joined": lambda node, scale: None,
 }
+
+
+def moved(node: Node, scale: Scale) -> Scale | None:
+    """The amplitude behind a node whose first input has `scale`; None where it stays before it."""
+    kind = record(node.op).amplitude
+    return None if kind is None else _RULES[kind](node, scale)
 
 
 def poolable(tensor: Tensor) -> bool:
@@ -238,11 +237,12 @@ class _Amplitudes:
             return own.reshape(spread if channels > 1 else (1,) * len(result.shape))
         if not moves_spikes(node):
             return None
-        if node.op == "Concat":
+        kind = record(node.op).amplitude
+        if kind == "joined":
             parts = [self.of(part) for part in node.inputs]
             twice = len({id(part) for part in node.inputs}) < len(parts)
             return None if twice else joined(node, parts)
-        if node.op not in COMMUTING or any(tensor is node.inputs[0] for tensor in node.inputs[1:]):
+        if kind is None or any(tensor is node.inputs[0] for tensor in node.inputs[1:]):
             return None
         scale = self.of(node.inputs[0])
-        return None if scale is None else COMMUTING[node.op](node, scale)
+        return None if scale is None else moved(node, scale)

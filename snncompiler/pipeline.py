@@ -23,7 +23,7 @@ from snncompiler.calibration.search import HELD_OUT, searched_alpha
 from snncompiler.emission.emit import emit
 from snncompiler.errors import UsageError, refuse
 from snncompiler.ir.growth import NONE, Growth
-from snncompiler.ir.operators import rectifiers_of
+from snncompiler.ir.rectifiers import rectifiers_of
 from snncompiler.ir.settings import Options, check_range, check_type
 from snncompiler.network.checks import check_batch, check_folds, check_source, measure_folds
 from snncompiler.network.data import Dataset, Preprocess, load_data

@@ -25,11 +25,9 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
+from snncompiler.ir.operators import record
 from snncompiler.ir.phases import TIME_MEAN, analyze
 from snncompiler.passes.base import Context, Pass
-
-#: Inputs that ONNX wants in float32 whatever the data is.
-_FLOAT32_INPUTS = {"Resize": (2,), "Upsample": (1,)}
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ def _is_ours(node: Node) -> bool:
 def _halve_constants(node: Node, halves: dict[str, gs.Constant], taken: set[str]) -> None:
     for index, tensor in enumerate(node.inputs):
         array = value(tensor)
-        if array is None or array.dtype != np.float32 or index in _FLOAT32_INPUTS.get(node.op, ()):
+        # ONNX wants the factors of each axis in float32 whatever the data is.
+        if array is None or array.dtype != np.float32 or index == record(node.op).factors:
             continue
         if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise refuse(

@@ -13,16 +13,12 @@ from typing import ClassVar
 from snncompiler.errors import Refused
 from snncompiler.findings import Finding, describe
 from snncompiler.ir.graph import Graph, Node, label
-from snncompiler.ir.operators import (
-    NO_RULE,
-    NOT_LINEAR,
-    TWO_LIVE,
-    linear_reason,
-    random_reason,
-    rectifier,
-)
+from snncompiler.ir.linear import NO_RULE, NOT_LINEAR, TWO_LIVE, linear_reason
+from snncompiler.ir.operators import record
 from snncompiler.ir.patterns import written_out
 from snncompiler.ir.phases import Timing, analyze
+from snncompiler.ir.randomness import random_reason
+from snncompiler.ir.rectifiers import rectifier
 from snncompiler.passes.base import Context, Pass
 from snncompiler.passes.normalize.spell_max_pool import (
     ACROSS_SAMPLES,
@@ -82,7 +78,7 @@ def _random(graph: Graph) -> list[Finding]:
 def _only_its_shape(node: Node, graph: Graph) -> bool:
     """Whether nothing but the shape of a node's outputs is read."""
     return all(
-        reader.op in ("Shape", "Size") for tensor in node.outputs for reader in tensor.outputs
+        record(reader.op).shape_only for tensor in node.outputs for reader in tensor.outputs
     ) and not any(output is tensor for output in graph.outputs for tensor in node.outputs)
 
 
@@ -156,7 +152,8 @@ def blocking(node: Node, timing: Timing) -> str:
     """Why a node cannot stand between spiking layers; empty where it can."""
     if not any(timing.inputs(node)):
         return ""  # shape arithmetic on temporal values
-    if node.op in ("Shape", "Size") and not node.domain:
+    nature = record(node.op)
+    if nature.shape_only and not node.domain:
         return ""
     if node.op == "MaxPool" and not node.domain:
         # `pool_spikes` has rewritten all others.
@@ -164,7 +161,7 @@ def blocking(node: Node, timing: Timing) -> str:
     if node.op == "Pad" and not node.domain and fills_with_lowest(node):
         rectified = all(rectifier(reader) is not None for reader in node.outputs[0].outputs)
         return "" if rectified else LOWEST
-    if node.op in ("GlobalMaxPool", "ReduceMax", "ReduceMin") and not node.domain:
+    if nature.pools == "maximum" and not node.domain:
         return obstacle(node)
     return linear_reason(node, timing.inputs(node))
 
@@ -203,7 +200,7 @@ def _kept(node: Node, timing: Timing) -> str:
     phase = timing.phase(node)
     if phase == "temporal" or not linear_reason(node, [True, *[False] * (len(node.inputs) - 1)]):
         return ""
-    if node.op in ("Shape", "Size", "Constant"):
+    if record(node.op).shape_only or node.op == "Constant":
         return ""
     if phase == "static":
         return "kept: it comes before the first spiking layer and is computed once"

@@ -22,6 +22,7 @@ from snncompiler.ir.graph import (
     tensor_names,
     value,
 )
+from snncompiler.ir.operators import record
 from snncompiler.passes.base import Context, Pass
 from snncompiler.passes.normalize.fold_batch_norm import (
     channels_of,
@@ -86,7 +87,7 @@ def _fold_next(node: Node, graph: Graph, context: Context, taken: set[str]) -> b
 
 def _other_operand(step: Node, result: Tensor) -> Tensor | None:
     """The constant operand of a Mul, Div, Add or Sub that reads `result`, None if there is none."""
-    if step.domain or step.op not in ("Mul", "Div", "Add", "Sub"):
+    if step.domain or not record(step.op).arithmetic:
         return None
     first, second = step.inputs
     if first is result and value(second) is not None:

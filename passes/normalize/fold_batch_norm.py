@@ -32,6 +32,7 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
+from snncompiler.ir.operators import record
 from snncompiler.passes.base import Context, Pass
 
 
@@ -102,9 +103,10 @@ def _not_affine(node: Node) -> str:
 
 def foldable(node: Node) -> bool:
     """Whether an affine step per output channel can be folded into the node's weights."""
-    if node.op not in ("Conv", "ConvTranspose", "Gemm") or node.domain:
+    nature = record(node.op)
+    if node.domain or nature.bias is None:
         return False
-    if node.op == "Gemm" and node.attrs:
+    if nature.weights == "matrix" and node.attrs:
         return False
     if value(node.inputs[1]) is None:
         return False
@@ -121,9 +123,10 @@ def channels_of(node: Node) -> int:
     """How many output channels (or features) a foldable layer has."""
     weights = value(node.inputs[1])
     assert weights is not None
-    if node.op == "Conv":
+    layout = record(node.op).weights
+    if layout == "outputs-first":
         return int(weights.shape[0])
-    if node.op == "ConvTranspose":
+    if layout == "inputs-first":
         return int(weights.shape[1]) * int(node.attrs.get("group", 1))
     return int(weights.shape[1])
 
@@ -132,9 +135,10 @@ def scale_layer(node: Node, scale: NDArray[np.float64], taken: set[str]) -> None
     """Multiply the output of a foldable layer by `scale`, of shape [channels]."""
     weights = value(node.inputs[1])
     assert weights is not None
-    if node.op == "Conv":
+    layout = record(node.op).weights
+    if layout == "outputs-first":
         factor = scale.reshape(-1, *[1] * (weights.ndim - 1))
-    elif node.op == "ConvTranspose":
+    elif layout == "inputs-first":
         # Weights are [C_in, C_out/group, ...]; input channel c belongs to group c // (C_in/group).
         groups = int(node.attrs.get("group", 1))
         per_group = scale.reshape(groups, -1)

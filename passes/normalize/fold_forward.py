@@ -27,9 +27,11 @@ from snncompiler.ir.graph import (
     tensor_names,
     value,
 )
-from snncompiler.ir.operators import rectifier, turns_signs
+from snncompiler.ir.operators import record
 from snncompiler.ir.phases import analyze
+from snncompiler.ir.rectifiers import rectifier
 from snncompiler.ir.signs import affine_step, per_channel
+from snncompiler.ir.spike_trains import turns_signs
 from snncompiler.passes.base import Context, Pass
 from snncompiler.passes.normalize.fold_batch_norm import foldable, shift_layer
 
@@ -126,18 +128,19 @@ def _flattens(node: Node) -> bool:
 
 
 def _takes(layer: Node, tensor: Tensor, shifts: bool) -> bool:
-    if layer.domain or layer.op not in ("Conv", "ConvTranspose", "Gemm"):
+    nature = record(layer.op)
+    if layer.domain or nature.bias is None:
         return False
     if layer.inputs[0] is not tensor or value(layer.inputs[1]) is None:
         return False
     if any(other is tensor for other in list(layer.inputs)[1:]):
         return False
-    if layer.op == "Gemm" and layer.attrs:
+    if nature.weights == "matrix" and layer.attrs:
         return False
     if not shifts:
         return True
     padded = any(layer.attrs.get("pads", [])) or "SAME" in layer.attrs.get("auto_pad", "")
-    return layer.op != "ConvTranspose" and not padded and foldable(layer)
+    return nature.weights != "inputs-first" and not padded and foldable(layer)
 
 
 def _features(values: Floats, spread: tuple[int, ...], flat: bool) -> Floats:
@@ -150,7 +153,8 @@ def _into(layer: Node, scale: Floats, shift: Floats, taken: set[str]) -> None:
     weights = value(layer.inputs[1])
     assert weights is not None
     wide = np.asarray(weights, np.float64)
-    if layer.op == "Conv":
+    layout = record(layer.op).weights
+    if layout == "outputs-first":
         groups = int(layer.attrs.get("group", 1))
 
         def spread(values: Floats) -> Floats:
@@ -161,7 +165,7 @@ def _into(layer: Node, scale: Floats, shift: Floats, taken: set[str]) -> None:
         scaled = wide * spread(scale)
     else:
         # [C, M/group, ...] of a ConvTranspose, [features in, features out] of a Gemm.
-        moved = shift @ wide if layer.op == "Gemm" else np.zeros(1)
+        moved = shift @ wide if layout == "matrix" else np.zeros(1)
         scaled = wide * scale.reshape(-1, *[1] * (weights.ndim - 1))
     name = f"{layer.inputs[1].name.removesuffix('_folded')}_folded"
     layer.inputs[1] = constant(name, scaled.astype(weights.dtype), taken)

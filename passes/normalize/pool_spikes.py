@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 from snncompiler.ir.graph import Graph, Node, Tensor, drop_dead, label, producer, tensor_names
-from snncompiler.ir.operators import rectifier
 from snncompiler.ir.phases import analyze
+from snncompiler.ir.rectifiers import rectifier
 from snncompiler.ir.signs import affine_step, course, never_negative, per_channel
 from snncompiler.passes.amplitudes import poolable
 from snncompiler.passes.base import Context, Pass

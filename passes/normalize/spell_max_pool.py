@@ -22,8 +22,9 @@ from snncompiler.ir.graph import (
     readers,
     tensor_names,
 )
-from snncompiler.ir.operators import rectifier
+from snncompiler.ir.operators import record
 from snncompiler.ir.phases import analyze
+from snncompiler.ir.rectifiers import rectifier
 from snncompiler.passes.base import Context, Pass
 from snncompiler.passes.padding import absorb_pad
 from snncompiler.passes.rewriting import Writer
@@ -53,7 +54,8 @@ class SpellMaxPool(Pass):
         for node in [node for node in graph.nodes if timing.phase(node) == "temporal"]:
             if node.domain or not node.outputs:
                 continue
-            if node.op in ("ReduceMax", "ReduceMin"):
+            nature = record(node.op)
+            if nature.pools == "maximum" and nature.over == "axes":
                 _spell_reduction(writer, node)
             elif node.op == "MaxPool":
                 _drop_indices(graph, node)

@@ -26,8 +26,8 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
-from snncompiler.ir.operators import rectified_input, rectifier
 from snncompiler.ir.phases import analyze
+from snncompiler.ir.rectifiers import rectified_input, rectifier
 from snncompiler.ir.signs import affine_step
 from snncompiler.passes.amplitudes import poolable
 from snncompiler.passes.base import Context, Pass

@@ -25,6 +25,7 @@ from snncompiler.ir.graph import (
     Node,
     Tensor,
     axes_of,
+    axis_factors,
     constant,
     constant_input,
     infer_shapes,
@@ -37,7 +38,8 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
-from snncompiler.ir.operators import ELEMENTWISE, einsum_terms
+from snncompiler.ir.linear import einsum_terms
+from snncompiler.ir.operators import Batch, record
 from snncompiler.passes.base import ByBatch, Context, Pass
 
 #: What the batch dimension is called in the models that we write, where no other has that name.
@@ -142,16 +144,16 @@ def _follow(
     """The batch axis of each output of `node`."""
     if node.domain not in (None, "", "ai.onnx", "ai.onnx.ml"):
         raise Lost(f"operator of domain {node.domain}")
-    if node.op in ("Shape", "Size"):
+    nature = record(node.op)
+    if nature.shape_only:
         raise Lost("the size of its input is found at run time")
-    if node.op in ELEMENTWISE:
-        return _elementwise(node, axes)
-    if node.op in ("Reshape", "Flatten"):
-        return (_reshape if node.op == "Reshape" else _flatten)(node, axes, targets)
-    rule = _RULES.get(node.op)
-    if rule is None:
+    if nature.batch is None:
         raise Lost("no rule for this operator")
-    return rule(node, axes)
+    if nature.batch == "reshape":
+        return _reshape(node, axes, targets)
+    if nature.batch == "flatten":
+        return _flatten(node, axes, targets)
+    return _RULES[nature.batch](node, axes)
 
 
 def _first(node: Node, axes: dict[str, int]) -> int:
@@ -181,10 +183,10 @@ def _leading(node: Node, axes: dict[str, int]) -> list[int | None]:
     return [0] * len(node.outputs)
 
 
-def _along(node: Node, axes: dict[str, int], default: int) -> list[int | None]:
+def _along(node: Node, axes: dict[str, int]) -> list[int | None]:
     """Operators that work along one axis, which may not be the batch."""
     axis = _first(node, axes)
-    along = int(node.attrs.get("axis", default)) % _rank(node.inputs[0])
+    along = int(node.attrs.get("axis", record(node.op).axis)) % _rank(node.inputs[0])
     if along == axis:
         raise Lost("it works along the batch axis")
     return [axis] * len(node.outputs)
@@ -433,9 +435,9 @@ def _elements(node: Node, axes: dict[str, int]) -> list[int | None]:
     return [place]
 
 
-def _along_input(node: Node, axes: dict[str, int], position: int) -> list[int | None]:
+def _along_input(node: Node, axes: dict[str, int]) -> list[int | None]:
     """CumSum and DFT work along an axis that is an input."""
-    axis = axes[node.inputs[0].name]
+    axis, position = axes[node.inputs[0].name], record(node.op).axis_input
     along = constant_input(node, position)
     if any(tensor.name in axes for tensor in node.inputs[1:]):
         raise Lost("an input other than the first depends on the sample")
@@ -530,7 +532,7 @@ def _resize(node: Node, axes: dict[str, int]) -> list[int | None]:
             raise Lost("its sizes cannot be written as scales")
         node.inputs[2] = gs.Constant(_scales_of(node), scales)
         node.inputs.pop(3)
-    scales_given = constant_input(node, 2 if node.op == "Resize" else 1)
+    scales_given = axis_factors(node)
     at = axis if named is None else named.index(axis)
     if scales_given is None or scales_given.size <= at or scales_given[at] != 1:
         raise Lost("its scales are not known to leave the batch alone")
@@ -544,65 +546,36 @@ def _embedding(node: Node, axes: dict[str, int]) -> list[int | None]:
     return [_rank(node.outputs[0]) - 1]
 
 
-_LEADING = {
-    "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DepthToSpace",
-    "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "GroupNormalization",
-    "InstanceNormalization", "LRN", "LpPool", "MaxPool", "SpaceToDepth", "QLinearConv",
-    "Col2Im", "STFT",
-}  # fmt: skip
-
 _Rule = Callable[[Node, dict[str, int]], "list[int | None]"]
 
-_RULES: dict[str, _Rule] = {
-    **dict.fromkeys(_LEADING, _leading),
-    **dict.fromkeys(
-        (
-            "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-            "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "ArgMax", "ArgMin",
-        ),
-        _reduce,
-    ),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "TopK"),
-                    lambda node, axes: _along(node, axes, -1)),
-    "LayerNormalization": _layer_norm,
-    "Split": lambda node, axes: _along(node, axes, 0),
-    "QuantizeLinear": _same,
-    "DequantizeLinear": _same,
-    "LpNormalization": lambda node, axes: _along(node, axes, -1),
-    "Transpose": _transpose,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Concat": _concat,
-    "Slice": _slice,
-    "Gather": _gather,
-    "Pad": _pad,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "Expand": _expand,
-    "Tile": _tile,
-    "Resize": _resize,
-    "Upsample": _resize,
-    "ArrayFeatureExtractor": _embedding,
-    **dict.fromkeys(
-        (
-            "Imputer", "LabelEncoder", "LinearClassifier", "LinearRegressor", "Normalizer",
-            "OneHotEncoder", "SVMClassifier", "SVMRegressor", "TreeEnsembleClassifier",
-            "TreeEnsembleRegressor",
-        ),
-        _leading,
-    ),
-    "Einsum": _einsum,
-    "GatherND": _gather_nd,
-    "ScatterND": _scatter_nd,
-    "GatherElements": _elements,
-    "ScatterElements": _elements,
-    "CumSum": lambda node, axes: _along_input(node, axes, 1),
-    "CumProd": lambda node, axes: _along_input(node, axes, 1),
-    "DFT": lambda node, axes: _along_input(node, axes, 2),
-    "Trilu": _trilu,
-    "CenterCropPad": _crop,
-    "GridSample": _all_leading,
-    "DeformConv": _all_leading,
-    "ReverseSequence": _reverse,
-    **dict.fromkeys(("AffineGrid", "MaxUnpool", "RoiAlign", "RotaryEmbedding"), _for_its_number),
-}  # fmt: skip
+_RULES: dict[Batch, _Rule] = {
+    "elementwise": _elementwise,
+    "leading": _leading,
+    "all-leading": _all_leading,
+    "counted": _for_its_number,
+    "same": _same,
+    "along": _along,
+    "along-input": _along_input,
+    "trailing": _layer_norm,
+    "reduce": _reduce,
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "concat": _concat,
+    "slice": _slice,
+    "gather": _gather,
+    "gather-nd": _gather_nd,
+    "scatter-nd": _scatter_nd,
+    "elements": _elements,
+    "pad": _pad,
+    "gemm": _gemm,
+    "matmul": _matmul,
+    "einsum": _einsum,
+    "expand": _expand,
+    "tile": _tile,
+    "resize": _resize,
+    "embedding": _embedding,
+    "matrices": _trilu,
+    "crop": _crop,
+    "reverse": _reverse,
+}

@@ -24,9 +24,8 @@ from snncompiler.ir.graph import (
     tensor_names,
     value,
 )
+from snncompiler.ir.operators import record
 from snncompiler.passes.base import Context, LayerFacts, Pass
-
-LINEAR_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class UnifyLinear(Pass):
                 _take_bias(node, graph, taken)
         graph.nodes = [node for node in graph.nodes if node.outputs]
         for node in graph.nodes:
-            if node.op in LINEAR_LAYERS and not node.domain:
+            layout = None if node.domain else record(node.op).weights
+            if layout is not None and layout != "equation":
                 bias = constant_input(node, 2)
                 context.layers[node.name] = LayerFacts(
                     name=node.name,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from snncompiler.ir.graph import Graph, label, tensor_names
+from snncompiler.ir.operators import record
 from snncompiler.passes.base import Context, Pass
 from snncompiler.passes.padding import absorb_pad, padded_with_lowest
 from snncompiler.passes.rewriting import Writer
@@ -26,7 +27,8 @@ class AverageMaxPool(Pass):
         writer = Writer(graph, context, tensor_names(graph))
         for node in graph.nodes:
             indices = len(node.outputs) > 1 and not node.outputs[1].is_empty()
-            if node.domain or node.op not in ("MaxPool", "GlobalMaxPool") or indices:
+            nature = record(node.op)
+            if node.domain or nature.pools != "maximum" or nature.over == "axes" or indices:
                 continue
             if padded_with_lowest(node):
                 # What counts for nothing in a maximum would be all that counts in an average.

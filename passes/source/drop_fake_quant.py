@@ -45,7 +45,8 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
-from snncompiler.ir.operators import rectified_input, rectifier
+from snncompiler.ir.operators import Integers, Span, record
+from snncompiler.ir.rectifiers import rectified_input, rectifier
 from snncompiler.passes.base import Context, Pass
 
 Numbers = NDArray[np.float64]
@@ -137,9 +138,9 @@ class _Walk:
         elif not node.domain and node.op == "DynamicQuantizeLinear":
             self.quantize_dynamically(node)
         elif any(id(tensor) in self.reals for tensor in node.inputs):
-            rule = None if node.domain else _ON_INTEGERS.get(node.op)
-            if rule is not None:
-                rule(self, node)
+            kind = None if node.domain else record(node.op).integers
+            if kind is not None:
+                _ON_INTEGERS[kind](self, node)
         else:
             found = rectifier(node)
             limits = found and self.clipped.get(id(node.inputs[rectified_input(node)]))
@@ -209,9 +210,9 @@ class _Walk:
 
     def follow(self, node: Node) -> None:
         """Note between which values the outputs of the node lie."""
-        rule = None if node.domain else _SPANS.get(node.op)
-        if rule is not None and node.inputs:
-            low, high = rule(self, node)
+        kind = None if node.domain else record(node.op).span
+        if kind is not None and node.inputs:
+            low, high = _SPANS[kind](self, node)
             for tensor in node.outputs:
                 self.spans[id(tensor)] = low, high
 
@@ -254,7 +255,8 @@ class _Walk:
         """
         maker, moved, alone = producer(x), False, True
         while maker is not None and rectifier(maker) is None:
-            if maker.domain or maker.op not in _UNARY or len(maker.outputs) != 1:
+            looks_through = record(maker.op).layout or maker.op == "MaxPool"
+            if maker.domain or not looks_through or len(maker.outputs) != 1:
                 return None
             moved, alone = True, alone and readers(maker.outputs[0], self.graph) == 1
             maker = producer(maker.inputs[0])
@@ -374,7 +376,8 @@ class _Walk:
             return
         same = all(grid.same(grids[0]) for grid in grids)
         # Scales of channels would have to move with the channels.
-        grid = grids[0] if same and (grids[0].scale.size == 1 or node.op in _LOCAL) else _PLAIN
+        local = record(node.op).elementwise or node.op == "MaxPool"
+        grid = grids[0] if same and (grids[0].scale.size == 1 or local) else _PLAIN
         inputs = list(node.inputs)
         for index in positions:
             tensor = self.of(node, index, grid)
@@ -484,31 +487,18 @@ class _Walk:
         self.reals[id(node.outputs[0])] = _Real(result, plain, np.dtype(np.int32))
 
 
-#: What only moves the values of its first input, and the maximum: Min(., c) may come before it.
-_UNARY = frozenset({
-    "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool",
-})  # fmt: skip
-
-#: They leave the channels where they are.
-_LOCAL = frozenset({"Identity", "MaxPool", "Max", "Min"})
-
-#: What prepares an input.
-_PREPROCESSING = _UNARY - {"MaxPool"} | {"Cast", "Add", "Sub", "Mul", "Div", "Slice", "Pad"}
-
-_ON_INTEGERS: dict[str, Callable[[_Walk, Node], None]] = {
-    "DequantizeLinear": _Walk.dequantize,
-    **dict.fromkeys(_UNARY - {"MaxPool"}, _Walk.first),
-    **dict.fromkeys(("Slice", "Gather", "Expand", "Tile", "Split"), _Walk.first),
-    **dict.fromkeys(("DepthToSpace", "SpaceToDepth", "ReduceMax", "ReduceMin"), _Walk.first),
-    "MaxPool": _Walk.max_pool,
-    "Resize": _Walk.resize,
-    "Concat": _Walk.all,
-    "Pad": _Walk.pad,
-    **dict.fromkeys(("Clip", "Relu", "Max", "Min"), _Walk.bound_integers),
-    "Cast": _Walk.cast,
-    **dict.fromkeys(("Shape", "Size"), _Walk.shape),
-    **dict.fromkeys(("Add", "Sub"), _Walk.shift),
-    **dict.fromkeys(("ConvInteger", "MatMulInteger"), _Walk.multiply),
+_ON_INTEGERS: dict[Integers, Callable[[_Walk, Node], None]] = {
+    "dequantize": _Walk.dequantize,
+    "first": _Walk.first,
+    "all": _Walk.all,
+    "max-pool": _Walk.max_pool,
+    "resize": _Walk.resize,
+    "pad": _Walk.pad,
+    "bound": _Walk.bound_integers,
+    "cast": _Walk.cast,
+    "shape": _Walk.shape,
+    "shift": _Walk.shift,
+    "multiply": _Walk.multiply,
 }
 
 
@@ -517,10 +507,16 @@ def _given(tensor: Tensor) -> bool:
     maker = producer(tensor)
     while maker is not None:
         live = [one for one in maker.inputs if is_live(one)]
-        if maker.domain or maker.op not in _PREPROCESSING or len(live) != 1:
+        if maker.domain or not _prepares(maker) or len(live) != 1:
             return False
         maker = producer(live[0])
     return True
+
+
+def _prepares(node: Node) -> bool:
+    """Whether the node is of those that prepare an input."""
+    nature = record(node.op)
+    return nature.layout or nature.arithmetic or node.op in ("Cast", "Slice", "Pad")
 
 
 def _cancels(node: Node, graph: Graph) -> bool:
@@ -538,7 +534,7 @@ def _cancels(node: Node, graph: Graph) -> bool:
         first = reader.inputs[0] is quantized
         if reader.domain:
             return False
-        if reader.op in ("ConvInteger", "MatMulInteger"):
+        if record(reader.op).integers == "multiply":
             if not first or reads_zero != [2] or any(own[1:]) or value(reader.inputs[1]) is None:
                 return False
             power = -1
@@ -608,17 +604,14 @@ def _unit_span(walk: _Walk, node: Node) -> tuple[float, float]:
     return 0.0, 1.0
 
 
-_SPANS: dict[str, Callable[[_Walk, Node], tuple[float, float]]] = {
-    **dict.fromkeys(_UNARY, _same_span),
-    **dict.fromkeys(("Slice", "Gather", "Expand", "Tile", "Split", "Dropout"), _same_span),
-    **dict.fromkeys(("DepthToSpace", "SpaceToDepth", "ReduceMax", "ReduceMin"), _same_span),
-    **dict.fromkeys(("ReduceMean", "GlobalAveragePool", "GlobalMaxPool"), _same_span),
-    "AveragePool": _average_span,
-    "Concat": _hull,
-    "Add": _sum_span,
-    "Max": _max_span,
-    "Min": _min_span,
-    "Clip": _clip_span,
-    "Relu": _relu_span,
-    **dict.fromkeys(("Sigmoid", "HardSigmoid", "Softmax"), _unit_span),
+_SPANS: dict[Span, Callable[[_Walk, Node], tuple[float, float]]] = {
+    "first": _same_span,
+    "average": _average_span,
+    "hull": _hull,
+    "sum": _sum_span,
+    "maximum": _max_span,
+    "minimum": _min_span,
+    "clip": _clip_span,
+    "relu": _relu_span,
+    "unit": _unit_span,
 }

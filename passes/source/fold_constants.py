@@ -37,7 +37,9 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
-from snncompiler.ir.operators import ELEMENTWISE, random_reason, rectifier
+from snncompiler.ir.operators import record
+from snncompiler.ir.randomness import random_reason
+from snncompiler.ir.rectifiers import rectifier
 from snncompiler.passes.base import ByBatch, Context, Pass
 
 #: A folded constant may not be larger than this; a larger one is no shape arithmetic.
@@ -45,15 +47,6 @@ MAX_ELEMENTS = 1 << 26
 
 #: A network is folded for so many samples, too, to see what depends on their number.
 OTHER_SAMPLES = 7
-
-#: The inputs that say nothing but the shape of the output.
-GIVES_SHAPE = {"Reshape": 1, "Expand": 1, "Tile": 1, "Resize": 3, "ConstantOfShape": 0}
-
-#: Operators that may give the same of different numbers.
-_DECIDES = {
-    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Min", "Max", "Clip",
-    "Mod", "Div", "Floor", "Ceil", "Round", "Sign", "ArgMax", "ArgMin", "TopK", "NonZero",
-}  # fmt: skip
 
 #: Operators that onnx's reference has from a newer version on only; that version says the same of
 #: everything that the older ones take (it adds types).
@@ -180,8 +173,9 @@ def _compared(graph: Graph, other: Graph, others: list[_Done], folds: list[_Done
             if one is None or many is None:
                 found.values.add(node.name)
             elif mine.name in decided or not _equal(one, many):
-                spread = node.op in ELEMENTWISE and mine.name not in decided and _repeats(one, many)
-                if index == GIVES_SHAPE.get(node.op):
+                nature = record(node.op)
+                spread = nature.elementwise and mine.name not in decided and _repeats(one, many)
+                if index == nature.shape_input:
                     found.shapes.update((t.name, t.shape) for t in twin.outputs if t.shape)
                 elif not spread:
                     found.values.add(node.name)
@@ -197,9 +191,9 @@ def _decided(folds: list[_Done], others: list[_Done]) -> set[str]:
     differ: set[str] = set()
     found: set[str] = set()
     for done in folds:
-        shape_at = GIVES_SHAPE.get(done.op)
-        read = {name for index, name in enumerate(done.inputs) if index != shape_at}
-        if read & found or (done.op in _DECIDES and read & differ):
+        nature = record(done.op)
+        read = {name for index, name in enumerate(done.inputs) if index != nature.shape_input}
+        if read & found or (nature.decides and read & differ):
             found.update(done.made)
         differ.update(
             name
@@ -224,7 +218,7 @@ def _repeats(one: NDArray[Any], many: NDArray[Any]) -> bool:
 
 def _tells_a_size(node: Node) -> bool:
     """Whether constants may follow from the number of samples at the node."""
-    return node.op in ("Shape", "Size") or _has_mask(node)
+    return record(node.op).shape_only or _has_mask(node)
 
 
 def _has_mask(node: Node) -> bool:

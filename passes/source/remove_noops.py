@@ -14,7 +14,7 @@ from snncompiler.ir.graph import (
     remove_node,
     replace_uses,
 )
-from snncompiler.ir.operators import random_reason
+from snncompiler.ir.randomness import random_reason
 from snncompiler.passes.base import Context, Pass
 
 

@@ -47,8 +47,8 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
-from snncompiler.ir.operators import clip_bounds, rectifier
 from snncompiler.ir.phases import analyze
+from snncompiler.ir.rectifiers import clip_bounds, rectifier
 from snncompiler.ir.signs import never_negative
 from snncompiler.passes.base import Context, Pass
 

@@ -22,6 +22,7 @@ from snncompiler.errors import Refused, refuse
 from snncompiler.findings import Finding, describe, errors_of
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import unique_name
+from snncompiler.ir.operators import record
 from snncompiler.passes.source.spell_quantized import MICROSOFT
 from snncompiler.passes.source.spell_quantized import RULES as QUANTIZED
 from snncompiler.passes.source.widen_weights import widen_weights
@@ -324,7 +325,7 @@ _PADDINGS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 
 def _attribute_problem(node: onnx.NodeProto) -> str:
     """What is wrong with the attributes of a convolution or pooling; empty if nothing is."""
-    if node.op_type not in ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"):
+    if record(node.op_type).over != "window":
         return ""
     for attribute in node.attribute:
         sizes = list(attribute.ints)
@@ -406,7 +407,8 @@ def _cut_by_slicing(graph: onnx.GraphProto, opset: int) -> None:
 
 def _group_problem(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> str:
     """Why a convolution's group, weights and channels do not fit; empty if they do."""
-    if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 2:
+    layout = record(node.op_type).weights
+    if layout not in ("outputs-first", "inputs-first") or len(node.input) < 2:
         return ""
     group = next((a.i for a in node.attribute if a.name == "group"), 1)
     x, weights = shapes.get(node.input[0]), shapes.get(node.input[1])
@@ -415,7 +417,9 @@ def _group_problem(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) ->
     outer, inner = weights[:2]
     if outer is not None and outer % group:
         return f"group {group} does not divide the {outer} rows of its weights"
-    wanted = (None if inner is None else inner * group) if node.op_type == "Conv" else outer
+    wanted = outer
+    if layout == "outputs-first":
+        wanted = None if inner is None else inner * group
     channels = x[1] if x and len(x) > 1 else None
     if wanted is not None and channels is not None and wanted != channels:
         return f"it has {channels} input channels, its weights and group {group} need {wanted}"
@@ -472,23 +476,6 @@ def _weights(graph: onnx.GraphProto) -> list[Finding]:
     return findings
 
 
-#: They pass an infinity on: by position, which inputs are values that move.
-_MOVE = {
-    "Cast": (0,), "CastLike": (0,), "Concat": None, "ConstantOfShape": None, "Expand": (0,),
-    "Flatten": (0,), "Gather": (0,), "Identity": (0,), "Reshape": (0,), "Slice": (0,), "Split": (0,),
-    "Squeeze": (0,), "Tile": (0,), "Transpose": (0,), "Trilu": (0,), "Unsqueeze": (0,),
-}  # fmt: skip
-
-#: An infinity says "no bound", or "never" to what is computed with it.
-_TAKE = {
-    "Clip": (1, 2), "Max": None, "Min": None, "Equal": None, "Greater": None, "GreaterOrEqual": None,
-    "Less": None, "LessOrEqual": None, "IsInf": None, "Where": (1, 2), "Pad": (2,),
-}  # fmt: skip
-
-#: A mask of 0 and -inf may be added to what these read: no weight of theirs is left there.
-_MASKED = ("Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "ReduceMax", "ReduceMin", "TopK")
-
-
 @dataclass
 class _Bounds:
     """Finds the constants in which an infinity has a meaning: bounds, fillings and masks."""
@@ -510,13 +497,13 @@ class _Bounds:
             if tensor in self.outputs or tensor not in self.readers:
                 return False
             for node, index in self.readers[tensor]:
-                at = _TAKE.get(node.op_type, ())
-                if node.domain == "" and (at is None or index in at):
+                nature = record("" if node.domain else node.op_type)
+                here = nature.infinite is None or index in nature.infinite
+                if nature.infinity == "bound" and here:
                     continue
-                moved = _MOVE.get(node.op_type, ())
-                if node.domain == "" and (moved is None or index in moved):
+                if nature.infinity == "moved" and here:
                     new = node.output
-                elif node.domain == "" and node.op_type in ("Add", "Sub") and self._masks(node):
+                elif not node.domain and node.op_type in ("Add", "Sub") and self._masks(node):
                     new = []
                 else:
                     return False
@@ -529,7 +516,7 @@ class _Bounds:
         found = [reader for name in node.output for reader, _ in self.readers.get(name, [])]
         return (
             bool(found)
-            and all(reader.op_type in _MASKED for reader in found)
+            and all(record(reader.op_type).infinity == "masked" for reader in found)
             and not any(name in self.outputs for name in node.output)
         )
 

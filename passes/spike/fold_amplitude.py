@@ -33,11 +33,10 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
-from snncompiler.ir.operators import (
-    carries_spikes,
-)
+from snncompiler.ir.operators import Weights, record
 from snncompiler.ir.phases import analyze
-from snncompiler.passes.amplitudes import COMMUTING, Scale, channels_only, joined, varies
+from snncompiler.ir.spike_trains import carries_spikes
+from snncompiler.passes.amplitudes import Scale, channels_only, joined, moved, varies
 from snncompiler.passes.base import Context, Pass
 
 
@@ -118,10 +117,11 @@ class _Work:
             if sum(1 for tensor in reader.inputs if tensor is scaled) != 1 or reader.domain:
                 continue
             index = next(i for i, tensor in enumerate(reader.inputs) if tensor is scaled)
-            if reader.op == "Concat":
+            nature = record(reader.op)
+            if nature.amplitude == "joined":
                 self._join(reader)
-            elif index == 0 and reader.op in _WEIGHTED:
-                factor = _WEIGHTED[reader.op](reader, scale)
+            elif index == 0 and nature.weights is not None:
+                factor = _INTO[nature.weights](reader, scale)
                 if factor is not None:
                     weights = value(reader.inputs[1])
                     assert weights is not None
@@ -129,11 +129,11 @@ class _Work:
                     product = (weights * factor).astype(weights.dtype)
                     reader.inputs[1] = constant(name, product, self.taken)
                     reader.inputs[0] = raw
-            elif index == 0 and reader.op in COMMUTING:
-                moved = COMMUTING[reader.op](reader, scale)
-                if moved is not None:
+            elif index == 0:
+                behind = moved(reader, scale)
+                if behind is not None:
                     reader.inputs[0] = raw
-                    self._behind(reader, moved)
+                    self._behind(reader, behind)
         if readers(scaled, self.graph) == 0:
             remove_node(mul)
 
@@ -187,27 +187,19 @@ def _into_conv_transpose(node: Node, scale: Scale) -> NDArray[Any] | None:
     return scale.reshape(-1, *[1] * (weights.ndim - 1)) if scale.size > 1 else scale.reshape(())
 
 
-def _into_gemm(node: Node, scale: Scale) -> NDArray[Any] | None:
-    return None if node.attrs else _into_matmul(node, scale)
-
-
-def _into_matmul(node: Node, scale: Scale) -> NDArray[Any] | None:
+def _into_matrix(node: Node, scale: Scale) -> NDArray[Any] | None:
     """Weights [K, M] are summed over the last axis of the spikes, and over no other."""
     weights = value(node.inputs[1])
-    if weights is None or weights.ndim != 2 or not varies(scale) <= {scale.ndim - 1}:
+    if node.attrs or weights is None or weights.ndim != 2:
+        return None
+    if not varies(scale) <= {scale.ndim - 1}:
         return None
     return scale.reshape(-1, 1) if scale.size > 1 else scale.reshape(())
 
 
-_WEIGHTED: dict[str, Callable[[Node, Scale], NDArray[Any] | None]] = {
-    "Conv": _into_conv,
-    "ConvTranspose": _into_conv_transpose,
-    "Gemm": _into_gemm,
-    "MatMul": _into_matmul,
+_INTO: dict[Weights, Callable[[Node, Scale], NDArray[Any] | None]] = {
+    "outputs-first": _into_conv,
+    "inputs-first": _into_conv_transpose,
+    "matrix": _into_matrix,
+    "equation": lambda node, scale: None,
 }
-
-
-# --- behind an operator: the amplitude of its output, None where they do not commute ---
-
-
-# --- before thresholds are known ---

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from snncompiler.errors import InternalError
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import Graph, constant, known_rank, remove_node, tensor_names, unique_name
-from snncompiler.ir.operators import rectified_input, rectifier
+from snncompiler.ir.rectifiers import rectified_input, rectifier
 from snncompiler.ir.spikes import BINARY, Spikes
 from snncompiler.passes.base import Context, Pass
 

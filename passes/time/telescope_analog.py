@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 from snncompiler.errors import refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import Graph, Node, Tensor, constant, label, tensor_names, unique_name
-from snncompiler.ir.operators import linear_reason
+from snncompiler.ir.linear import linear_reason
+from snncompiler.ir.operators import record
 from snncompiler.ir.phases import analyze
 from snncompiler.passes.base import Context, Pass
 
@@ -37,7 +38,7 @@ class TelescopeAnalog(Pass):
         for node in list(graph.nodes):
             if timing.phase(node) != "temporal" or node.domain == dialect.DOMAIN:
                 continue
-            varies = any(timing.inputs(node)) and node.op not in ("Shape", "Size")
+            varies = any(timing.inputs(node)) and not record(node.op).shape_only
             if not varies or not linear_reason(node, timing.inputs(node)):
                 continue
             for index, tensor in enumerate(node.inputs):

@@ -41,6 +41,7 @@ from snncompiler.ir.graph import (
     tensor_names,
     unique_name,
 )
+from snncompiler.ir.operators import record
 from snncompiler.ir.phases import TIME_MEAN, Timing, analyze
 from snncompiler.ir.readout import MEAN, ReadOut
 from snncompiler.ir.settings import Emit, Unroll
@@ -101,7 +102,7 @@ def unfoldable(graph: Graph) -> list[Node]:
         node
         for node in graph.nodes
         if timing.phase(node) == "temporal"
-        and node.op not in ("Shape", "Size")
+        and not record(node.op).shape_only
         and not (
             all(_has_batch(tensor) for tensor in node.outputs)
             and all(_repeatable(tensor) for tensor in node.inputs)

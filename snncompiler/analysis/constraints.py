@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from snncompiler.ir.graph import Node, label
-from snncompiler.ir.operators import Rectifier, rectifier
+from snncompiler.ir.operators import record
 from snncompiler.ir.phases import analyze
+from snncompiler.ir.rectifiers import Rectifier, rectifier
 from snncompiler.network.prepared import Prepared
-
-_POOLING = ("AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool")
 
 
 def constraints(prepared: Prepared) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def constraints(prepared: Prepared) -> dict[str, Any]:
         "pooling": [
             {"name": node.name, "operator": node.op, "phase": timing.phase(node)}
             for node in graph.nodes
-            if node.op in _POOLING
+            if record(node.op).pools and record(node.op).over != "axes"
         ],
         "paper_constraints_met": not any(
             layer.bias or layer.batch_norm for layer in prepared.context.layers.values()

@@ -41,7 +41,7 @@ from snncompiler.analysis.instrument import Layer, Watched, ports
 from snncompiler.errors import refuse
 from snncompiler.ir.graph import free_root, with_outputs
 from snncompiler.ir.growth import STEADY, Growth
-from snncompiler.ir.operators import rectified_input, rectifier, rectifiers_of
+from snncompiler.ir.rectifiers import rectified_input, rectifier, rectifiers_of
 from snncompiler.network.batching import Axis, cut
 from snncompiler.network.prepared import Prepared
 from snncompiler.runtime.session import create_session

@@ -38,6 +38,7 @@ from snncompiler.emission.compiled import CompiledFile, read_compiled
 from snncompiler.emission.emit import emit
 from snncompiler.errors import InternalError, Refused, refuse
 from snncompiler.ir import dialect
+from snncompiler.ir.operators import record
 from snncompiler.ir.settings import Unroll
 from snncompiler.network.batching import filled
 from snncompiler.network.checks import BATCH_TOLERANCE, check_batch
@@ -570,11 +571,12 @@ def _products(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
     """How many products at most a node adds up in one element of its output."""
     shapes = [list(constants[name].dims) for name in node.input if name in constants]
     kernel = next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), [1])
-    if node.op_type == "Conv" and shapes:
+    layout = record(node.op_type).weights
+    if layout == "outputs-first" and shapes:
         return prod(shapes[0][1:])
-    if node.op_type == "ConvTranspose" and shapes:
+    if layout == "inputs-first" and shapes:
         return int(prod(shapes[0]) // shapes[0][1])
-    if node.op_type in ("MatMul", "Gemm", "Einsum"):
+    if layout in ("matrix", "equation"):
         return max((max(shape, default=1) for shape in shapes), default=1) + 1
     return prod(kernel)
 

@@ -28,7 +28,7 @@ from snncompiler.calibration.thresholds import Settings
 from snncompiler.calibration.window import Window, window_of
 from snncompiler.errors import Refused, UsageError
 from snncompiler.ir.growth import STEADY, Growth
-from snncompiler.ir.operators import rectified_channels, rectifiers_of, values_of
+from snncompiler.ir.rectifiers import rectified_channels, rectifiers_of, values_of
 from snncompiler.ir.settings import DEFAULT_GROWTH, Options, no_growth
 from snncompiler.network.data import Dataset
 from snncompiler.network.prepared import Prepared, synthetic_feeds

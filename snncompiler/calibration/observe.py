@@ -19,7 +19,7 @@ from snncompiler.calibration.thresholds import STRATEGIES, Settings
 from snncompiler.errors import refuse
 from snncompiler.findings import Finding
 from snncompiler.ir.graph import Graph, Node, label, producer, value, with_outputs
-from snncompiler.ir.operators import (
+from snncompiler.ir.rectifiers import (
     rectified_channels,
     rectified_input,
     rectifier,

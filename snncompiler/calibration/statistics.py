@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from snncompiler.calibration.observe import bounded
 from snncompiler.ir.graph import Graph
-from snncompiler.ir.operators import rectified_input, rectifier
+from snncompiler.ir.operators import record
+from snncompiler.ir.rectifiers import rectified_input, rectifier
 from snncompiler.passes.base import Context, Moments
 
 #: Standard deviations above the mean that stand for the percentile, and for the maximum of about
@@ -58,7 +59,7 @@ def gaussian_thresholds(
             (m0, s0), (m1, s1) = source[0], source[1]  # type: ignore[misc]
             if m0.shape == m1.shape:
                 known[result] = (m0 + m1, np.sqrt(s0**2 + s1**2))
-        elif node.op in ("MaxPool", "Slice", "Pad", "Cast") and source[0] is not None:
+        elif record(node.op).keeps_moments and source[0] is not None:
             shape = node.outputs[0].shape
             if shape and shape[1] == source[0][0].size:
                 known[result] = source[0]

@@ -25,8 +25,8 @@ from snncompiler.ir.graph import (
     label,
 )
 from snncompiler.ir.growth import NONE, Growth
-from snncompiler.ir.operators import rectified_channels, rectifier, rectifiers_of
 from snncompiler.ir.readout import ReadOut
+from snncompiler.ir.rectifiers import rectified_channels, rectifier, rectifiers_of
 from snncompiler.ir.settings import Options
 from snncompiler.network.prepared import Prepared
 from snncompiler.network.task import resolve

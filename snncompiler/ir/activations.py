@@ -22,16 +22,10 @@ from collections.abc import Collection
 import numpy as np
 
 from snncompiler.ir.graph import Graph, Node, producer, reachable_from, sort_nodes
-from snncompiler.ir.operators import linear_reason, rectifier
+from snncompiler.ir.linear import linear_reason
+from snncompiler.ir.operators import record
 from snncompiler.ir.phases import analyze
-
-TRAINED = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
-
-#: What may be an activation, beside the rectifiers.
-CANDIDATES = ("Abs", "Clip", "HardSigmoid", "Max", "Min", "Shrink")
-
-#: They are looked at by passes of their own.
-_POOLING = ("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin")
+from snncompiler.ir.rectifiers import rectifier
 
 
 def activations(graph: Graph, limits: Collection[str] = ()) -> set[int]:
@@ -52,11 +46,11 @@ def activations(graph: Graph, limits: Collection[str] = ()) -> set[int]:
 
 
 def _is_trained(node: Node) -> bool:
-    return not node.domain and node.op in TRAINED
+    return not node.domain and record(node.op).weights is not None
 
 
 def _is_candidate(node: Node) -> bool:
-    if node.domain or node.op not in CANDIDATES or rectifier(node) is not None:
+    if node.domain or not record(node.op).activation or rectifier(node) is not None:
         return False
     kind = node.outputs[0].dtype
     return kind is None or np.dtype(kind).kind == "f"
@@ -88,7 +82,9 @@ def _without_gates(graph: Graph, chosen: set[int]) -> set[int]:
             if fires(node) or timing.phase(node) != "temporal" or before.phase(node) == "temporal":
                 continue
             inputs = timing.inputs(node)
-            if node.op in (*_POOLING, *CANDIDATES) or not any(inputs):
+            nature = record(node.op)
+            # Max pooling is looked at by passes of its own.
+            if nature.pools == "maximum" or nature.activation or not any(inputs):
                 continue
             if linear_reason(node, inputs):
                 late = any(before.inputs(node))  # it had spikes before it, but no neuron behind it

@@ -17,6 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from snncompiler.errors import refuse
 from snncompiler.findings import describe
+from snncompiler.ir.operators import record
 
 # It prints warnings to standard output, which belongs to results; what matters we say ourselves.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -340,10 +341,11 @@ def _axes_left_alone(node: Node) -> list[int]:
     ONNX infers nothing along an axis of unknown size there, though once as much, or all of it, is that
     size again: without this the batch would be lost behind every Resize.
     """
-    if node.op not in ("Resize", "Slice", "Tile", "Upsample") or not node.inputs[0].shape:
+    scaled = record(node.op).factors is not None
+    if not (scaled or node.op == "Slice") or not node.inputs[0].shape:
         return []
     axes = list(range(len(node.inputs[0].shape)))
-    if node.op == "Slice":
+    if not scaled:
         starts, ends = constant_input(node, 1), constant_input(node, 2)
         listed, steps = constant_input(node, 3), constant_input(node, 4)
         at_run_time = [listed is None and input_at(node, 3) is not None]
@@ -354,12 +356,18 @@ def _axes_left_alone(node: Node) -> list[int]:
         steps = np.ones_like(starts) if steps is None else steps
         whole = (starts == 0) & (ends >= WHOLE_AXIS) & (steps == 1)
         return [axis for axis, all_of_it in zip(named, whole, strict=True) if all_of_it]
-    factors = constant_input(node, 2 if node.op == "Resize" else 1)
+    factors = axis_factors(node)
     mode = node.attrs.get("coordinate_transformation_mode", "")
     axes = [axes[int(axis)] for axis in node.attrs.get("axes", axes)]
     if factors is None or factors.size != len(axes) or mode == "tf_crop_and_resize":
         return []
     return [axis for axis, factor in zip(axes, factors, strict=True) if factor == 1]
+
+
+def axis_factors(node: Node) -> NDArray[Any] | None:
+    """What a Resize, Tile or Upsample multiplies the size of each axis by, where it is constant."""
+    at = record(node.op).factors
+    return None if at is None else constant_input(node, at)
 
 
 def _as_input(node: Node) -> list[tuple[Any, Any]]:

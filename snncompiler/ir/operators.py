@@ -1,346 +1,367 @@
-"""What every operator does to a spike train: fires, is linear, is a max pooling, or is none of it.
+"""What passes have to know of each ONNX operator: one record for each, and nowhere else.
 
-Only the time-mean of a temporal value has a meaning in the ANN, so an operator may stand between
-spiking layers if it commutes with the time-mean, that is, if it is affine in its temporal inputs.
+A record holds facts as plain data: when the operator is affine in what depends on time, where it takes
+the batch axis, whether spikes stay spikes, which input holds weights, and so on.  A pass asks
+`record(node.op)` and acts.  Where a fact needs a computation (the new place of the batch axis, say),
+the record names the rule, and the pass that alone needs this rule holds its function, in a table by the
+rule's name.  So an operator that behaves as others do is added by one record, here.
+
+Four things are not in it.  The rewriting of one operator by one pass (`spell_linear`,
+`spell_rectifiers`, `spell_ml`, `spell_quantized`) is dispatched in that pass: the function is the fact.
+Two operators that a rewriting tells apart at once, as `Add` and `Sub`, are named where it does so.
+`ir.patterns` lists what exporters write one layer with, which says nothing about the single operator.
+And `network.unrounded` knows nothing of this, as it checks the passes that do.
+
+Operators of onnx and of ai.onnx.ml are here; no two of them have one name.  Who asks looks at the
+domain of a node before.  An operator without a record is one of which nothing is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+#: When an operator is affine in its inputs that depend on time (`snncompiler.ir.linear`).
+Linear = Literal[
+    "always", "first", "one", "weights", "numerator", "condition", "scatter", "cast", "resize",
+    "regions", "never",
+]  # fmt: skip
 
-from snncompiler.ir.graph import (
-    Graph,
-    Node,
-    Tensor,
-    constant_input,
-    input_at,
-    producer,
-    rank,
-    value,
-)
+#: Where the batch axis of the inputs goes (`track_batch`).
+Batch = Literal[
+    "elementwise", "leading", "all-leading", "counted", "same", "along", "along-input", "trailing",
+    "reduce", "reshape", "flatten", "transpose", "squeeze", "unsqueeze", "concat", "slice", "gather",
+    "gather-nd", "scatter-nd", "elements", "pad", "gemm", "matmul", "einsum", "expand", "tile",
+    "resize", "embedding", "matrices", "crop", "reverse",
+]  # fmt: skip
 
-#: Which inputs of an operator are temporal, by position.
-Temporal = list[bool]
-_Rule = Callable[[Node, Temporal], str]
+#: How the amplitude of spikes moves from the first input to the output (`amplitudes`).
+Amplitude = Literal[
+    "same", "signs", "pool", "channels", "resize", "reshape", "squeeze", "unsqueeze", "transpose",
+    "slice", "pad", "reduce", "uniform", "joined",
+]  # fmt: skip
+
+#: How the weights of a trained layer, its input 1, are laid out: [M, C/group, ...], [C, M/group, ...],
+#: [K, M], or as its equation says.
+Weights = Literal["outputs-first", "inputs-first", "matrix", "equation"]
+
+#: When no output is negative: always; if no element of any input (the first) is; and by rules of one
+#: operator each (`snncompiler.ir.signs`).
+Sign = Literal[
+    "positive", "all", "first", "turned", "difference", "quotient", "padded", "resized",
+]  # fmt: skip
+
+#: Between which values the output lies, given those of the inputs (`drop_fake_quant`).
+Span = Literal["first", "hull", "average", "sum", "maximum", "minimum", "clip", "relu", "unit"]
+
+#: What a quantized network's operator does to integers (`drop_fake_quant`).
+Integers = Literal[
+    "dequantize", "first", "all", "max-pool", "resize", "pad", "bound", "cast", "shape", "shift",
+    "multiply",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Rectifier:
-    """A node that becomes a spiking neuron; `cap` is its upper bound, None for a plain ReLU."""
+class Operator:
+    """The facts about one operator; the defaults say that nothing is known."""
 
-    node: Node
-    cap: float | None
+    name: str
 
+    # --- between spiking layers ---
 
-def rectifier(node: Node) -> Rectifier | None:
-    """The node as a rectifier, None if it is none.
+    #: When it is affine in what depends on time; `never`: its time-mean is not a function of its
+    #: input's time-mean; None: no rule yet, or it is rewritten before the question comes up.
+    linear: Linear | None = None
+    #: Its outputs are drawn anew at every run.
+    random: bool = False
+    #: What it becomes where it is, or is written as, a rectifier (for docs/reference/supported.md).
+    becomes: str = ""
+    #: It may be an activation of a network, beside the rectifiers (`snncompiler.ir.activations`).
+    activation: bool = False
+    #: Why its output is spikes where its data inputs are: it only chooses and moves elements; it turns
+    #: the sign of all; it multiplies by constants of 1 and -1; it pads with zeros or with elements.
+    spikes: Literal["moved", "turned", "signs", "padded"] | None = None
+    amplitude: Amplitude | None = None
+    #: Of zeros it gives zeros (as far as growing thresholds look through it).
+    adds_nothing: bool = False
+    #: Its output has its first input's mean and deviation in each channel, about.
+    keeps_moments: bool = False
 
-    Relu; Clip(0, c) with one upper bound c > 0, as ReLU6 is exported; Max(x, 0).  On integers (ids,
-    pixels) it is none.
-    """
-    if node.domain or any(_is_integer(tensor) for tensor in node.inputs):
-        return None
-    if node.op == "Relu":
-        return Rectifier(node, None)
-    if node.op == "Clip":
-        low, high = clip_bounds(node)
-        if low != 0.0 or high is None or not high > 0.0:
-            return None
-        return Rectifier(node, None if np.isinf(high) else high)
-    if node.op == "Max" and len(node.inputs) == 2:
-        for zero, other in (node.inputs, reversed(node.inputs)):
-            array = value(zero)
-            # A zero of a larger shape would also broadcast the other operand.
-            if array is not None and not array.any() and _spreads_over(array, other):
-                return Rectifier(node, None)
-    return None
+    # --- weights ---
 
+    weights: Weights | None = None
+    #: The input that is added to a trained layer's output, channel by channel.
+    bias: int | None = None
 
-def _is_integer(tensor: Tensor) -> bool:
-    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iu"
+    # --- values ---
 
+    #: A sum, difference, product or quotient of two operands, element by element.
+    arithmetic: bool = False
+    sign: Sign | None = None
+    span: Span | None = None
+    integers: Integers | None = None
+    #: It gives all elements of its first input another shape or another order of axes.
+    layout: bool = False
+    #: It may give the same of different numbers.
+    decides: bool = False
+    #: It is computed from the scores of a classifier.
+    scores: bool = False
+    #: What an infinity in a constant means to it: it passes it on; it takes it for "no bound" or
+    #: "never"; or a mask of 0 and -inf may have been added to what it reads.
+    infinity: Literal["moved", "bound", "masked"] | None = None
+    #: The inputs for which `infinity` holds; None for all.
+    infinite: tuple[int, ...] | None = None
 
-def clip_bounds(node: Node) -> tuple[float | None, float | None]:
-    """Lower and upper bound of a Clip: infinite where there is none, None where it is no constant.
+    # --- shapes ---
 
-    The largest float32 is no bound either: exporters write it where there was none.
-    """
-    found: list[float | None] = []
-    for index, omitted in ((1, -np.inf), (2, np.inf)):
-        array = constant_input(node, index)
-        if input_at(node, index) is None:
-            found.append(omitted)
-        elif array is None or array.size != 1:
-            found.append(None)
-        else:
-            bound = float(array.reshape(()))
-            none = array.dtype.kind == "f" and abs(bound) >= np.finfo(np.float32).max
-            found.append(float(np.copysign(np.inf, bound)) if none else bound)
-    return found[0], found[1]
+    batch: Batch | None = None
+    #: The axis along which it works where its attribute `axis` is left out (for `batch="along"`), and
+    #: the input that names this axis (for `batch="along-input"`).
+    axis: int = -1
+    axis_input: int = 1
+    #: It reads the shape of a value, which does not change with time, and not the value.
+    shape_only: bool = False
+    #: The input that says nothing but the shape of the output.
+    shape_input: int | None = None
+    #: The input that has a factor for each axis.
+    factors: int | None = None
+    #: The shape of its output follows from its attributes and its inputs' shapes, or from these and the
+    #: values of all inputs but the first.
+    shape_from: Literal["shapes", "values"] | None = None
+    #: What it pools, and over what of a sample: a window with strides, pads and dilations (which a
+    #: convolution has, too), the whole map, or some axes.
+    pools: Literal["average", "maximum"] | None = None
+    over: Literal["window", "map", "axes"] | None = None
 
-
-def _spreads_over(array: NDArray[Any], tensor: Tensor) -> bool:
-    """Whether the array broadcasts to the tensor without changing the tensor's shape."""
-    size = rank(tensor)
-    if size is None or array.ndim > size or not array.size:
-        return False
-    shape = list(tensor.shape)[size - array.ndim :]
-    return all(own in (1, dim) for own, dim in zip(array.shape, shape, strict=True))
-
-
-def rectified_input(node: Node) -> int:
-    """Which input of a rectifier is the current (Max may have its zero first)."""
-    return 1 if node.op == "Max" and value(node.inputs[0]) is not None else 0
-
-
-def rectified_channels(node: Node) -> int:
-    """Channels (axis 1) of a rectifier's output; 1 where there is no such axis or it is unknown."""
-    shape = node.outputs[0].shape
-    return int(shape[1]) if shape and len(shape) > 1 and isinstance(shape[1], int) else 1
-
-
-#: Their outputs are drawn anew at every run.
-RANDOM = {
-    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-    "RandomUniformLike",
-}  # fmt: skip
+    @property
+    def elementwise(self) -> bool:
+        """Whether it works on values of equal shape, or broadcast to one."""
+        return self.batch == "elementwise"
 
 
-def random_reason(node: Node) -> str:
-    """Why what the operator gives is drawn at random; empty where it is not."""
-    if node.domain:
-        return ""
-    if node.op in RANDOM:
-        return f"{node.op} draws other values at every run"
-    if node.op != "Dropout" or input_at(node, 2) is None:
-        return ""
-    ratio, training = constant_input(node, 1), constant_input(node, 2)
-    if input_at(node, 1) is not None and ratio is not None and not np.any(ratio):
-        return ""
-    if training is None:
-        return "whether Dropout drops values is decided at run time"
-    return (
-        "Dropout is in training mode: it drops other values at every run" if training.any() else ""
-    )
+def record(name: str) -> Operator:
+    """The facts about an operator of onnx or ai.onnx.ml; the defaults where there is no record."""
+    return OPERATORS.get(name, _UNKNOWN)
 
 
-#: Why an operator cannot stand between spiking layers, where it is not a condition of its own.
-NOT_LINEAR = "not linear: its time-mean is not a function of its input's time-mean"
-NO_RULE = "no rule for this operator yet, linear or not"
-TWO_LIVE = "a product of two values that depend on time"
+def _alike(first: Operator, *names: str) -> tuple[Operator, ...]:
+    """Operators of one nature."""
+    return (first, *(replace(first, name=name) for name in names))
 
 
-def linear_reason(node: Node, temporal: Temporal) -> str:
-    """Why the operator is not affine in its temporal inputs; empty if it is."""
-    if node.domain:
-        return NO_RULE
-    rule = LINEAR.get(node.op)
-    if rule is None:
-        return NOT_LINEAR if node.op in NONLINEAR else NO_RULE
-    return rule(node, temporal)
+#: It only chooses and moves elements of its first input.
+_MOVES = Operator("", linear="first", spikes="moved", sign="first", span="first", integers="first",
+                  infinity="moved", infinite=(0,))  # fmt: skip
 
-
-def _first_only(node: Node, temporal: Temporal) -> str:
-    return "" if not any(temporal[1:]) else "an input other than the first depends on time"
-
-
-def _any(node: Node, temporal: Temporal) -> str:
-    return ""
-
-
-def _one(node: Node, temporal: Temporal) -> str:
-    return "" if sum(temporal) == 1 else TWO_LIVE
-
-
-def _weights(node: Node, temporal: Temporal) -> str:
-    return "" if sum(temporal[:2]) == 1 else TWO_LIVE
-
-
-def _numerator(node: Node, temporal: Temporal) -> str:
-    return "" if not temporal[1] else "it divides by a value that depends on time"
-
-
-def _branches(node: Node, temporal: Temporal) -> str:
-    return "" if not temporal[0] else "it chooses by a value that depends on time"
-
-
-def _scatter(node: Node, temporal: Temporal) -> str:
-    if temporal[1]:
-        return "its indices depend on time"
-    kind = node.attrs.get("reduction", "none")
-    return "" if kind in ("none", "add") else f"{kind} of values that depend on time"
-
-
-def _cast(node: Node, temporal: Temporal) -> str:
-    # FLOAT, FLOAT16, DOUBLE, BFLOAT16: other types round or cut.
-    return "" if node.attrs.get("to") in (1, 10, 11, 16) else "a cast to a type that rounds or cuts"
-
-
-def _resize(node: Node, temporal: Temporal) -> str:
-    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        return "its region of interest may lie outside"
-    return _first_only(node, temporal)
-
-
-def _regions(node: Node, temporal: Temporal) -> str:
-    if node.attrs.get("mode", "avg") != "avg":
-        return "it takes the largest of values that depend on time"
-    return _first_only(node, temporal)
-
-
-def einsum_terms(node: Node) -> tuple[list[list[str]], list[str]] | None:
-    """The labels of every axis of the operands and of the result of an Einsum.
-
-    Axes under an ellipsis are called `...1` (the last one), `...2` and so on.  None where a rank is
-    not known or the equation does not fit.
-    """
-    equation = node.attrs["equation"]
-    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
-    left, arrow, right = text.partition("->")
-    terms, most = [], 0
-    for term, tensor in zip(left.split(","), node.inputs, strict=False):
-        size = rank(tensor)
-        if size is None:
-            return None
-        dots = size - len(term.replace("...", ""))
-        if dots < 0 or (dots and "..." not in term):
-            return None
-        most = max(most, dots)
-        terms.append(_labels(term, dots))
-    if not arrow:
-        letters = [letter for term in terms for letter in term if not letter.startswith(".")]
-        once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
-        right = ("..." if "..." in left else "") + "".join(once)
-    return (terms, _labels(right, most)) if len(terms) == len(node.inputs) else None
-
-
-def _labels(term: str, dots: int) -> list[str]:
-    before, found, behind = term.partition("...")
-    spread = [f"...{place}" for place in range(dots, 0, -1)] if found else []
-    return [*before, *spread, *behind]
-
-
-#: They only choose and move elements, so that spikes stay spikes (where all data inputs are).
-SELECTION = {
-    "Concat", "DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice",
-    "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
-}  # fmt: skip
-
-
-def turns_signs(node: Node) -> bool:
-    """Whether the node multiplies its first input by constants of 1 and -1."""
-    factors = value(node.inputs[1]) if node.op == "Mul" and not node.domain else None
-    return factors is not None and bool(np.all(np.abs(factors) == 1))
-
-
-def moves_spikes(node: Node) -> bool:
-    """Whether the node chooses, moves, or turns the sign of what its data inputs are, or adds zeros."""
-    if node.domain:
-        return False
-    if node.op == "Pad":
-        fill = constant_input(node, 2)
-        zeros = input_at(node, 2) is None or (fill is not None and not np.any(fill))
-        return zeros or node.attrs.get("mode", "constant") != "constant"
-    return node.op in SELECTION or node.op == "Neg" or turns_signs(node)
-
-
-def carries_spikes(tensor: Tensor, fires: Callable[[Node], bool]) -> bool:
-    """Whether every element is the output of a node that `fires`, chosen, moved and turned only."""
-    pending = [tensor]
-    seen: set[int] = set()
-    while pending:
-        source = producer(pending.pop())
-        if source is None:
-            return False
-        if id(source) in seen or fires(source):
-            continue
-        if not moves_spikes(source):
-            return False
-        seen.add(id(source))
-        pending += source.inputs if source.op == "Concat" else source.inputs[:1]
-    return True
-
-
-#: The operators that may stand between spiking layers, with the condition that makes them affine.
-LINEAR: dict[str, _Rule] = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _weights),
-    **dict.fromkeys(("Add", "Concat", "Mean", "Neg", "Sub", "Sum"), _any),
-    **dict.fromkeys(("Einsum", "Mul"), _one),
-    **dict.fromkeys(
-        (
-            "AffineGrid", "AveragePool", "CastLike", "CenterCropPad", "Col2Im", "Compress", "CumSum",
-            "DFT", "DeformConv", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
-            "GatherND", "GlobalAveragePool", "GridSample", "Identity", "MaxUnpool", "Pad",
-            "ReduceMean", "ReduceSum", "Reshape", "ReverseSequence", "RotaryEmbedding", "STFT", "Slice",
-            "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze",
-        ),
-        _first_only,
+# fmt: off
+_TABLE: tuple[Operator, ...] = (
+    # --- layers with weights ---
+    Operator("Conv", linear="weights", weights="outputs-first", bias=2, batch="leading",
+             shape_from="shapes", over="window"),
+    Operator("ConvTranspose", linear="weights", weights="inputs-first", bias=2, batch="leading",
+             shape_from="shapes", over="window"),
+    Operator("Gemm", linear="weights", weights="matrix", bias=2, batch="gemm"),
+    Operator("MatMul", linear="weights", weights="matrix", batch="matmul"),
+    Operator("Einsum", linear="one", weights="equation", batch="einsum"),
+    Operator("DeformConv", linear="first", batch="all-leading"),
+    Operator("BatchNormalization", batch="leading"),
+    # --- arithmetic ---
+    Operator("Add", linear="always", arithmetic=True, sign="all", span="sum", integers="shift",
+             batch="elementwise", becomes="x + |x|: a spiking neuron, 2·relu(x)"),
+    Operator("Sub", linear="always", arithmetic=True, sign="difference", integers="shift",
+             batch="elementwise",
+             becomes="|x| - |x - a|, as in PACT: a spiking neuron, 2·Clip(x, 0, a) - a"),
+    Operator("Mul", linear="one", spikes="signs", amplitude="signs", arithmetic=True, sign="all",
+             batch="elementwise", becomes="x·(x > 0): a spiking neuron"),
+    Operator("Div", linear="numerator", arithmetic=True, sign="quotient", decides=True,
+             batch="elementwise"),
+    Operator("Neg", linear="always", spikes="turned", amplitude="same", adds_nothing=True,
+             sign="turned", batch="elementwise"),
+    *_alike(Operator("Mean", linear="always", sign="all", batch="elementwise"), "Sum"),
+    Operator("CumSum", linear="first", sign="first", batch="along-input", axis_input=1),
+    Operator("Cast", linear="cast", keeps_moments=True, sign="first", integers="cast",
+             infinity="moved", infinite=(0,), batch="elementwise"),
+    Operator("CastLike", linear="first", infinity="moved", infinite=(0,)),
+    Operator("Dropout", span="first", batch="elementwise"),
+    # --- rectifiers, and what is spelled as some ---
+    Operator("Relu", span="relu", integers="bound", batch="elementwise",
+             becomes="a spiking neuron; behind Clip(x, lo <= 0, c) one with the cap c"),
+    Operator("Clip", linear="never", activation=True, span="clip", integers="bound", decides=True,
+             infinity="bound", infinite=(1, 2), batch="elementwise",
+             becomes="Clip(x, 0, c): a spiking neuron with θ <= c; other constant bounds: shifted to"
+                     " that"),
+    Operator("Max", linear="never", activation=True, sign="all", span="maximum", integers="bound",
+             decides=True, infinity="bound", batch="elementwise",
+             becomes="Max(x, 0): a spiking neuron; of live values: x + relu(y - x), pair by pair"),
+    Operator("Min", linear="never", activation=True, sign="all", span="minimum", integers="bound",
+             decides=True, infinity="bound", batch="elementwise",
+             becomes="Min(relu(x), c): a spiking neuron with θ <= c; of live values: x - relu(x - y)"),
+    Operator("Where", linear="condition", decides=True, infinity="bound", infinite=(1, 2),
+             batch="elementwise",
+             becomes="Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron; with a·x for 0:"
+                     " two"),
+    Operator("LeakyRelu", linear="never", batch="elementwise",
+             becomes="two spiking neurons: relu(x) - a·relu(-x)"),
+    Operator("PRelu", linear="never", batch="elementwise",
+             becomes="two spiking neurons: relu(x) - a·relu(-x); its slopes have to be constant"),
+    Operator("ThresholdedRelu", linear="never", batch="elementwise",
+             becomes="alpha = 0: a spiking neuron; else refused"),
+    Operator("Shrink", linear="never", activation=True, batch="elementwise",
+             becomes="with its bias at λ: two spiking neurons, relu(x - λ) - relu(-x - λ); else"
+                     " refused"),
+    Operator("HardSigmoid", linear="never", activation=True, sign="positive", span="unit",
+             batch="elementwise", becomes="a spiking neuron with θ <= 1: Clip(α·x + β, 0, 1)"),
+    Operator("Abs", linear="never", activation=True, sign="positive", batch="elementwise",
+             becomes="two spiking neurons: relu(x) + relu(-x)"),
+    Operator("ReduceL1", linear="never", batch="reduce",
+             becomes="the sum of Abs(x); of x, where that is never negative"),
+    Operator("GlobalLpPool", linear="never", batch="leading",
+             becomes="p = 1: the sum of Abs(x); of x, where that is never negative; else refused"),
+    Operator("LpPool", linear="never", batch="leading", shape_from="shapes", over="window",
+             becomes="p = 1: the mean of Abs(x) times the window's size; else refused"),
+    # --- pooling and reductions ---
+    Operator("AveragePool", linear="first", amplitude="pool", adds_nothing=True, sign="first",
+             span="average", batch="leading", shape_from="shapes", pools="average", over="window"),
+    Operator("GlobalAveragePool", linear="first", amplitude="pool", adds_nothing=True, sign="first",
+             span="first", batch="leading", pools="average", over="map"),
+    Operator("MaxPool", spikes="moved", amplitude="channels", adds_nothing=True, keeps_moments=True,
+             sign="first", span="first", integers="max-pool", batch="leading", shape_from="shapes",
+             pools="maximum", over="window"),
+    Operator("GlobalMaxPool", linear="never", sign="first", span="first", batch="leading",
+             pools="maximum", over="map",
+             becomes="the MaxPool that it is; refused over a map of unknown size"),
+    *_alike(
+        Operator("ReduceMax", linear="never", sign="first", span="first", integers="first",
+                 infinity="masked", batch="reduce", pools="maximum", over="axes"),
+        "ReduceMin",
     ),
-    **dict.fromkeys(("ScatterElements", "ScatterND"), _scatter),
-    "Div": _numerator,
-    "Where": _branches,
-    "Cast": _cast,
-    "RoiAlign": _regions,
-    **dict.fromkeys(("Resize", "Upsample"), _resize),
-}  # fmt: skip
+    Operator("ReduceMean", linear="first", amplitude="reduce", sign="first", span="first",
+             batch="reduce"),
+    Operator("ReduceSum", linear="first", amplitude="reduce", sign="first", batch="reduce"),
+    *_alike(
+        Operator("ReduceL2", linear="never", batch="reduce"),
+        "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare",
+    ),
+    Operator("MaxUnpool", linear="first", batch="counted"),
+    Operator("RoiAlign", linear="regions", batch="counted"),
+    Operator("MaxRoiPool", linear="never"),
+    # --- what chooses and moves elements ---
+    replace(_MOVES, name="Identity", amplitude="same", adds_nothing=True, layout=True,
+            batch="elementwise"),
+    replace(_MOVES, name="Flatten", amplitude="reshape", adds_nothing=True, layout=True,
+            batch="flatten", shape_from="shapes"),
+    replace(_MOVES, name="Reshape", amplitude="reshape", adds_nothing=True, layout=True,
+            batch="reshape", shape_input=1),
+    replace(_MOVES, name="Squeeze", amplitude="squeeze", layout=True, batch="squeeze"),
+    replace(_MOVES, name="Unsqueeze", amplitude="unsqueeze", layout=True, batch="unsqueeze"),
+    replace(_MOVES, name="Transpose", amplitude="transpose", adds_nothing=True, layout=True,
+            batch="transpose"),
+    replace(_MOVES, name="Slice", amplitude="slice", adds_nothing=True, keeps_moments=True,
+            batch="slice", shape_from="values"),
+    replace(_MOVES, name="Split", batch="along", axis=0),
+    replace(_MOVES, name="Gather", amplitude="uniform", batch="gather"),
+    *_alike(
+        replace(_MOVES, name="DepthToSpace", amplitude="uniform", infinity=None, infinite=None,
+                batch="leading", shape_from="shapes"),
+        "SpaceToDepth",
+    ),
+    replace(_MOVES, name="Concat", linear="always", amplitude="joined", sign="all", span="hull",
+            integers="all", infinite=None, batch="concat", shape_from="shapes"),
+    replace(_MOVES, name="Expand", spikes=None, batch="expand", shape_input=1),
+    replace(_MOVES, name="Tile", spikes=None, batch="tile", shape_input=1, factors=1,
+            shape_from="values"),
+    Operator("Pad", linear="first", spikes="padded", amplitude="pad", keeps_moments=True,
+             sign="padded", integers="pad", infinity="bound", infinite=(2,), batch="pad",
+             shape_from="values"),
+    Operator("Resize", linear="resize", amplitude="resize", sign="resized", integers="resize",
+             batch="resize", shape_input=3, factors=2, shape_from="values"),
+    Operator("Upsample", linear="resize", amplitude="resize", sign="resized", batch="resize",
+             factors=1, shape_from="values"),
+    Operator("GatherElements", linear="first", sign="first", batch="elements"),
+    Operator("GatherND", linear="first", sign="first", batch="gather-nd"),
+    Operator("ScatterElements", linear="scatter", batch="elements"),
+    Operator("ScatterND", linear="scatter", batch="scatter-nd"),
+    Operator("Trilu", linear="first", infinity="moved", infinite=(0,), batch="matrices"),
+    Operator("Compress", linear="first"),
+    Operator("ReverseSequence", linear="first", batch="reverse"),
+    Operator("CenterCropPad", linear="first", batch="crop"),
+    Operator("GridSample", linear="first", batch="all-leading"),
+    # --- other linear operators ---
+    *_alike(Operator("AffineGrid", linear="first", batch="counted"), "RotaryEmbedding"),
+    *_alike(Operator("Col2Im", linear="first", batch="leading"), "STFT"),
+    Operator("DFT", linear="first", batch="along-input", axis_input=2),
+    # --- functions of one value that bend or jump, and logic ---
+    *_alike(
+        Operator("Acos", linear="never", batch="elementwise"),
+        "Acosh", "And", "Asin", "Asinh", "Atan", "Atanh", "Celu", "Cos", "Cosh", "Elu", "Erf", "Exp",
+        "Gelu", "HardSwish", "Log", "Mish", "Not", "Or", "Pow", "Reciprocal", "Selu", "Sin", "Sinh",
+        "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "Xor",
+    ),
+    Operator("Sigmoid", linear="never", sign="positive", span="unit", batch="elementwise"),
+    *_alike(
+        Operator("Ceil", linear="never", decides=True, batch="elementwise"), "Floor", "Round", "Sign",
+    ),
+    *_alike(
+        Operator("Equal", linear="never", decides=True, infinity="bound", batch="elementwise"),
+        "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+    ),
+    *_alike(Operator("Mod", linear="never", decides=True), "NonZero"),
+    Operator("IsInf", linear="never", infinity="bound"),
+    *_alike(
+        Operator("IsNaN", linear="never"),
+        "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
+    ),
+    # --- scores and choices by value ---
+    Operator("Softmax", linear="never", sign="positive", span="unit", scores=True, infinity="masked",
+             batch="along", axis=-1),
+    *_alike(
+        Operator("LogSoftmax", linear="never", scores=True, infinity="masked", batch="along", axis=-1),
+        "Hardmax",
+    ),
+    Operator("TopK", linear="never", decides=True, scores=True, infinity="masked", batch="along",
+             axis=-1),
+    Operator("ArgMax", linear="never", decides=True, scores=True, infinity="masked", batch="reduce"),
+    Operator("ArgMin", linear="never", decides=True, infinity="masked", batch="reduce"),
+    *_alike(
+        Operator("OneHot", linear="never"),
+        "NonMaxSuppression", "SoftmaxCrossEntropyLoss", "Unique",
+    ),
+    # --- norms, powers and products of what depends on time ---
+    *_alike(
+        Operator("GroupNormalization", linear="never", batch="leading"), "InstanceNormalization", "LRN",
+    ),
+    Operator("LayerNormalization", linear="never", batch="trailing"),
+    Operator("LpNormalization", linear="never", batch="along", axis=-1),
+    Operator("CumProd", linear="never", batch="along-input", axis_input=1),
+    *_alike(
+        Operator("Attention", linear="never"),
+        "Det", "GRU", "LSTM", "MeanVarianceNormalization", "RMSNormalization", "RNN", "SwiGLU",
+    ),
+    # --- integers ---
+    Operator("QuantizeLinear", linear="never", batch="same"),
+    Operator("DequantizeLinear", integers="dequantize", batch="same"),
+    Operator("DynamicQuantizeLinear", linear="never"),
+    *_alike(Operator("ConvInteger", integers="multiply"), "MatMulInteger"),
+    Operator("QLinearConv", batch="leading"),
+    # --- shapes and constants ---
+    *_alike(Operator("Shape", integers="shape", shape_only=True), "Size"),
+    Operator("ConstantOfShape", infinity="moved", shape_input=0),
+    # --- random numbers ---
+    *_alike(
+        Operator("Bernoulli", random=True),
+        "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+    ),
+    # --- ai.onnx.ml ---
+    *_alike(
+        Operator("Imputer", batch="leading"),
+        "LabelEncoder", "LinearClassifier", "LinearRegressor", "Normalizer", "OneHotEncoder",
+        "SVMClassifier", "SVMRegressor", "TreeEnsembleClassifier", "TreeEnsembleRegressor",
+    ),
+    Operator("ArrayFeatureExtractor", batch="embedding"),
+)
+# fmt: on
 
-#: Operators of which it is known that their time-mean is no function of their input's time-mean.
-NONLINEAR = {
-    # functions of one value that bend or jump
-    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf",
-    "Exp", "Floor", "Gelu", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Mod", "Not",
-    "PRelu", "Pow", "Reciprocal", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
-    "Softplus", "Softsign", "Sqrt", "SwiGLU", "Swish", "Tan", "Tanh", "ThresholdedRelu",
-    "Abs", "BitCast", "Clip", "HardSigmoid",
-    # comparisons, logic and bits
-    "And", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Equal", "Greater",
-    "GreaterOrEqual", "Less", "LessOrEqual", "Or", "Xor",
-    # choices by value
-    "ArgMax", "ArgMin", "GlobalMaxPool", "Hardmax", "Max", "MaxRoiPool", "Min", "NonMaxSuppression",
-    "NonZero", "OneHot", "ReduceMax", "ReduceMin", "TopK", "Unique",
-    # powers, products and norms of what depends on time
-    "CumProd", "Det", "GlobalLpPool", "GroupNormalization", "InstanceNormalization", "LRN",
-    "LayerNormalization", "LpNormalization", "LpPool", "MeanVarianceNormalization",
-    "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd",
-    "ReduceSumSquare", "SoftmaxCrossEntropyLoss",
-    # attention, gates and recurrence
-    "Attention", "GRU", "LSTM", "LogSoftmax", "RNN", "Softmax",
-    # roundings
-    "DynamicQuantizeLinear", "QuantizeLinear",
-}  # fmt: skip
+_UNKNOWN = Operator("")
 
-
-def rectifiers_of(graph: Graph) -> list[Node]:
-    return [node for node in graph.nodes if rectifier(node) is not None]
-
-
-def depth_of(graph: Graph) -> int:
-    """The most rectifiers on a way from the input to an output."""
-    depths: dict[int, int] = {}
-    for node in graph.nodes:
-        before = max((depths.get(id(tensor), 0) for tensor in node.inputs), default=0)
-        for tensor in node.outputs:
-            depths[id(tensor)] = before + (rectifier(node) is not None)
-    return max((depths.get(id(tensor), 0) for tensor in graph.outputs), default=0)
-
-
-def values_of(node: Node) -> int:
-    """Values of a rectifier's output for one sample; unknown sizes count as 64."""
-    shape = node.outputs[0].shape or []
-    return int(np.prod([d if isinstance(d, int) else 64 for d in shape[1:]], dtype=np.int64))
-
-
-#: Operators on values of equal shape, or broadcast to one.
-ELEMENTWISE = {
-    "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
-    "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
-    "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu",
-    "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign",
-    "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor", "Dropout", "Swish",
-    "Asin", "Asinh", "Acos", "Acosh", "Atan", "Atanh", "Cosh", "Shrink", "Sinh", "Tan",
-}  # fmt: skip
+#: By name.
+OPERATORS: dict[str, Operator] = {entry.name: entry for entry in _TABLE}

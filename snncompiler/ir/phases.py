@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from snncompiler.ir.graph import Graph, Node, reachable_from, sort_nodes
+from snncompiler.ir.operators import record
 
 #: Stands for "mean over all time-steps" until `unroll_time` lowers it; never in an emitted file.
 TIME_MEAN = "TimeMean"
 
 Phase = Literal["static", "temporal", "read-out"]
-
-#: They tell the shape of a value, which does not change with time.
-_SHAPE_ONLY = ("Shape", "Size")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def analyze(graph: Graph, fires: Callable[[Node], bool], *, inputs_vary: bool = 
     sort_nodes(graph)
     temporal = {id(tensor) for tensor in graph.inputs} if inputs_vary else set()
     sources = set(temporal)
-    temporal |= reachable_from(graph, fires, sources, lambda node: node.op not in _SHAPE_ONLY)
+    temporal |= reachable_from(graph, fires, sources, lambda node: not record(node.op).shape_only)
     # The shape of a temporal value does not change with time, but it is known only where that is.
     placed = temporal | reachable_from(graph, fires, sources, lambda node: True)
     feeds_neuron: set[int] = set()

@@ -18,13 +18,8 @@ from snncompiler.ir.graph import (
     rank,
     value,
 )
-from snncompiler.ir.operators import SELECTION, rectified_input, rectifier
-
-#: They keep the sign of a first input that has no negative element.
-_KEEP_SIGN = SELECTION | {
-    "AveragePool", "Expand", "GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceSum", "Tile", "Cast", "CumSum", "GatherElements", "GatherND",
-}  # fmt: skip
+from snncompiler.ir.operators import record
+from snncompiler.ir.rectifiers import rectified_input, rectifier
 
 
 def per_channel(tensor: Tensor, like: Tensor) -> NDArray[np.float64] | None:
@@ -65,7 +60,8 @@ def _needed(tensor: Tensor, sign: int) -> list[tuple[Tensor, int]] | None:
         return [] if np.all(sign * array >= 0) else None
     if node is None or node.domain:
         return None
-    if node.op == "Neg":
+    kind = record(node.op).sign
+    if kind == "turned":
         return [(node.inputs[0], -sign)]
     if sign < 0:
         # Only what can be seen at once: x·c with a constant c.
@@ -74,23 +70,23 @@ def _needed(tensor: Tensor, sign: int) -> list[tuple[Tensor, int]] | None:
             first, second = second, first
         factor = value(second)
         return [(first, 1)] if factor is not None and np.all(factor <= 0) else None
-    if rectifier(node) is not None or node.op in ("Abs", "Sigmoid", "Softmax", "HardSigmoid"):
+    if rectifier(node) is not None or kind == "positive":
         return []
-    if node.op in ("Add", "Sum", "Mean", "Mul", "Max", "Min", "Concat"):
+    if kind == "all":
         return [(other, 1) for other in node.inputs]
-    if node.op == "Sub":
+    if kind == "difference":
         return [(node.inputs[0], 1), (node.inputs[1], -1)]
     kept = [(node.inputs[0], 1)] if node.inputs else None
-    if node.op == "Div":
+    if kind == "quotient":
         divisor = value(node.inputs[1])
         return kept if divisor is not None and np.all(divisor > 0) else None
-    if node.op == "Pad":
+    if kind == "padded":
         fill = constant_input(node, 2)
         filled = input_at(node, 2) is None or (fill is not None and np.all(fill >= 0))
         return kept if filled else None
-    if node.op in ("Resize", "Upsample"):
+    if kind == "resized":
         return kept if node.attrs.get("mode") != "cubic" else None
-    return kept if node.op in _KEEP_SIGN else None
+    return kept if kind == "first" else None
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def affine_step(node: Node) -> Step | None:
             return None
         spread = gamma.reshape(-1, *[1] * max((rank(node.inputs[0]) or 2) - 2, 0))
         return Step(node.inputs[0], _signs(spread))
-    if node.op not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
+    if not record(node.op).arithmetic or len(node.inputs) != 2:
         return None
     for source, other in (node.inputs, reversed(node.inputs)):
         factors = per_channel(other, source)

@@ -21,6 +21,7 @@ import onnx.shape_inference
 from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 from snncompiler.ir import dialect
+from snncompiler.ir.operators import record
 
 #: A number, or the name of one.
 Dim = int | str
@@ -39,16 +40,6 @@ _ONNX = ("", "ai.onnx")
 _SPREAD = ("Drive", "PoissonEncoder")
 #: Operators of ours whose first output has the shape of their first input.
 _SAME = ("RunningMean", "Telescope")
-#: Operators whose shapes follow from their attributes and the shapes of their inputs: two nodes that
-#: agree in them agree in their shapes.
-_BY_SHAPES = frozenset(
-    {
-        "AveragePool", "Concat", "Conv", "ConvTranspose", "DepthToSpace", "Flatten", "LpPool",
-        "MaxPool", "SpaceToDepth", "SpikeMaxPool",
-    }
-)  # fmt: skip
-#: The same, with the values of all inputs but the first.
-_BY_VALUES = frozenset({"Pad", "Resize", "Slice", "Tile", "Upsample"})
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
@@ -249,13 +240,20 @@ class Shapes:
     # --- results ---
 
     def _key(self, node: onnx.NodeProto, index: int) -> Any:
-        """What the unknown dimensions of an output are called by."""
+        """What the unknown dimensions of an output are called by.
+
+        Two nodes that agree in what their shapes follow from agree in their shapes.
+        """
         ours = node.domain == dialect.DOMAIN
-        if node.op_type not in _BY_SHAPES | _BY_VALUES or not (ours or node.domain in _ONNX):
+        if ours:
+            source = "shapes" if node.op_type == "SpikeMaxPool" else None
+        else:
+            source = record(node.op_type).shape_from if node.domain in _ONNX else None
+        if source is None:
             return ("of", node.output[index])
         given: list[Any] = []
         for place, name in enumerate(node.input[:1] if ours else node.input):
-            if not place or node.op_type in _BY_SHAPES:
+            if not place or source == "shapes":
                 given.append(self.of(name) or name)
             elif name in self._data:
                 given.append(numpy_helper.to_array(self._data[name]).tobytes())

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from snncompiler.ir import dialect
+from snncompiler.ir.operators import record
 
 Array = NDArray[Any]
-_MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,17 @@ def synapses_of(node: onnx.NodeProto, values: Mapping[str, onnx.TensorProto]) ->
     """
     if node.domain == dialect.DOMAIN and node.op_type in dialect.EVENT_NEURONS:
         return _of_event(node, values)
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _MULTIPLY:
+    layout = record(node.op_type).weights if node.domain in ("", "ai.onnx") else None
+    if layout is None or layout == "equation":
         return []
     left, right = node.input[0], node.input[1]
     attributes = _attributes(node)
-    if node.op_type in ("Gemm", "MatMul"):
+    if layout == "matrix":
         return _of_product(node, left, right, attributes, values)
     if right not in values or left in values:
         return []
     dims = values[right].dims
-    transposed = node.op_type == "ConvTranspose"
+    transposed = layout == "inputs-first"
     outputs = dims[1] if transposed else dims[0] // int(attributes.get("group", 1))
     return [Synapses(node.name, left, int(outputs), _axes(dims[2:], attributes, transposed))]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from snncompiler.ir.graph import Graph, Node, Tensor, is_live, label, producer
-from snncompiler.ir.operators import rectified_input, rectifier
+from snncompiler.ir.operators import record
 from snncompiler.ir.phases import Timing, analyze
+from snncompiler.ir.rectifiers import rectified_input, rectifier
 from snncompiler.passes.normalize.check_constraints import blocking
 
 
@@ -21,7 +22,7 @@ def hindrance(graph: Graph) -> str:
         found = rectifier(node)
         if found is not None and found.cap is not None:
             return f"{label(node)} has an upper bound, which does not grow"
-        if timing.phase(node) != "temporal" or node.op in ("Shape", "Size"):
+        if timing.phase(node) != "temporal" or record(node.op).shape_only:
             continue
         if found is None and blocking(node, timing):
             return f"{label(node)} is kept analog"
@@ -50,16 +51,11 @@ def _is_beside(tensor: Tensor, timing: Timing) -> bool:
     )
 
 
-#: They add nothing to what is not there.
-_ADD_NOTHING = ("AveragePool", "Flatten", "GlobalAveragePool", "Identity", "MaxPool", "Neg", "Reshape",
-                "Slice", "Transpose")  # fmt: skip
-
-
 def _constant_before(node: Node) -> str:
     """The node on the way to the neurons that may add a constant; empty where there is none."""
     if rectifier(node) is not None:
         return ""
-    if node.op not in _ADD_NOTHING:
+    if not record(node.op).adds_nothing:
         return label(node)
     before = producer(node.inputs[0])
     return "" if before is None else _constant_before(before)

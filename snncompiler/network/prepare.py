@@ -25,7 +25,7 @@ from snncompiler.ir.graph import (
     label,
     reachable_from,
 )
-from snncompiler.ir.operators import rectifier
+from snncompiler.ir.rectifiers import rectifier
 from snncompiler.ir.settings import MaxPooling
 from snncompiler.network.checks import check_batch
 from snncompiler.network.data import InputSpec

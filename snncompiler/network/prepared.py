@@ -22,7 +22,7 @@ from snncompiler.ir.graph import (
     import_model,
     known,
 )
-from snncompiler.ir.operators import rectifiers_of
+from snncompiler.ir.rectifiers import rectifiers_of
 from snncompiler.network.batching import RUN, Axis, axes_of_outputs, filled
 from snncompiler.network.data import InputSpec
 from snncompiler.network.load import Source

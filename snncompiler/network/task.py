@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from snncompiler.ir.graph import (
     known,
 )
-from snncompiler.ir.operators import depth_of
+from snncompiler.ir.operators import record
+from snncompiler.ir.rectifiers import depth_of
 from snncompiler.ir.settings import Options
 from snncompiler.network.growable import hindrance
 from snncompiler.network.prepared import Prepared
 
 Array = NDArray[Any]
-
-#: What a classifier's scores end in.
-_CLASS_FUNCTIONS = ("Softmax", "LogSoftmax", "ArgMax", "Hardmax", "TopK")
 
 
 def task_of(
@@ -41,7 +39,7 @@ def task_of(
         len({str((output.shape or ())[1:]) for output in floats}) > 1
     ):  # whatever the batch is called
         return "regression"
-    if any(node.op in _CLASS_FUNCTIONS for node in prepared.graph.nodes):
+    if any(record(node.op).scores for node in prepared.graph.nodes):
         return "classification"
     sizes = {prod(dim or 0 for dim in spec.shape[1:]) for spec in prepared.inputs}
     flat = [output.shape for output in prepared.graph.outputs if len(output.shape or ()) == 2]

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from helpers import Array, assert_close, compile_text, parse, random, run_model
 
-from snncompiler.ir.operators import rectifier
+from snncompiler.ir.rectifiers import rectifier
 from snncompiler.network.prepare import prepare
 
 #: One rectifier behind a static current: off by at most θ/2 over T steps, here of 256.

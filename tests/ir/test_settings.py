@@ -17,7 +17,7 @@ from snncompiler import models, pipeline
 from snncompiler.calibration import calibrate as calibrating
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.ir.operators import depth_of, rectifiers_of
+from snncompiler.ir.rectifiers import depth_of, rectifiers_of
 from snncompiler.ir.settings import MAX_SCHEDULE, Options
 from snncompiler.network.task import task_of
 from snncompiler.pipeline import prepare
