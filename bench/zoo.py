@@ -9,10 +9,10 @@ input, are replaced by seeded random ones.  Generated ones are those that `tests
 into the folder `--networks`.  Each is checked, compiled with thresholds at the maxima of
 up to 64 calibration samples, and run on up to 16 other samples, in a child process of its own.
 
-A network that would run for longer than `--seconds` gets fewer samples and then fewer time-steps; the
-table says how many it got.  That it converges is then shown on one sample, or on four where that takes
-little time, with thresholds at their maxima: T is quadrupled until the error is small and has at least
-halved.
+A network that would run for longer than `--seconds`, or six times that if it is a real one, gets fewer
+samples and then fewer time-steps; the table says how many it got.  That it converges is then shown on
+one sample, or on four where that takes little time, with thresholds at their maxima: T is quadrupled
+until the error is small and has at least halved.
 
 With `--rows` every row is kept as soon as it is measured, under a digest of the network, its data, the
 compiler's source, the libraries and the options; a run that was cut goes on there.  A row of anything
@@ -58,6 +58,8 @@ CALIBRATION, TEST = 64, 16
 #: EXACT, where float32's rounding begins: the rates of some networks are exact at every T.
 LADDER = tuple(32 * 4**power for power in range(6))
 SMALL, EXACT = 0.2, 1e-5
+#: Real networks, whose samples say more, get so many times the seconds of the others.
+REAL_TIME = 6
 #: The ladder is climbed up to here in any case, where that takes no more than `--seconds`.
 AT_LEAST = 512
 #: A structural network holds these and is no ReLU network then.
@@ -363,6 +365,7 @@ def measure(
     entry = listed.get(name)
     model = onnx.load(root / entry["model"]) if entry else light(name)
     row = describe(model, entry) | {"family": family(entry)}
+    seconds *= REAL_TIME if row["family"] == REAL else 1
     options = Options(threshold="max", correction="none", readout="mean", steps=steps[0])
     try:
         prepared = prepare(model)
@@ -680,7 +683,7 @@ def main() -> None:
         rows,
         " ".join(["python bench/zoo.py", *given]),
         steps=options.steps.split(","),
-        seconds=options.seconds,
+        seconds=(options.seconds, REAL_TIME * options.seconds),
         jobs=options.jobs,
         small=SMALL,
         least=AT_LEAST,

@@ -77,12 +77,13 @@ Thresholds are the maxima per channel over the calibration samples; the samples 
 others, unless it says "the same". "Agree" is the share of samples on which SNN and ANN have the same
 arg-max, "error" is |SNN - ANN| / |ANN| over all float outputs. Random networks have nearly equal class
 scores, so there the agreement says less than the error. "Not run": it would have taken more than
-{seconds:g} seconds; such networks also got fewer samples.
+{seconds:g} seconds, {real:g} for a real network; such networks also got fewer samples. "(loop)": time
+is a loop in the file, not folded into the batch.
 
 Samples that go beyond the calibration maxima clip, and that part of the error stays at any T. The last
 column is without it: the error on one sample or four, with thresholds at their maxima, for T = 32 and
 on, each four times the one before, until the error is at most {small:g} and at most half of that before
-it, or is that of rounding (up to {least} in any case where that takes at most {seconds:g} seconds).
+it, or is that of rounding (up to {least} in any case where that takes no longer than those seconds).
 Then the network "converges". Deep, narrow networks with random weights need many steps: batch-norm
 magnifies what little differs between samples of noise, and with it what is quantized.
 
@@ -126,12 +127,14 @@ def summary(rows: Mapping[str, Row]) -> str:
             f"{np.median(factors):.2g} in the median",
             f"({min(factors):.2g} to {max(factors):.2g}); 1/T makes it 4.",
         ]
-    lines += ["", "Refused, as they must be:", ""]
-    for name, row in rows.items():
-        if row["result"] == "refused" and right(row):
-            counts: Counter[str] = Counter(row["reasons"])
-            reasons = "; ".join(f"{text} (x{n})" if n > 1 else text for text, n in counts.items())
-            lines.append(f"- `{name}` holds {row['must_refuse']}: {reasons}")
+    refusals = [name for name, row in rows.items() if row["result"] == "refused" and right(row)]
+    if refusals:
+        lines += ["", "Refused, as they must be:", ""]
+    for name in refusals:
+        row = rows[name]
+        counts: Counter[str] = Counter(row["reasons"])
+        reasons = "; ".join(f"{text} (x{n})" if n > 1 else text for text, n in counts.items())
+        lines.append(f"- `{name}` holds {row['must_refuse']}: {reasons}")
     wrong = [name for name, row in rows.items() if not right(row)]
     if wrong:
         lines += ["", "Neither:", ""]
@@ -157,12 +160,15 @@ def page(
     command: str,
     *,
     steps: list[str],
-    seconds: float,
+    seconds: tuple[float, float],
     jobs: int,
     small: float,
     least: int,
 ) -> str:
-    """The page; `small` and `least` are those of the ladder, the others the options of the run."""
+    """The page; `small` and `least` are those of the ladder, the others the options of the run.
+
+    `seconds` are those that a network may run for, and those of a real one.
+    """
     columns = ["network", "exporter", "opset", "operators", "result", "compile s", "samples"]
     columns += [f"agree T={total}" for total in steps] + [f"error T={total}" for total in steps]
     columns.append("θ at the maxima of the samples run: error by T")
@@ -179,7 +185,8 @@ def page(
         python=platform.python_version(),
         machine=f"{os.cpu_count()} cores, {platform.machine()}",
         minutes=sum(row.get("seconds", 0) for row in rows.values()) / jobs / 60,
-        seconds=seconds,
+        seconds=seconds[0],
+        real=seconds[1],
         small=small,
         least=least,
         summary=summary(rows),
