@@ -298,6 +298,22 @@ def test_json_is_exact() -> None:
     assert read.to_json() == text and text.isascii()
 
 
+def test_what_earlier_versions_did_not_write_is_as_it_was_then() -> None:
+    content = json.loads(made(np.ones(2, np.float32)).to_json())
+    later = {
+        "tau": 500.0, "correction": "none", "schedules": {}, "growth": "none", "neuron": "binary",
+        "initial": 0.5, "reset": "soft", "schedule_steps": 32, "input_scales": {},
+    }  # fmt: skip
+    assert {name: content.pop(name) for name in later} == later and "maxpool" not in content
+    read = Calibration.from_json(json.dumps(content))
+    assert {name: getattr(read, name) for name in later} == later and read.maxpool == "exact"
+
+
+def test_the_pooling_is_kept() -> None:
+    average = replace(made(np.ones(2, np.float32)), maxpool="average")
+    assert Calibration.from_json(average.to_json()).maxpool == "average"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -488,7 +488,7 @@ def test_the_search_takes_the_best_alpha_of_its_list() -> None:
     best = min(error, key=lambda part: error[part])
     assert alpha == best != 1.0
     assert f"α = {best:g}" in text and "T = 2, 4, 8 on 16 held-out samples" in text
-    assert f"{-error[best]:.3f}" in text
+    assert f"minus relative error {-error[best]:.3f}, the mean" in text
 
 
 def test_of_equals_the_search_takes_the_alpha_nearest_one() -> None:

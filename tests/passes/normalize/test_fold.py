@@ -327,10 +327,10 @@ def test_steps_along_space_stay(folds: Callable[..., list[str]], shape: tuple[in
 
 
 def test_a_step_that_adds_an_axis_stays() -> None:
-    """[1,2,1,1,1] scales by the sample, and the result has one axis more."""
-    text = """g (float[2,2,5,5] x) => (float[1,2,3,5,5] y)
+    """[1,3,1,1,1] scales by the sample, and the result has one axis more."""
+    text = """g (float[3,2,5,5] x) => (float[1,3,3,5,5] y)
     { h = Conv <pads = [1,1,1,1]> (x, w)  k = Mul (h, c)  y = Relu (k) }"""
-    model = parse(text, {"w": random(1, 3, 2, 3, 3), "c": random(2, 1, 2, 1, 1, 1)})
+    model = parse(text, {"w": random(1, 3, 2, 3, 3), "c": random(2, 1, 3, 1, 1, 1)})
     assert ops(rewritten(model, "fold-affine")) == ["Conv", "Mul", "Relu"]
 
 

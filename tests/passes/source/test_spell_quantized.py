@@ -212,14 +212,13 @@ def test_what_is_not_known_of_an_operator_is_refused(attribute: str) -> None:
     assert finding.code == "SNNC106" and attribute in finding.message
 
 
-def test_one_scale_has_no_axis() -> None:
-    """Which DequantizeLinear has from opset 13 on."""
-    node, weights, shape = CASES["QLinearConv, one scale"]
-    model = case(node, weights, *shape)
-    model.opset_import[0].version = 10
-    (result,) = model.graph.output
-    result.type.tensor_type.ClearField("shape")
-    onnx.checker.check_model(rewritten(model, "spell-quantized"))
+def test_only_scales_of_channels_have_an_axis() -> None:
+    node, weights, shape = CASES["QLinearConv"]
+    spelled = rewritten(case(node, weights, *shape), "spell-quantized").graph
+    sizes = {one.name: int(np.prod(one.dims)) for one in spelled.initializer}
+    read = [one for one in spelled.node if one.op_type == "DequantizeLinear"]
+    axes = {(sizes.get(one.input[1], 3), bool(one.attribute)) for one in read}
+    assert axes == {(1, False), (3, True)}  # that of the bias, 3, is a product
 
 
 def test_missing_inputs_are_refused() -> None:

@@ -467,6 +467,23 @@ def test_conv_with_wrong_attributes(attributes: str) -> None:
     assert "conv" in finding.message + finding.node
 
 
+@pytest.mark.parametrize("attributes", ["", " <group = 1>"])
+def test_conv_with_weights_of_other_channels(attributes: str) -> None:
+    text = f"{IMAGE} {{ [conv] h = Conv{attributes} (x, w)  y = Relu(h) }}"
+    model = parse(text.replace("N,3,4,4", "N,2,4,4"))
+    (finding,) = refused(model)
+    assert (finding.code, finding.node) == ("SNNC110", "Conv 'conv'")
+    assert finding.message == "it has 2 input channels, its weights and group 1 need 3"
+
+
+def test_conv_of_an_unknown_shape() -> None:
+    """The shape is an input, of one number here: no convolution takes it."""
+    text = """g (float[N,3,4,4] x, int64[z] s) => (float[N,2,?,?] y)
+    <float[2,3,1,1] w = {1,1,1,1,1,1}> { q = Reshape (x, s)  h = Conv (q, w)  y = Relu (h) }"""
+    (finding,) = refused(parse(text))
+    assert finding.code == "SNNC110" and finding.node.startswith("Conv")
+
+
 def test_a_declared_output_that_is_not_true() -> None:
     (finding,) = refused(parse("g (float[N,2] x) => (float[N,3] y) { [act] y = Relu(x) }"))
     assert finding.code == "SNNC110"
@@ -550,7 +567,9 @@ def test_an_input_of_no_known_type() -> None:
     assert "SNNC109" in codes(refused(model))
 
 
-@pytest.mark.parametrize(("version", "there"), [(0, False), (1, True), ((1 << 31) - 1, True)])
+@pytest.mark.parametrize(
+    ("version", "there"), [(0, False), (1, True), ((1 << 31) - 1, True), (1 << 31, False)]
+)
 def test_the_last_versions_of_a_domain(version: int, there: bool) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17, "ours" : 1]> '
