@@ -14,7 +14,7 @@ from helpers import Array, parse, random, run_model
 
 import snncompiler
 from snncompiler import models, pipeline
-from snncompiler.calibration import calibrate as calibrating
+from snncompiler.calibration import search
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
 from snncompiler.ir.rectifiers import depth_of, rectifiers_of
@@ -476,7 +476,7 @@ def test_the_search_takes_the_best_alpha_of_its_list() -> None:
     # One of four samples is held out; thresholds come from the others.
     trial, rest = x[::4], x[np.arange(len(x)) % 4 > 0]
     error = {}
-    for part in calibrating.ALPHAS:
+    for part in search.ALPHAS:
         theta = np.float32(part) * rest.max()
         found = []
         for steps in (2, 4, 8):
@@ -504,7 +504,7 @@ def test_what_was_searched_is_what_is_compiled() -> None:
     with np.load(models.path("digits-train")) as archive:
         x = (archive["x"][:48].astype(np.float32) / 16).transpose(0, 3, 1, 2)
     found = pipeline.compile_model(model, Options(alpha="auto", steps=4), x)
-    assert found.calibration.alpha in calibrating.ALPHAS
+    assert found.calibration.alpha in search.ALPHAS
     rest = x[np.arange(48) % 4 > 0]
     given = pipeline.compile_model(model, Options(alpha=found.calibration.alpha, steps=4), rest)
     assert found.calibration.to_json() == given.calibration.to_json()
