@@ -169,7 +169,7 @@ def page(
 
     `seconds` are those that a network may run for, and those of a real one.
     """
-    columns = ["network", "exporter", "opset", "operators", "result", "compile s", "samples"]
+    columns = ["network", "exporter", "opset", "operators", "result", "compile, CPU s", "samples"]
     columns += [f"agree T={total}" for total in steps] + [f"error T={total}" for total in steps]
     columns.append("θ at the maxima of the samples run: error by T")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
