@@ -209,7 +209,7 @@ def poolable(tensor: Tensor) -> bool:
 
 
 class _Amplitudes:
-    """The amplitudes of spike trains, before there are any: every rectifier's channel has another one.
+    """The amplitudes of future spike trains: every channel of every rectifier has one of its own.
 
     They move as those of the neurons will.
     """

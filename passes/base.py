@@ -82,7 +82,7 @@ class Context:
     batch_lost: dict[str, str] = field(default_factory=dict)
     #: What depends on how many samples run at once, by folding for other numbers of them.
     by_batch: ByBatch = field(default_factory=ByBatch)
-    #: Whom `run_passes` shows the graph after every pass.
+    #: Is called with the graph after every pass.
     observer: Observer | None = None
 
     def apart(self, observer: Observer | None = None) -> Context:
@@ -114,8 +114,8 @@ class Pass(ABC):
 def run_passes(passes: Sequence[Pass], graph: Graph, context: Context) -> list[str]:
     """Run the passes in order; the names of those that changed the graph.
 
-    Raises InternalError, naming the pass and those that ran before it, where a pass fails in a way
-    that it does not explain itself, or where a fact that it requires is missing; and, where
+    Raises InternalError, naming the pass and those that ran before it, where a pass fails without
+    an explanation of its own, or where a fact that it requires is missing; and, where
     SNNC_CHECK_PASSES is 1, where a pass leaves a graph in which something is wrong (`ir.check`).
     """
     done: list[str] = []

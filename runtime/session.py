@@ -99,7 +99,7 @@ def create_session(
             try:
                 lowered = by_events(options)
             except Exception as error:
-                # What is lowered is proved to be right, not that this onnxruntime loads it.
+                # The lowering is proved to be right; whether this onnxruntime loads it is not.
                 warnings.warn(f"not computed by events: {error}", RuntimeWarning, stacklevel=3)
                 lowered = None
             if lowered is not None:
@@ -123,7 +123,7 @@ def create_session(
             onnx.save_model(lowered, file, save_as_external_data=True, location="weights")
             del lowered
             return ort.InferenceSession(os.fspath(file), options, providers=[CPU])
-        # No file can be written, and what was to be is no longer whole.
+        # No file can be written, and the lowered model has given its weights away: lower it again.
         lowered = _by_events(source)
         assert lowered is not None
         return ort.InferenceSession(lowered.SerializeToString(), options, providers=[CPU])

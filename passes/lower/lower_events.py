@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 
 #: Neurons that have an event-driven form.
 NEURONS = ("RMPNeuron", "ScheduledRMPNeuron")
-#: Kernels of at most so many rows and columns, and bytes of at most this value.
+#: Event-driven kernels have at most so many rows and columns, and bytes at most this value.
 MAX_KERNEL, MAX_LEVELS = 16, 64
 #: Steps of a chunk that memory alone does not ask for (`snncompiler.emission.emit`); of one whose
 #: weights, larger than a core's cache, come from far away every time (docs/explanation/performance.md).
@@ -232,7 +232,7 @@ def _per_channel(values: NDArray[Any], shape: Shape) -> Floats:
 
 
 def _text(shape: Shape) -> str:
-    """A shape for a reader; what only the run tells is a question mark."""
+    """A shape as text; a size that is known only at run time is a question mark."""
     return "[" + ", ".join(str(dim) if isinstance(dim, int) else "?" for dim in shape) + "]"
 
 

@@ -174,7 +174,7 @@ def _into(layer: Node, scale: Floats, shift: Floats, taken: set[str]) -> None:
 
 
 def _forget_notes(graph: Graph, context: Context) -> None:
-    """A batch-norm of which nothing is left is not kept."""
+    """Drop the notes that a batch-norm is kept, where nothing of it is left."""
     left = {context.norms[node.name] for node in graph.nodes if node.name in context.norms}
     gone = set(context.norms.values()) - left
     context.findings = [

@@ -52,9 +52,8 @@ class PoolSpikes(Pass):
 def _reason(rectified: int) -> str:
     halves = "relu(x)" if rectified == 1 else "relu(x) and -relu(-x)"
     return (
-        "what it pools is no spike train of one threshold in a window, so "
-        f"{halves} of it {'is' if rectified == 1 else 'are'} sent as spikes first, by a spiking layer "
-        "of its own"
+        "it pools values that are not spikes with one threshold in a window, so a spiking layer of "
+        f"its own sends {halves} of them as spikes first"
     )
 
 

@@ -136,7 +136,7 @@ def _swap_all(writer: Writer, pool: Node) -> None:
                 if tensor is pooled:
                     node.inputs[index] = source
             if node is not way.relu and node.outputs[0].name in named:
-                # What it makes is not what the source calls so.
+                # Its output has another value than the tensor of this name in the source.
                 named.discard(node.outputs[0].name)
                 node.outputs[0].name = _unpooled(writer, node.outputs[0], source).name
             _take_no_shape(node)

@@ -31,7 +31,7 @@ class AverageMaxPool(Pass):
             if node.domain or nature.pools != "maximum" or nature.over == "axes" or indices:
                 continue
             if padded_with_lowest(node):
-                # What counts for nothing in a maximum would be all that counts in an average.
+                # Padding that a maximum ignores would dominate an average.
                 absorb_pad(writer, node)
                 if padded_with_lowest(node):
                     continue

@@ -107,7 +107,7 @@ class FoldConstants(Pass):
             infer_node(node, graph.opset)
             if _has_mask(node):
                 _spell_mask(node, graph)
-            # A rectifier of a constant is none: it folds, even so.
+            # A rectifier of a constant becomes no neuron: it is folded like any other operator.
             folded = None
             if not read or rectifier(node) is not None:
                 try:

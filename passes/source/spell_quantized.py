@@ -150,7 +150,7 @@ def _single(writer: _Writer, node: Node) -> None:
     attrs = dict(node.attrs)
     padded = any(attrs.get("pads", ())) or attrs.get("auto_pad", "NOTSET") != "NOTSET"
     if not padded and not attrs.get("ceil_mode"):
-        attrs.pop("count_include_pad", None)  # there is nothing to count
+        attrs.pop("count_include_pad", None)  # without padding it changes nothing
     for name in ("channels_last", "count_include_pad"):
         if attrs.pop(name, 0):
             raise _unknown(node, name)

@@ -84,7 +84,7 @@ def _is_bound(node: Node, index: int) -> bool:
 
 
 def _unbounded(array: NDArray[Any]) -> NDArray[Any]:
-    """A bound at the end of its own type, or beyond float32, is none: it becomes infinite."""
+    """A bound at the end of its type's range, or beyond that of float32, becomes infinite."""
     end = min(float(np.finfo(array.dtype).max), float(np.finfo(np.float32).max))
     return np.where(np.abs(array) >= end, np.copysign(np.inf, array), array).astype(array.dtype)
 

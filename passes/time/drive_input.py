@@ -22,7 +22,7 @@ from snncompiler.passes.base import Context, Pass
 
 @dataclass(frozen=True)
 class DriveInput(Pass):
-    """A Drive on every static current of a neuron; `hindrance` has told that there is nothing else."""
+    """A Drive on every static current of a neuron; `hindrance` made sure that this is enough."""
 
     growth: Growth
 

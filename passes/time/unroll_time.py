@@ -48,7 +48,7 @@ from snncompiler.ir.settings import Emit, Unroll
 
 #: Names in the copy of step t, counted from 0, begin with this, t and a slash.
 COPIES = "t"
-#: More time-steps than there ever are.
+#: More time-steps than any run has.
 ENDLESS = 2**63 - 1
 #: `steps` copies the step graph; above this many nodes onnxruntime takes minutes to load it.
 NODE_BUDGET = 20_000

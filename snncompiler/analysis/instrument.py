@@ -148,7 +148,7 @@ def watch(
     events: bool = False,
     resume: bool = False,
 ) -> Watched:
-    """An instrumented copy of a compiled model.  Raises Refused where it is none.
+    """An instrumented copy of a compiled model.  Raises Refused where it has no spiking neurons.
 
     `events`: lower the copy for the CPU.  `resume`: make it resumable where it is a window with a Loop.
     Raises UsageError where the currents are wanted of a file that is lowered.
@@ -303,7 +303,7 @@ def _observe(
     if node.op_type in dialect.EVENT_NEURONS:
         if "current_sum" in kinds:
             raise UsageError(
-                "this file is lowered for the CPU, where a layer's currents are not to be seen",
+                "this file is lowered for the CPU, whose operators hide the currents of a layer",
                 hint="compile it without --target cpu",
             )
         return _event_sum(spikes, before["count"], after["count"], steps), after

@@ -202,7 +202,7 @@ def _check_single(compiled: CompiledFile, layers: Sequence[Layer]) -> None:
     if compiled.fixed_batch not in (None, 1):
         raise refuse(
             "SNNC404",
-            f"the {compiled.fixed_batch} samples of a run are mixed here: no neuron is of one sample",
+            f"it mixes the {compiled.fixed_batch} samples of a run, so no neuron belongs to one sample",
             node=layers[0].name,
             hint="name other --layers",
         )

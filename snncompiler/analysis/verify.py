@@ -355,7 +355,7 @@ def _same_by_events(
             moved += int(different.sum())
             if (compiled.layer_axes or {}).get(layer.name, 0) == 0 and len(ratio) == batch:
                 ratio, same = ratio[agreed], ~different.reshape(batch, -1).any(axis=1)
-            else:  # the samples are not to be told apart
+            else:  # the samples cannot be told apart
                 ratio, same = ratio[: None if agreed.all() else 0], ~different.any()
             if ratio.max(initial=0) > worst:
                 worst, where = float(ratio.max()), f" in {layer.name} at step {done + 1}"

@@ -70,7 +70,7 @@ class Walk:
         """Raises UsageError for a number of time-steps that the file cannot run to."""
         for steps in stops:
             if steps < 1:
-                raise UsageError(f"{steps} time-steps are none", hint="at least 1")
+                raise UsageError(f"a run cannot have {steps} time-steps", hint="at least 1")
             self.compiled.overrides(steps=steps)
 
     def run(

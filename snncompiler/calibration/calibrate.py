@@ -138,8 +138,8 @@ def _without_data(
     )
     if found and options.threshold not in ("percentile", "max"):
         raise UsageError(
-            f"--threshold {options.threshold} needs calibration data: batch-norm statistics, which "
-            "stand in for it, give percentiles alone",
+            f"--threshold {options.threshold} needs calibration data: batch-norm statistics, "
+            "which replace it, give percentiles only",
             hint="give --calibration DATA",
         )
     names = [node.name for node in rectifiers_of(prepared.graph)]

@@ -40,7 +40,7 @@ ANN_BATCH = 8
 POSITIONS = 4096
 #: A layer seen at fewer positions is not corrected: they do not tell what others need.
 LEAST_POSITIONS = 32
-#: Biases of a channel that differ by more than this part of θ are not one.
+#: Biases of a channel that differ by more than this part of θ do not count as one value.
 UNEVEN = 1e-3
 #: Weight of the mean against the single neurons, in `best_schedule`
 #: (docs/explanation/accuracy-choices.md).

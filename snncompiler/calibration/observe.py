@@ -126,7 +126,7 @@ def calibrate(
 def limit_of(node: Node) -> float:
     """The size of the constant c where the node is relu(x - c) or relu(c - x); 0 for any other.
 
-    Such a neuron is what is left of a limit, Min(x, c) = x - relu(x - c): it is to be silent.
+    Such a neuron stems from a limit, Min(x, c) = x - relu(x - c), and is silent below it.
     """
     source = producer(node.inputs[rectified_input(node)])
     arrays = [value(tensor) for tensor in source.inputs] if source and source.op == "Sub" else []

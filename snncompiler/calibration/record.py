@@ -65,7 +65,7 @@ class Calibration:
 
     @staticmethod
     def from_json(text: str) -> Calibration:
-        """The calibration that `to_json` wrote.  Raises Refused where the text is none."""
+        """The calibration that `to_json` wrote.  Raises Refused where the text is not one."""
         try:
             content = json.loads(text)
             content["thresholds"] = {

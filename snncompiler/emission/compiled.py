@@ -78,8 +78,8 @@ class CompiledFile:
 
     def batch_size(self, wanted: int, feeds: Mapping[str, Array] | None = None) -> int:
         """How many samples one run takes: the fixed batch where there is one, else `wanted`, but fewer
-        where samples as large as those of `feeds` would take much memory, and 1 where an output is
-        not to be taken apart into samples."""
+        where samples as large as those of `feeds` would take much memory, and 1 where an output is one
+        of all samples together."""
         if one_by_one(self.output_axes):
             wanted = 1
         size = sum(array[0].size for array in feeds.values()) if feeds else 1
@@ -118,7 +118,7 @@ class CompiledFile:
 
 
 def read_compiled(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> CompiledFile:
-    """Read a compiled network.  Raises Refused where it is none, or its metadata is damaged."""
+    """Read a compiled network.  Raises Refused where it is not one, or its metadata is damaged."""
     source = load(model)
     metadata = {entry.key: entry.value for entry in source.model.metadata_props}
     if "snnc.version" not in metadata:
@@ -192,7 +192,7 @@ def _output_axes(model: onnx.ModelProto, text: str | None, carried: set[str]) ->
     """The batch axes of the outputs that carry no state.
 
     Files of earlier versions do not tell them.  There the batch is the axis that has the name of the
-    inputs' batch, and an output in which it is not to be seen has none.
+    inputs' batch; an output without an axis of this name has no batch.
     """
     outputs = [entry for entry in model.graph.output if entry.name not in carried]
     if text is not None:

@@ -31,7 +31,7 @@ from snncompiler.ir.rectifiers import rectifier
 def activations(graph: Graph, limits: Collection[str] = ()) -> set[int]:
     """ids of the nodes, beside the rectifiers, that become spiking wherever the others stand.
 
-    limits: names of the nodes that only limit what a quantized value can be; they are none.
+    limits: names of the nodes that only limit what a quantized value can be; these are no activations.
     """
     sort_nodes(graph)
     candidates = [one for one in graph.nodes if _is_candidate(one) and one.name not in limits]

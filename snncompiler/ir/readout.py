@@ -62,7 +62,7 @@ class ReadOut:
             return ReadOut("ramp", power=int(number or 1))
         if kind == "delay" and number.isascii() and number.isdigit():
             return ReadOut("delay", int(number))
-        raise ValueError(f"{text!r} is none of mean, ramp, ramp:2, ramp:3, delay:D")
+        raise ValueError(f"{text!r} is not one of mean, ramp, ramp:2, ramp:3, delay:D")
 
 
 MEAN = ReadOut()

@@ -104,7 +104,7 @@ class Step:
 
 
 def affine_step(node: Node) -> Step | None:
-    """The node as an affine function of one live value, channel by channel; None if it is none."""
+    """The node as an affine function of one live value, channel by channel; None if it is not one."""
     if node.domain or not node.outputs:
         return None
     rising = np.ones(())

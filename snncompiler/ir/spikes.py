@@ -27,7 +27,7 @@ class Spikes:
         if good and kind == "signed":
             return Spikes("signed", int(number))
         raise ValueError(
-            f"{text!r} is none of binary, burst:G, signed:G with G from 1 to {MAX_LEVELS}"
+            f"{text!r} is not one of binary, burst:G, signed:G with G from 1 to {MAX_LEVELS}"
         )
 
 

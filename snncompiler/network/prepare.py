@@ -141,7 +141,7 @@ def prepare(
             "SNNC205",
             f"the batch axis is lost here: {reason}; the model takes {taken} at a time",
             node=where,
-            hint="export it with a batch axis in front, or with a fixed size where axis 0 is none",
+            hint="export it with a batch axis in front, or with a fixed size where axis 0 is no batch",
         )
     return prepared
 

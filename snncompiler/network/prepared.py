@@ -198,7 +198,7 @@ def sizes_that_run(prepared: Prepared) -> dict[str, tuple[int, ...]]:
         return {spec.name: _sample_shape(spec, OPEN_SIZE) for spec in inputs}
     try:
         session = checking_session(runnable(prepared.source.model)[0])
-    except Exception:  # whoever needs a session tells why there is none
+    except Exception:  # whoever needs a session says why there is none
         return {spec.name: _sample_shape(spec, OPEN_SIZE) for spec in inputs}
     for size in (OPEN_SIZE, *OTHER_SIZES):
         sizes = {spec.name: _sample_shape(spec, size) for spec in inputs}

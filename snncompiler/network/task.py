@@ -53,7 +53,7 @@ def resolve(
 ) -> Options:
     """The options with everything that was left open chosen for this network (`Options.resolved`).
 
-    A note says why thresholds do not grow where they would by default, but for the network.
+    A note says why thresholds do not grow, if it is the network that prevents it.
     """
     graph = prepared.graph
     task, depth = task_of(prepared, options, labels), depth_of(graph)
