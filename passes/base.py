@@ -121,7 +121,7 @@ def run_passes(passes: Sequence[Pass], graph: Graph, context: Context) -> list[s
     done: list[str] = []
     changed: list[str] = []
     checks = os.environ.get("SNNC_CHECK_PASSES") == "1"
-    state = Snapshot(graph)
+    state, sound = Snapshot(graph), False
     for step in passes:
         ran = ", ".join(done) or "none"
         missing = step.requires - context.facts
@@ -139,10 +139,13 @@ def run_passes(passes: Sequence[Pass], graph: Graph, context: Context) -> list[s
         name_apart(graph, older)
         context.facts |= step.ensures
         done.append(step.name)
-        wrong = faults(graph, shapes="shapes" in context.facts) if checks else []
-        if wrong:
-            raise InternalError(f"pass {step.name} leaves a graph in which {'; '.join(wrong)}")
         before, state = state, Snapshot(graph)
+        if checks:
+            shapes = "shapes" in context.facts
+            wrong = faults(graph, shapes, before if sound else None)
+            if wrong:
+                raise InternalError(f"pass {step.name} leaves a graph in which {'; '.join(wrong)}")
+            sound = shapes
         changed += [step.name] if state != before else []
         if context.observer is not None:
             context.observer(step.name, graph)

@@ -14,12 +14,13 @@ from snncompiler.errors import Refused
 from snncompiler.ir.graph import Graph, Node, Tensor, infer_node, is_live, known, label
 
 
-def faults(graph: Graph, shapes: bool = True) -> list[str]:
+def faults(graph: Graph, shapes: bool = True, checked: Snapshot | None = None) -> list[str]:
     """What is wrong with a graph; empty where nothing is.
 
     Nodes have names of their own, as tensors have; every value is made once, before anybody reads it or
     by the input; and, where `shapes` are known already, types and shapes are those that the operators
-    make of their inputs.
+    make of their inputs.  Shapes of nodes that are as they were in `checked`, where nothing was wrong,
+    are not inferred again.
     """
     found = [
         f"{count} nodes are called '{name}'"
@@ -52,7 +53,9 @@ def faults(graph: Graph, shapes: bool = True) -> list[str]:
     if not found and _has_cycle(graph):
         found.append("its nodes depend on each other in a circle")
     if shapes and not found:
-        found += [fault for node in graph.nodes for fault in _shape_faults(node, graph.opset)]
+        for node in graph.nodes:
+            if checked is None or not checked.holds(node):
+                found += _shape_faults(node, graph.opset)
     return found
 
 
@@ -112,34 +115,38 @@ class Snapshot:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._state = [
-            (
-                node.op,
-                node.domain,
-                node.name,
-                {key: _comparable(value) for key, value in node.attrs.items()},
-                [_tensor(tensor) for tensor in node.inputs],
-                [_tensor(tensor) for tensor in node.outputs],
-            )
-            for node in graph.nodes
-        ]
+        self._nodes = [(node.name, _state(node)) for node in graph.nodes]
+        self._by_name = dict(self._nodes)
         self._ends = [_tensor(tensor) for tensor in (*graph.inputs, *graph.outputs)]
         # Nothing that is compared by its id may die meanwhile, and give its id to another.
         self._held = [tensor for node in graph.nodes for tensor in node.inputs]
 
+    def holds(self, node: Node) -> bool:
+        """Whether a node was in the graph, with the same attributes, inputs and outputs."""
+        return self._by_name.get(node.name) == _state(node)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Snapshot):
             return NotImplemented
-        return self._ends == other._ends and self._state == other._state
+        return self._ends == other._ends and self._nodes == other._nodes
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _state(node: Node) -> tuple[Any, ...]:
+    return (
+        node.op,
+        node.domain,
+        {key: _comparable(value) for key, value in node.attrs.items()},
+        [_tensor(tensor) for tensor in node.inputs],
+        [_tensor(tensor) for tensor in node.outputs],
+    )
 
 
 def _tensor(tensor: Tensor) -> tuple[Any, ...]:
     if not is_live(tensor):
         return (tensor.name, id(tensor))
-    shape = None if tensor.shape is None else tuple(tensor.shape)
-    return (tensor.name, None if tensor.dtype is None else str(tensor.dtype), shape)
+    return (tensor.name, tensor.dtype, None if tensor.shape is None else tuple(tensor.shape))
 
 
 def _comparable(value: Any) -> Any:
