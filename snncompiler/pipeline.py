@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from snncompiler.calibration.calibrate import Progress, calibrated
 from snncompiler.calibration.record import Calibration
-from snncompiler.calibration.search import HELD_OUT, searched_alpha
+from snncompiler.calibration.search import HELD_OUT, samples_of_a_run, searched_alpha
 from snncompiler.emission.emit import emit
 from snncompiler.errors import UsageError, refuse
 from snncompiler.ir.growth import NONE, Growth
@@ -100,7 +100,7 @@ def compile_model(
         if calibration is not None:
             loaded = load_data(calibration, prepared.inputs, preprocess)
             prepared.context.findings += loaded.findings
-            together = max((prepared.fixed_batch or 1) // loaded.rows, 1)
+            together = samples_of_a_run(prepared, loaded)
             dataset = loaded.sample(samples, options.seed, together)
             _warn_constant(prepared, dataset)
             prepared.take_sizes_of(dataset.feeds)
@@ -108,7 +108,7 @@ def compile_model(
         labels = dataset.labels if dataset else None
         options = resolve(prepared, options, data=dataset is not None, labels=labels)
         if options.alpha == "auto":
-            if dataset is None or len(dataset) < HELD_OUT:
+            if dataset is None:
                 raise UsageError(
                     f"--alpha auto needs at least {HELD_OUT} calibration samples",
                     hint="give --calibration DATA, or a number for --alpha",

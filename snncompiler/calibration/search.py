@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from snncompiler.calibration.calibrate import Progress, calibrated
 from snncompiler.calibration.record import Calibration
+from snncompiler.errors import UsageError
 from snncompiler.ir.readout import ReadOut
 from snncompiler.ir.settings import Options
 from snncompiler.network.batching import Gathered, batches, filled, one_by_one, squares
@@ -46,10 +47,19 @@ def searched_alpha(
     of those beyond the delay of the read-out; the one with the best mean agreement with the ANN is
     taken (of equals the one nearest 1), for regression the one with the least relative error.  `emit`
     makes the spiking network of a calibration: its emission stands above calibration.
+
+    What runs at once stays together.  Raises UsageError where there are fewer than HELD_OUT of these.
     """
-    numbers = np.arange(len(dataset) // dataset.rows)
-    trial = dataset.take(numbers[::HELD_OUT])
-    rest = dataset.take(numbers[numbers % HELD_OUT > 0])
+    together = samples_of_a_run(prepared, dataset)
+    runs = np.arange(dataset.groups(together))
+    if len(runs) < HELD_OUT:
+        whole = f" times the {together} of a run" if together > 1 else ""
+        raise UsageError(
+            f"--alpha auto needs at least {HELD_OUT} calibration samples{whole}",
+            hint="give more with --calibration, or a number for --alpha",
+        )
+    trial = dataset.take(runs[::HELD_OUT], together)
+    rest = dataset.take(runs[runs % HELD_OUT > 0], together)
     findings = list(prepared.context.findings)
     window = replace(options, emit="window", batch=None, unroll="fold", chunk=None)
     skipped = ReadOut.parse(options.readout).skipped
@@ -79,9 +89,14 @@ def searched_alpha(
     prepared.context.note(
         "SNNC308",
         f"α = {alpha:g} was chosen of {', '.join(f'{a:g}' for a in ALPHAS)}: {what} {best:.3f}, the "
-        f"mean over T = {', '.join(map(str, steps))} on {len(trial)} held-out samples",
+        f"mean over T = {', '.join(map(str, steps))} on {trial.groups(1)} held-out samples",
     )
     return replace(options, alpha=alpha), rest
+
+
+def samples_of_a_run(prepared: Prepared, dataset: Dataset) -> int:
+    """How many samples follow each other in one run of the network: a fixed batch may be a sequence."""
+    return max((prepared.fixed_batch or 1) // dataset.rows, 1)
 
 
 def _agreement(found: Sequence[Array], wanted: Sequence[Array]) -> float:

@@ -99,12 +99,17 @@ class Dataset:
         """
         if count is None or count * self.rows >= len(self):
             return self
-        groups, wanted = len(self) // self.rows // together, max(count // together, 1)
+        groups, wanted = self.groups(together), max(count // together, 1)
         chosen = np.sort(np.random.default_rng(seed).choice(groups, wanted, replace=False))
-        return self.take((together * chosen[:, None] + np.arange(together)).reshape(-1))
+        return self.take(chosen, together)
 
-    def take(self, chosen: NDArray[np.int64]) -> Dataset:
-        """The samples with the given numbers."""
+    def groups(self, together: int) -> int:
+        """How many times there are so many samples."""
+        return len(self) // self.rows // together
+
+    def take(self, groups: NDArray[np.int64], together: int = 1) -> Dataset:
+        """The groups with the given numbers, of `together` samples that follow each other."""
+        chosen = (together * groups[:, None] + np.arange(together)).reshape(-1)
         labels = None if self.labels is None else self.labels[chosen]
         rows = (self.rows * chosen[:, None] + np.arange(self.rows)).reshape(-1)
         return replace(self, feeds={n: a[rows] for n, a in self.feeds.items()}, labels=labels)

@@ -68,6 +68,16 @@ def test_the_range_doubles_without_losing_a_value() -> None:
         assert made.counts[0, int(2.0**exponent / width)] == 5
 
 
+def test_every_value_lies_between_the_edges_of_its_bin() -> None:
+    made = histogram(np.array([[0.3, 20.0]], np.float32))
+    for channel, value in enumerate([0.3, 20.0]):
+        (at,) = np.nonzero(made.counts[channel])[0]
+        below, above = made.edges[channel, at : at + 2]
+        assert below <= np.float32(value) < above
+        assert made.centres[channel, at] == (below + above) / 2
+    assert made.edges[:, 0].tolist() == [0, 0] and made.edges[:, -1].tolist() == [0.5, 32]
+
+
 @pytest.mark.parametrize("percent", [0.1, 25.0, 50.0, 90.0, 99.0, 99.9, 100.0])
 def test_percentiles_are_within_a_bin_of_those_of_numpy(percent: float) -> None:
     values = activations(2, 3000)
@@ -381,6 +391,26 @@ def test_thresholds_from_batch_norm_are_near_those_of_data() -> None:
             assert (ratio > 1 / 1.6).all() and (ratio < 1.6).all(), (method, layer, ratio)
             ran += ratio.size
     assert ran == 32
+
+
+@pytest.mark.parametrize(("percentile", "reach"), [(99.0, 2.3263479), (100.0, 4.0)])
+def test_the_sum_of_two_batch_norms_adds_means_and_variances(
+    percentile: float, reach: float
+) -> None:
+    """The quantile of the normal distribution, at most four deviations."""
+    text = """g (float[N,3,4,4] x) => (float[N,3,4,4] y)
+    { n = BatchNormalization (x, g, b, zero, one)  x2 = Neg (x)
+      m = BatchNormalization (x2, h, c, zero, one)  s = Add (n, m)  y = Relu (s) }"""
+    weights = {
+        "g": np.array([1, -2, 0.5]), "h": np.array([2, 0.25, 3]), "b": np.array([0.5, -1, 2]),
+        "c": np.array([1, 0.25, -3]), "zero": np.zeros(3), "one": np.ones(3),
+    }  # fmt: skip
+    model = parse(text, {name: array.astype(np.float32) for name, array in weights.items()})
+    options = Options(threshold="percentile", percentile=percentile, per_channel=True)
+    (theta,) = pipeline.compile_model(model, options).calibration.thresholds.values()
+    mean, deviation = weights["b"] + weights["c"], np.hypot(weights["g"], weights["h"])
+    # Rounded to float32 once.
+    np.testing.assert_allclose(theta, mean + reach * deviation, rtol=2.0**-22)
 
 
 def test_the_bundled_network_without_data() -> None:

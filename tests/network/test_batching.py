@@ -17,7 +17,7 @@ from snncompiler import pipeline
 from snncompiler.analysis.trace import trace
 from snncompiler.cli.main import app
 from snncompiler.emission.compiled import read_compiled
-from snncompiler.errors import Refused
+from snncompiler.errors import Refused, UsageError
 from snncompiler.network.batching import CONSTANT, RUN, Gathered, differing, squares
 from snncompiler.runtime.session import create_session
 
@@ -324,16 +324,36 @@ def test_a_layer_of_many_samples_cannot_be_traced() -> None:
     assert len(trace(both, x, samples=3, layers=["Relu_0"]).layers) == 1
 
 
-def test_alpha_is_searched_by_the_error_of_all_rows() -> None:
+@pytest.mark.parametrize("tail", ["anchors", "mixed"])
+def test_alpha_is_searched_by_the_error_of_all_rows(tail: str) -> None:
     options = pipeline.Options(steps=8, alpha="auto", task="regression", correction="none")
     chosen = []
     for batch in ("N", 1):
-        made = pipeline.compile_model(
-            network("anchors", batch), options, random(7, 16, 3, SIZE, SIZE)
-        )
+        made = pipeline.compile_model(network(tail, batch), options, random(7, 16, 3, SIZE, SIZE))
         (note,) = [one for one in made.prepared.findings if one.code == "SNNC308"]
         chosen.append((made.calibration.alpha, note.message))
     assert chosen[0] == chosen[1]
+
+
+def test_alpha_is_searched_on_whole_runs() -> None:
+    """Three rows are one softmax, told apart in the data or not: every fourth run is held out."""
+    model = parse("g (float[3,4] x) => (float[3,4] y) { h = Softmax <axis = 0> (x)  y = Relu (h) }")
+    options = pipeline.Options(steps=8, alpha="auto", task="regression", correction="none")
+    x = random(1, 20, 3, 4) * np.linspace(0.1, 4, 20, dtype=np.float32)[:, None, None]
+    found = []
+    for data, samples in ((x, 5), (x.reshape(60, 4), 15)):
+        made = pipeline.compile_model(model, options, data)
+        (note,) = [one for one in made.prepared.findings if one.code == "SNNC308"]
+        text, end = note.message.rsplit(" on ", 1)
+        assert end == f"{samples} held-out samples"
+        found.append((made.calibration.alpha, text, *made.calibration.thresholds.values()))
+    assert found[0][:2] == found[1][:2] and np.array_equal(found[0][2], found[1][2])
+    rest = np.delete(x, np.s_[::4], axis=0)
+    shares = np.exp(rest) / np.exp(rest).sum(axis=1, keepdims=True)
+    # Softmax rounds a few times.
+    np.testing.assert_allclose(found[0][2], found[0][0] * shares.max(axis=(0, 1)), rtol=1e-5)
+    with pytest.raises(UsageError, match="at least 4 calibration samples times the 3 of a run"):
+        pipeline.compile_model(model, options, x.reshape(60, 4)[:9])
 
 
 def test_gathered_by_hand() -> None:

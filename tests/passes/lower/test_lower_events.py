@@ -298,6 +298,16 @@ def test_other_neurons_and_other_models_stay() -> None:
     assert not lower_events(plain).layers
 
 
+def in_order(graph: onnx.GraphProto) -> bool:
+    """Whether every node reads what stands before it."""
+    known = {"", *(one.name for one in (*graph.initializer, *graph.input))}
+    for node in graph.node:
+        if not known.issuperset(node.input):
+            return False
+        known.update(node.output)
+    return True
+
+
 def test_spikes_and_states_that_are_read_keep_their_names_and_layout() -> None:
     """An extra output of the Loop's body, as `snnc watch` adds it, still has its channels first."""
     model = residual()
@@ -307,6 +317,7 @@ def test_spikes_and_states_that_are_read_keep_their_names_and_layout() -> None:
         final = next(name for name in loop.output if "membrane" in name)
         candidate.graph.output.append(helper.make_tensor_value_info(final, 1, None))
     again = lower_events(model).model
+    assert in_order(model.graph) and in_order(again.graph)
     x = image(model, 2)
     want, got = outputs(model, x, False), outputs(again, x, True)
     assert [array.shape for array in got] == [array.shape for array in want]

@@ -55,6 +55,8 @@ STATIC = {
     "flatten to one row": ("r = Flatten <axis = 0> (x)", "int64 t = {0}", "1,32"),
     "flatten at -rank": ("r = Flatten <axis = -4> (x)", "int64 t = {0}", "1,32"),
     "flatten from the end": ("r = Flatten <axis = -3> (x)", "int64 t = {0}", "1,32"),
+    "an axis in front of the batch": ("u = Unsqueeze (x, t)  r = Squeeze (u, t)",
+        "int64[1] t = {0}", "1,2,4,4"),
     "unsqueeze from the end": ("r = Unsqueeze (x, t)", "int64[2] t = {-1, -5}", "1,1,2,4,4,1"),
     "split from the end": ("r, q = Split <axis = -1> (x)", "int64 t = {0}", "1,2,4,2"),
     "concat from the end": ("r = Concat <axis = -3> (x, x)", "int64 t = {0}", "1,4,4,4"),
@@ -110,7 +112,7 @@ def test_static_models_take_any_batch(case: str) -> None:
 
 
 def test_every_static_case_ran() -> None:
-    assert len(STATIC) == 37
+    assert len(STATIC) == 38
 
 
 def test_a_whole_static_network() -> None:
