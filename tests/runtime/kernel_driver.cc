@@ -371,10 +371,10 @@ template <typename T>
 void poisson(cpu::Isa isa, std::int64_t images, std::int64_t size, std::int64_t steps) {
   std::vector<T> values(images * size), spikes(values.size() * steps), wanted(spikes.size());
   for (T& x : values) x = random_value<T>();
-  const float scale = 1.25f;
+  const std::vector<float> scale(1, 1.25f);
   PoissonTask<T> task{};
   task.values = values.data();
-  task.scale = &scale;
+  task.scale = scale.data();
   task.spikes = spikes.data();
   task.seed = 0x123456789abcdefll;
   task.first_image = 0xfffffffell;
@@ -401,7 +401,7 @@ void poisson(cpu::Isa isa, std::int64_t images, std::int64_t size, std::int64_t 
       mix(words, static_cast<std::uint64_t>(task.start + t));
       mix(words, static_cast<std::uint64_t>(i % size));
       const float x = value_of(values[i]);
-      const bool fires = static_cast<float>(words[0] >> 8) * 0x1p-24f < std::fabs(x) / scale;
+      const bool fires = static_cast<float>(words[0] >> 8) * 0x1p-24f < std::fabs(x) / scale[0];
       wanted[t * images * size + i] = rounded<T>(fires ? (x < 0 ? -1.0f : 1.0f) : 0.0f);
     }
   }
