@@ -1,7 +1,7 @@
 """What there is to see of a GPU, cheapest first, in under ten minutes: one table, and one JSON.
 
     python bench/gpu_acceptance.py [--only kernels,suite,..] [--limit 560] [--json FILE]
-                                   [--model resnet18=FILE.onnx]
+                                   [--model resnet18=FILE.onnx] [--images 64] [--batch 64]
 
     doctor       CUDA runs, and with which versions
     kernels      the CUDA kernels against plain loops, without onnxruntime
@@ -144,7 +144,7 @@ def step_sanitizer(_: argparse.Namespace) -> list[Row]:
 
 
 def step_suite(_: argparse.Namespace) -> list[Row]:
-    where = ["tests/runtime", "tests/test_emission.py"]
+    where = ["tests/runtime", "tests/emission"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *where],
         cwd=ROOT,
@@ -180,8 +180,8 @@ def _compared(what: str, found: Array, wanted: Array) -> Row:
     return row(what, text, far <= MOVED and not others)
 
 
-def step_networks(_: argparse.Namespace) -> list[Row]:
-    x, _labels = _images(64)
+def step_networks(asked: argparse.Namespace) -> list[Row]:
+    x, _labels = _images(asked.images)
     rows = []
     for name in ("digits-resnet", "digits-cnn"):
         for way, options in (
@@ -203,8 +203,8 @@ def step_networks(_: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def step_stream(_: argparse.Namespace) -> list[Row]:
-    x, _labels = _images(64)
+def step_stream(asked: argparse.Namespace) -> list[Row]:
+    x, _labels = _images(asked.images)
     stream = Stream(_digits("digits-resnet", emit="step"), device="cuda")
     window = create_session(_digits("digits-resnet"), events=False)
     rows = []
@@ -239,8 +239,8 @@ def step_graph(_: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def step_fp16(_: argparse.Namespace) -> list[Row]:
-    x, labels = _images(500)
+def step_fp16(asked: argparse.Namespace) -> list[Row]:
+    x, labels = _images(8 * asked.images)
     half = create_session(_digits("digits-resnet", precision="fp16"), device="cuda", native=True)
     full = create_session(_digits("digits-resnet"), events=False)
     found, wanted = (session.run(None, {"input": x})[0] for session in (half, full))
@@ -523,6 +523,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=560, help="seconds for everything")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", action="append", default=[], help="resnet18=FILE.onnx")
+    parser.add_argument("--images", type=int, default=64, help="of digits, for the networks")
     parser.add_argument("--batch", type=int, default=BATCH, help="samples of ResNet-18")
     parser.add_argument("--bytes", type=int, default=BYTES, help="of a tensor in bandwidth")
     parser.add_argument("--child", choices=STEPS_BY_NAME, help=argparse.SUPPRESS)
