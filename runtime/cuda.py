@@ -13,12 +13,10 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler.errors import UsageError
@@ -235,30 +233,26 @@ def chunk_for(steps: int, step_bytes: int, samples: int, memory: int) -> int:
     return divisor if 2 * divisor > most else -(-steps // -(-steps // most))
 
 
-def fitted(source: str | bytes, memory: int) -> str | bytes:
-    """A model for a GPU with so much memory: a compiled network has the chunk that suits it.
-
-    The chunk of a file is for the caches of CPUs; it changes no result.  Where `snnc compile` was told
-    one it stays, and so does that of anything but a compiled network.
-    Raises UsageError for a file that was lowered for the CPU.
-    """
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        if dialect.DOMAIN.encode() not in data:
-            return source
-        model = onnx.load_model_from_string(data)
-    except (OSError, DecodeError):
-        return source  # onnxruntime says what is wrong with it
+def check_kind(model: onnx.ModelProto) -> None:
+    """Raises UsageError for a file that was lowered for the CPU."""
     if any(f.domain == dialect.DOMAIN and f.name in dialect.EVENT_NEURONS for f in model.functions):
         raise UsageError(
             "this file is lowered for the CPU: on CUDA its layers would run there, too",
             hint="compile it without --target cpu",
         )
+
+
+def fit(model: onnx.ModelProto, memory: int) -> bool:
+    """Give a compiled network the chunk that suits a GPU with so much memory; whether it has another.
+
+    The chunk of a file is for the caches of CPUs; it changes no result.  Where `snnc compile` was told
+    one it stays, and so does that of anything but a compiled network.
+    """
     told = {entry.key: entry for entry in model.metadata_props}
-    if not all(key in told for key in ("snnc.step_bytes", "snnc.chunk_input", "snnc.steps")):
-        return source
-    if not memory or not told["snnc.step_bytes"].value.isdecimal():
-        return source
+    if not memory or not all(key in told for key in ("snnc.step_bytes", "snnc.chunk_input")):
+        return False
+    if not told["snnc.step_bytes"].value.isdecimal():
+        return False
     name = told["snnc.chunk_input"].value
     samples = int(told["snnc.batch"].value or SAMPLES)
     steps, step_bytes = (int(told[f"snnc.{key}"].value) for key in ("steps", "step_bytes"))
@@ -267,7 +261,8 @@ def fitted(source: str | bytes, memory: int) -> str | bytes:
         if tensor.name == name:
             tensor.CopyFrom(numpy_helper.from_array(np.array(chunk, np.int64), name))
             told["snnc.chunk"].value = str(chunk)
-    return bytes(model.SerializeToString())
+            return True
+    return False
 
 
 def architectures(targets: Sequence[str]) -> list[str]:

@@ -135,10 +135,15 @@ def create_session(
                 f"this onnxruntime {ort.__version__} was built without CUDA", hint=cuda.REMEDY
             )
         check_cuda(ort, native, chosen.get("device_id", "0"))
-        fitted = cuda.fitted(source, _memory(ort, chosen.get("device_id", "0")))
+        given, ours = source, _ours(source)
+        if ours is not None:
+            cuda.check_kind(ours)
+            memory = _memory(ort, chosen.get("device_id", "0"))
+            if not _has_external_data(ours) and cuda.fit(ours, memory):
+                given = ours.SerializeToString()
         options = options_of()
         _register(options, native, cuda=True)
-        made = ort.InferenceSession(fitted, options, providers=[(CUDA, chosen), CPU])
+        made = ort.InferenceSession(given, options, providers=[(CUDA, chosen), CPU])
         if CUDA not in made.get_providers():
             raise EnvironmentMissing(
                 "onnxruntime could not start CUDA with these provider options",
@@ -195,18 +200,27 @@ def runs_events() -> bool:
     return library.library_path() is not None
 
 
-def _by_events(source: str | bytes) -> onnx.ModelProto | None:
-    """A compiled network with its layers in event-driven form; None for anything else."""
+def _ours(source: str | bytes) -> onnx.ModelProto | None:
+    """A model with operators of ours; None for anything else."""
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         if dialect.DOMAIN.encode() not in data:
             return None
-        model = onnx.load_model_from_string(data)
+        return onnx.load_model_from_string(data)
     except (OSError, DecodeError):
         return None  # onnxruntime says what is wrong with it
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+
+
+def _has_external_data(model: onnx.ModelProto) -> bool:
+    external = onnx.TensorProto.EXTERNAL
+    return any(tensor.data_location == external for tensor in _tensors(model.graph))
+
+
+def _by_events(source: str | bytes) -> onnx.ModelProto | None:
+    """A compiled network with its layers in event-driven form; None for anything else."""
+    model = _ours(source)
+    if model is None or _has_external_data(model):
         return None
-    del data  # weights are large: one copy of them at a time
     lowered = lower_events(model)
     if not lowered.changed:
         return None

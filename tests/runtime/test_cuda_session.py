@@ -57,35 +57,34 @@ def test_a_compiled_network_gets_the_chunk_of_the_gpu() -> None:
     # The first convolution: two maps of 6x6 to three of 4x4, in float32.
     step_bytes = int(metadata(model)["snnc.step_bytes"])
     assert step_bytes == 4 * (2 * 36 + 3 * 16)
-    data = model.SerializeToString()
     needed = step_bytes * cuda.SAMPLES / cuda.MEMORY_SHARE
     for steps, memory in ((12, 12 * needed), (6, 11 * needed), (4, 5 * needed), (1, needed / 2)):
-        fitted = onnx.load_model_from_string(cuda.fitted(data, int(memory)))
+        fitted = onnx.ModelProto.FromString(model.SerializeToString())
+        assert cuda.fit(fitted, int(memory))
         (default,) = (t for t in fitted.graph.initializer if t.name == "snnc_chunk")
         assert numpy_helper.to_array(default) == steps
         assert metadata(fitted)["snnc.chunk"] == str(steps)
-    assert cuda.fitted(data, 0) is data  # the memory is not known
+    assert not cuda.fit(model, 0)  # the memory is not known
 
 
 @pytest.mark.parametrize("options", [{"chunk": 3}, {"unroll": "loop"}, {"emit": "step"}])
 def test_a_chunk_that_was_asked_for_stays(options: dict[str, Any]) -> None:
     model = compiled(**options)
     assert metadata(model)["snnc.step_bytes"] == ""
-    data = model.SerializeToString()
-    assert cuda.fitted(data, 1 << 40) is data
+    before = model.SerializeToString()
+    assert not cuda.fit(model, 1 << 40) and model.SerializeToString() == before
 
 
 def test_what_is_no_compiled_network_stays() -> None:
     for model in (NETWORK, one_node("TimeSum")):
-        data = model.SerializeToString()
-        assert cuda.fitted(data, 1 << 40) is data
-    assert cuda.fitted("no/such/file.onnx", 1 << 40) == "no/such/file.onnx"
-    assert cuda.fitted(b"ai.snnc", 1 << 40) == b"ai.snnc"
+        before = model.SerializeToString()
+        cuda.check_kind(model)
+        assert not cuda.fit(model, 1 << 40) and model.SerializeToString() == before
 
 
 def test_a_lowered_file_is_refused() -> None:
     with pytest.raises(UsageError, match="lowered for the CPU") as raised:
-        cuda.fitted(compiled(target="cpu").SerializeToString(), 1 << 40)
+        cuda.check_kind(compiled(target="cpu"))
     assert "--target cpu" in str(raised.value)
 
 
