@@ -58,7 +58,7 @@ from bench.zoo import entries, material_root
 from snncompiler.analysis.instrument import Watched, watch
 from snncompiler.emission.compiled import CompiledFile, read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.ir.readout import ReadOut
+from snncompiler.ir import settings
 from snncompiler.network.batching import batches, filled
 from snncompiler.network.data import Dataset
 from snncompiler.network.load import load
@@ -402,7 +402,7 @@ class Bench:
         }
         started = time.perf_counter()
         labelled = case.name in CLASSIFIERS
-        skipped = ReadOut.parse(read_compiled(model).options.readout).skipped
+        skipped = settings.chosen(read_compiled(model).options.readout).skipped
         wanted = options.steps or (STEPS if labelled else OUTPUT_STEPS)
         steps = [count for count in wanted if count > skipped]
         if labelled and options.device == "cpu" and not options.held_out:

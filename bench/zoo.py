@@ -380,10 +380,9 @@ def measure(
         row["nodes"] = [f.node for f in errors]
         return row
     row |= {"result": "converted", "data": data.note, "calibration": len(data.calibration)}
-    row["loop"] = any(
-        p.key == "snnc.unroll" and p.value == "loop" for p in compiled.model.metadata_props
-    )
-    row |= run(model, read_compiled(compiled.model), data.test.head(limit), steps, seconds, threads)
+    written = read_compiled(compiled.model)
+    row["loop"] = written.options.unroll == "loop"
+    row |= run(model, written, data.test.head(limit), steps, seconds, threads)
     # Once more with thresholds at the maxima of the samples that are run: nothing clips then, and
     # what is left is the quantization alone.
     quick = row["per step"] * 4 * AT_LEAST <= seconds / 2

@@ -52,15 +52,16 @@ class Stream:
                 "the model was not compiled by snnc",
                 hint="give the file that snnc compile --emit step wrote",
             )
-        if metadata.get("snnc.emit") != "step":
+        states = json.loads(metadata.get("snnc.states", "{}"))
+        if not states:
             raise UsageError(
                 "this file runs a whole window of time-steps",
                 hint="compile it with --emit step to step it",
             )
         #: State input -> the output that carries it on.
-        self._states: dict[str, str] = json.loads(metadata["snnc.states"])
+        self._states: dict[str, str] = states
         #: The output that counts the steps: the host's on every device.
-        self._counter = self._states.get(metadata["snnc.step_input"], "")
+        self._counter = states.get(metadata["snnc.step_input"], "")
         #: The inputs that change with time; states have a value at the start.
         self._inputs = {entry.name: _dtype(entry.type) for entry in self._session.get_inputs()}
         carried = set(self._states.values())

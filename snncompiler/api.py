@@ -1,24 +1,25 @@
-"""`snncompiler.compile` and `snncompiler.check`: the commands of the same names, in Python."""
+"""`snncompiler.compile` and `snncompiler.check`: the commands of the same names, in Python.
+
+What `compile` takes is written down once, as the fields of `Request`, which has those of `Options`:
+`called_with` makes a function with the parameters of a dataclass.  Type checkers and editors see them
+too (a ParamSpec carries them over from the dataclass), and `inspect.signature` and `help` show them.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from typing import Any, Literal
+import re
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, fields
+from textwrap import fill
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import onnx
 
 from snncompiler.analysis.constraints import constraints
-from snncompiler.ir.settings import (
-    DEFAULT_STEPS,
-    Correction,
-    Emit,
-    MaxPooling,
-    Method,
-    Options,
-    Target,
-    Task,
-    Unroll,
-)
+from snncompiler.ir.option import Option, options_of
+from snncompiler.ir.settings import Options
 from snncompiler.network.data import Preprocess
 from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
@@ -28,101 +29,112 @@ from snncompiler.pipeline import (
     prepare,
 )
 
+Parameters = ParamSpec("Parameters")
+Request_ = TypeVar("Request_")
+Result = TypeVar("Result")
 
-def compile(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
-    *,
-    calibration: CalibrationLike = None,
-    steps: int = DEFAULT_STEPS,
-    task: Task = "auto",
-    threshold: Method = "auto",
-    percentile: float = 99.9,
-    tau: float = 500.0,
-    per_channel: bool | None = None,
-    alpha: float | Literal["auto"] = 1.0,
-    correction: Correction = "auto",
-    schedule_steps: int = 32,
-    growth: str = "auto",
-    readout: str = "auto",
-    neuron: str = "binary",
-    unroll: Unroll = "fold",
-    chunk: int | None = None,
-    reset: Literal["soft", "hard"] = "soft",
-    initial: float | None = None,
-    encode: Literal["auto", "constant", "poisson"] = "auto",
-    paper: bool = False,
-    strict: bool | None = None,
-    seed: int = 0,
-    allow_analog: bool = False,
-    maxpool: MaxPooling = "exact",
-    emit: Emit = "window",
-    batch: int | None = None,
-    precision: Literal["fp32", "fp16"] = "fp32",
-    target: Target = "portable",
-    samples: int | None = CALIBRATION_SAMPLES,
-    preprocess: Preprocess | None = None,
-    progress: Progress | None = None,
-) -> onnx.ModelProto:
+
+def called_with(
+    kind: Callable[Parameters, Request_],
+) -> Callable[[Callable[[Request_], Result]], Callable[Parameters, Result]]:
+    """Makes of a function of one object of a dataclass a function of the dataclass's fields.
+
+    The meanings of the fields are put where the docstring of the function says {parameters}.
+    """
+
+    def made(function: Callable[[Request_], Result]) -> Callable[Parameters, Result]:
+        declared = {one.name: one for one in options_of(kind)}  # type: ignore[arg-type]
+        found = inspect.signature(kind).parameters
+        # Its own fields before those of the dataclass that it extends.
+        names = sorted(found, key=lambda name: name not in inspect.get_annotations(kind))
+        parameters = [
+            found[name].replace(
+                annotation=one.kind,
+                default=one.written_default if one.parsed else found[name].default,
+            )
+            for name in names
+            for one in [declared[name]]
+        ]
+        returned = inspect.get_annotations(function, eval_str=True)["return"]
+        signature = inspect.Signature(parameters, return_annotation=returned)
+
+        def called(*args: Parameters.args, **named: Parameters.kwargs) -> Result:
+            signature.bind(*args, **named)  # its TypeError names this function's parameters
+            return function(kind(*args, **named))
+
+        text = "\n".join(
+            fill(
+                f"{one.name}: {_in_python(one.text)}",
+                100,
+                subsequent_indent="    ",
+                break_on_hyphens=False,
+            )
+            for one in (declared[name] for name in names)
+        )
+        called.__name__, called.__qualname__ = function.__name__, function.__qualname__
+        called.__module__ = function.__module__
+        called.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("{parameters}", text)
+        called.__annotations__ = {one.name: one.annotation for one in parameters}
+        called.__annotations__["return"] = returned
+        called.__signature__ = signature  # type: ignore[attr-defined]
+        return called
+
+    return made
+
+
+def _in_python(text: str) -> str:
+    """A text about options of the command line, with their names in Python."""
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda found: found[1].replace("-", "_"), text)
+
+
+@dataclass(frozen=True)
+class Request(Options):
+    """What `compile` is called with: the options, and what is compiled with them."""
+
+    model: Annotated[
+        str | os.PathLike[str] | bytes | onnx.ModelProto,
+        Option("path, bytes or ModelProto of the ANN; it is not changed."),
+    ]
+    _: KW_ONLY
+    calibration: Annotated[
+        CalibrationLike,
+        Option(
+            "data as for `snncompiler.network.data.load_data`, or a Calibration, which no option "
+            "may contradict; without it, thresholds come from batch-norm statistics or synthetic "
+            "input, and nothing is corrected."
+        ),
+    ] = None
+    samples: Annotated[
+        int | None,
+        Option("how many samples of the calibration data are drawn, by `seed`; None for all."),
+    ] = CALIBRATION_SAMPLES
+    preprocess: Annotated[
+        Preprocess | None, Option("how pixels of the calibration data become the network's input.")
+    ] = None
+    progress: Annotated[
+        Progress | None,
+        Option("called with what is being done and how far it is: (text, done, of)."),
+    ] = None
+
+
+@called_with(Request)
+def compile(request: Request) -> onnx.ModelProto:
     """Compile a trained ReLU network into a spiking one (RMP-SNN, Han, Srinivasan, Roy, CVPR 2020).
 
-    model: path, bytes or ModelProto of the ANN; it is not changed.
-    calibration: data as for `snncompiler.network.data.load_data`, of which `samples` are drawn by
-        `seed` (all for None), or a Calibration, which no option may contradict; without it, thresholds
-        come from batch-norm statistics or synthetic input, and nothing is corrected.
-    steps: time-steps T.  task: what the outputs are; it chooses whatever is left at "auto" or None
-        (docs/explanation/accuracy.md).
-    threshold, percentile, tau, per_channel, alpha: how θ follows from the ANN's activations, or for
-        `vin-max` from the running network's currents; alpha scales it (the paper's α), "auto" searches.
-    correction, schedule_steps: charges that correct the running network, found layer by layer.
-    growth: how θ grows with time: `none`, or factors and the steps, from 1, from which they hold, as
-        `1.15@33,1.3@65`.
-    readout: `mean`, `ramp:P` (step t weighs t^P; `ramp` is `ramp:1`) or `delay:D` (the first D steps do
-        not count).
-    neuron: `binary`; `burst:G` fires up to G spikes a step, `signed:G` also takes them back.
-    reset: soft (RMP) or hard.  initial: membrane potential at the start, in units of θ.
-    encode: the input as a `constant` current, or as signed random spikes (`poisson`).
-    paper: the paper's setting: strict, poisson, vin-max per layer, initial 0, no correction.
-    unroll, chunk: `fold` (chunks of K steps), `loop` or `steps`.
-    emit: `window`, `step` (one step, states outside: `runtime.Stream`) or `cuda-graph` (K = T and
-        `batch` baked in, no control flow).  precision: fp16 halves weights and currents, for GPUs.
-    target: `portable`, which sessions on the CPU lower by themselves, or `cpu`: lowered to the
-        event-driven operators in the file already.
-    allow_analog: keep nonlinear operators between spiking layers exact, though not spiking.
-    maxpool: `average` replaces max pooling by average pooling, which changes the network.
-    strict: refuse bias and batch-norm, as the paper does; None: with `paper` alone.
+    {parameters}
 
     Returns the spiking network: the same inputs and outputs as the ANN, [N, ...].
     Raises Refused (the model or the data), UsageError (an option), EnvironmentMissing (onnxruntime).
     """
-    options = Options(
-        steps=steps,
-        task=task,
-        threshold=threshold,
-        percentile=percentile,
-        tau=tau,
-        per_channel=per_channel,
-        alpha=alpha,
-        correction=correction,
-        schedule_steps=schedule_steps,
-        growth=growth,
-        readout=readout,
-        neuron=neuron,
-        unroll=unroll,
-        chunk=chunk,
-        reset=reset,
-        initial=initial,
-        encode=encode,
-        paper=paper,
-        strict=strict,
-        seed=seed,
-        allow_analog=allow_analog,
-        maxpool=maxpool,
-        emit=emit,
-        batch=batch,
-        precision=precision,
-        target=target,
-    )
-    return compile_model(model, options, calibration, preprocess, samples, progress).model
+    options = Options(**{entry.name: getattr(request, entry.name) for entry in fields(Options)})
+    return compile_model(
+        request.model,
+        options,
+        request.calibration,
+        request.preprocess,
+        request.samples,
+        request.progress,
+    ).model
 
 
 def check(

@@ -22,9 +22,10 @@ from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.search import HELD_OUT, samples_of_a_run, searched_alpha
 from snncompiler.emission.emit import emit
 from snncompiler.errors import UsageError, refuse
-from snncompiler.ir.growth import NONE, Growth
+from snncompiler.ir.growth import STEADY
+from snncompiler.ir.option import check_range, check_type, flag_of
 from snncompiler.ir.rectifiers import rectifiers_of
-from snncompiler.ir.settings import Options, check_range, check_type
+from snncompiler.ir.settings import Options
 from snncompiler.network.checks import check_batch, check_folds, check_source, measure_folds
 from snncompiler.network.data import Dataset, Preprocess, load_data
 from snncompiler.network.prepare import normalization_passes, prepare
@@ -136,10 +137,10 @@ def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, 
     UsageError, which names every option that asks for another calibration.
     """
     if options.correction == "none":
-        last = np.float32(Growth.parse(calibration.growth).last)
+        last = np.float32(calibration.growth.last)
         thresholds = {name: theta / last for name, theta in calibration.thresholds.items()}
         calibration = replace(
-            calibration, thresholds=thresholds, correction="none", schedules={}, growth=NONE
+            calibration, thresholds=thresholds, correction="none", schedules={}, growth=STEADY
         )
     names = ["threshold", "percentile", "tau", "per_channel", "alpha", "correction", "growth"]
     running = bool(calibration.schedules) or calibration.method == "vin-max"
@@ -155,8 +156,6 @@ def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, 
     asked = {name: getattr(options, name) for name in names}
     # What has its default was left open, but a neuron never is.
     default = {**vars(Options()), "neuron": None, "reset": None}
-    if options.growth != "auto":
-        asked["growth"] = str(Growth.parse(options.growth))
     if options.paper and options.threshold == "auto":
         asked["threshold"] = "vin-max"
     other = [name for name in names if asked[name] not in (own[name], default[name])]
@@ -173,7 +172,7 @@ def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, 
             {**own, "encode": "poisson"},
         )
     if other:
-        wanted = ", ".join(f"--{name.replace('_', '-')} {asked[name]}" for name in other)
+        wanted = ", ".join(f"{flag_of(name)} {asked[name]}" for name in other)
         raise UsageError(
             f"{wanted} needs data, a calibration with {', '.join(str(own[name]) for name in other)} "
             "was given",

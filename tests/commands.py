@@ -102,13 +102,3 @@ def edit(source: Path, target: Path, change: Callable[[onnx.ModelProto], object]
     change(model)
     target.write_bytes(model.SerializeToString())
     return target
-
-
-def metadata(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def set_metadata(model: onnx.ModelProto, **values: str) -> None:
-    onnx.helper.set_model_props(
-        model, {**metadata(model), **{f"snnc.{key}": text for key, text in values.items()}}
-    )

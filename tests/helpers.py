@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,6 +62,24 @@ def in_type(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
 
 #: The float types in which networks are exported.
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+
+def told(model: onnx.ModelProto) -> dict[str, Any]:
+    """What a compiled file says of itself: its metadata without `snnc.`, and its options as values."""
+    found = {entry.key.removeprefix("snnc."): entry.value for entry in model.metadata_props}
+    return {**found, **json.loads(found["options"])}
+
+
+def tell(model: onnx.ModelProto, **values: Any) -> None:
+    """Change what a compiled file says of itself."""
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    options = json.loads(entries["snnc.options"])
+    for key, value in values.items():
+        if key in options:
+            options[key] = value
+        else:
+            entries[f"snnc.{key}"] = value
+    onnx.helper.set_model_props(model, {**entries, "snnc.options": json.dumps(options)})
 
 
 def random(seed: int, *shape: int) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, codes, op_counts, parse, random, run_model
+from helpers import Array, codes, op_counts, parse, random, run_model, told
 
 import snncompiler
 from snncompiler import models, pipeline
@@ -56,10 +56,10 @@ def test_bias_and_batch_norm_are_refused_layer_by_layer() -> None:
 def test_a_network_of_the_paper_is_compiled_as_the_paper_has_it() -> None:
     x = random(4, 20, 6)
     made = compiled(mlp(), x)
-    meta = {p.key.removeprefix("snnc."): p.value for p in made.model.metadata_props}
-    assert meta["paper"] == meta["strict"] == "true"
+    meta = told(made.model)
+    assert meta["paper"] is meta["strict"] is True
     wanted = {"threshold": "vin-max", "correction": "none", "readout": "mean", "encode": "poisson",
-              "neuron": "binary", "reset": "soft", "initial": "0.0"}  # fmt: skip
+              "neuron": "binary", "reset": "soft", "initial": 0.0}  # fmt: skip
     assert {key: meta[key] for key in wanted} == wanted
     assert made.calibration.method == "vin-max" and not made.calibration.per_channel
     assert all(theta.shape == (1,) for theta in made.calibration.thresholds.values())
@@ -76,20 +76,15 @@ def test_what_is_given_wins_over_the_paper() -> None:
         "per_channel": True, "correction": "schedule", "readout": "ramp:3"}  # fmt: skip
     x = random(4, 20, 6)
     made = compiled(mlp(), x, **given)
-    meta = {p.key.removeprefix("snnc."): p.value for p in made.model.metadata_props}
+    meta = told(made.model)
     for key in ("threshold", "encode", "correction", "readout"):
         assert meta[key] == given[key]
-    assert meta["initial"] == "0.5" and meta["paper"] == "true" and made.calibration.per_channel
+    assert meta["initial"] == 0.5 and meta["paper"] is True and made.calibration.per_channel
     plain = pipeline.compile_model(mlp(), Options(**given), x)
     (one,), (other,) = (run_model(model.model, x=x) for model in (made, plain))
     assert np.array_equal(one, other)
     for option, value in given.items():
-        meta = {
-            p.key.removeprefix("snnc."): p.value
-            for p in compiled(mlp(), x, **{option: value}).model.metadata_props
-        }
-        if option in meta:
-            assert meta[option] == str(value), option
+        assert told(compiled(mlp(), x, **{option: value}).model)[option] == value, option
 
 
 def test_the_paper_is_nothing_but_its_options() -> None:

@@ -73,7 +73,7 @@ class UnrollTime:
         """The graph, and the names of its own inputs: `steps` and `chunk` where they can be
         overridden, `seed` and `first_image` where there are encoders; for a step model `step`, and
         `state:<input>` -> the output that carries it on.  `copies` is what the names of copied steps
-        begin with, where that is not COPIES.
+        begin with.
         """
         timing = analyze(graph, _is_ours, inputs_vary=self.form == "step")
         _name_apart(graph)
@@ -87,7 +87,7 @@ class UnrollTime:
             return writer.finish(), names
         if self.unroll == "steps":
             root = writer.copies(self.steps)
-            return writer.finish(), {**names, **({"copies": root} if root != COPIES else {})}
+            return writer.finish(), {**names, "copies": root}
         names["steps"] = writer.parameter("snnc_steps", self.steps)
         if self.unroll == "fold":
             names["chunk"] = writer.parameter("snnc_chunk", self.chunk)

@@ -28,7 +28,6 @@ from snncompiler.calibration.calibrate import Progress
 from snncompiler.emission.compiled import CompiledFile, read_compiled
 from snncompiler.errors import UsageError, refuse
 from snncompiler.findings import Finding
-from snncompiler.ir.growth import Growth
 from snncompiler.ir.settings import MAX_STEPS
 from snncompiler.network.batching import (
     RUN,
@@ -253,7 +252,7 @@ def evaluate(
     walk = Walk(compiled, currents=diagnose, arrivals=True, events=not diagnose, threads=threads)
     macs: Macs | None = None
     runs = {count: _Run(compiled, walk, count, scores) for count in sorted(set(wanted))}
-    growth = Growth.parse(compiled.options.growth)
+    growth = compiled.calibration.growth
     more = Weighed.stops(growth, max(runs)) if diagnose else []
     if more and not walk.watched.start:
         raise UsageError(
@@ -514,7 +513,7 @@ class _Run:
         self.synops = {arrival.layer: [0.0, 0.0] for arrival in self.arrivals}
         self.samples = 0
         self.axes = compiled.output_axes
-        self.growth = Growth.parse(compiled.options.growth)
+        self.growth = compiled.calibration.growth
         self.scores = scores
         self.classes: list[Array] = []
         self.compared = _Errors(list(self.axes))

@@ -29,13 +29,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from snncompiler.emission.metadata import copies_of
 from snncompiler.errors import UsageError, refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import free_root
 from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.synapses import Synapses, synapses_of
 from snncompiler.passes.lower.lower_events import LayerNote, lower_events
-from snncompiler.passes.time.unroll_time import COPIES
 
 Array = NDArray[Any]
 
@@ -220,10 +220,8 @@ class _Names:
 
 
 def _copies_of(model: onnx.ModelProto) -> re.Pattern[str] | None:
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if metadata.get("snnc.unroll") != "steps" or metadata.get("snnc.emit") != "window":
-        return None
-    return re.compile(rf"^{metadata.get('snnc.copies', COPIES)}\d+/")
+    root = copies_of(model)
+    return re.compile(rf"^{root}\d+/") if root else None
 
 
 def _add_functions(model: onnx.ModelProto, operators: list[str]) -> None:

@@ -32,7 +32,6 @@ from snncompiler.emission.compiled import CompiledFile, read_compiled
 from snncompiler.emission.save import write_atomically
 from snncompiler.errors import UsageError, refuse
 from snncompiler.findings import Finding
-from snncompiler.ir.growth import Growth
 from snncompiler.ir.settings import MAX_STEPS
 from snncompiler.network.batching import RUN, Axis, batches, filled
 from snncompiler.network.data import Dataset, Preprocess, load_data
@@ -146,7 +145,7 @@ def trace(
     chosen = _chosen(walk.layers, layers)
     currents = _currents(ann, compiled, threads)
     dataset = load_data(data, compiled.inputs, preprocess).head(samples)
-    worth = Growth.parse(compiled.options.growth).worth(count)
+    worth = compiled.calibration.growth.worth(count)
     writers: list[_Writer] = []
     axes = compiled.layer_axes
     if axes is not None and any(axes.get(layer.name) == RUN for layer in chosen):

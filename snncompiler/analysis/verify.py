@@ -36,6 +36,7 @@ from snncompiler.analysis.instrument import Layer, Watched, watch
 from snncompiler.calibration.calibrate import Progress
 from snncompiler.emission.compiled import CompiledFile, read_compiled
 from snncompiler.emission.emit import emit
+from snncompiler.emission.metadata import METADATA_VERSION
 from snncompiler.errors import InternalError, Refused, refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.operators import record
@@ -194,7 +195,7 @@ def _same_again(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, 
     same outputs."""
     again = emit(prepared, compiled.calibration, compiled.options)
     version = compiled.metadata["snnc.version"]
-    if version == __version__:
+    if version == __version__ and compiled.metadata_version == METADATA_VERSION:
         # The source's file name may have changed since; it is only a remark.
         for entry in again.metadata_props:
             if entry.key == "snnc.source":

@@ -211,13 +211,13 @@ def _corrected(
     """
     steps = options.schedule_steps if options.correction == "schedule" else options.steps
     layers = _running_layers(prepared)
-    growth = Growth.parse(DEFAULT_GROWTH if options.growth == "auto" else options.growth)
+    growth = DEFAULT_GROWTH if options.growth == "auto" else options.growth
     try:
         corrected, window = _grown(prepared, calibration, options, growth, steps)
     except Refused as refused:
         reason = refused.findings[0]
         if growth and options.growth != "auto":
-            raise no_growth(options.growth, f"{reason.node}: {reason.message}") from None
+            raise no_growth(growth, f"{reason.node}: {reason.message}") from None
         prepared.context.note(
             "SNNC205", f"the running network is not corrected: {reason.message}", node=reason.node
         )
@@ -231,7 +231,7 @@ def _corrected(
         if uneven:
             reason_text = f"the bias of {uneven[0]} is not the same all over a channel"
             if options.growth != "auto":
-                raise no_growth(options.growth, reason_text)
+                raise no_growth(growth, reason_text)
             prepared.context.note("SNNC310", f"thresholds do not grow: {reason_text}")
             growth, biases = STEADY, {}
             corrected, window = _grown(prepared, calibration, options, growth, steps)
@@ -269,7 +269,7 @@ def _grown(
     grown = replace(
         calibration,
         thresholds={name: theta * last for name, theta in calibration.thresholds.items()},
-        growth=str(growth),
+        growth=growth,
         correction=options.correction,
         schedules={
             layer.name: np.zeros((1, layer.channels), np.float32)

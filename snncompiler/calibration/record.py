@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from snncompiler.errors import refuse
-from snncompiler.ir.growth import NONE, Growth
+from snncompiler.errors import UsageError, refuse
+from snncompiler.ir.growth import STEADY, Growth
+from snncompiler.ir.option import Parsed
+from snncompiler.ir.spikes import BINARY, Spikes
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Calibration:
 
     thresholds: layer name -> θ, [C] or [1], float32, finite and positive.  method, percentile, tau,
     alpha: how θ was found.  schedules: layer name -> charge b [S, C] for each of the first steps, the
-    last row for all later ones; empty without a correction.  growth: how θ grew to be what it is
-    (`Growth`, as text); schedules are those for it.  neuron, initial, reset, schedule_steps: of the
+    last row for all later ones; empty without a correction.  growth: how θ grew to be what it is;
+    schedules are those for it.  neuron, initial, reset, schedule_steps: of the
     running network on which charges, and thresholds by `vin-max`, were found.  input_scales: input
     name -> max |x|, for Poisson input.  maxpool: how the network pools.  source is "data", "batch-norm"
     or "synthetic"; data_sha256 is of the calibration arrays.
@@ -40,8 +42,8 @@ class Calibration:
     tau: float = 500.0
     correction: str = "none"
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    growth: str = NONE
-    neuron: str = "binary"
+    growth: Parsed[Growth] = Parsed(Growth.parse, Growth, STEADY)
+    neuron: Parsed[Spikes] = Parsed(Spikes.parse, Spikes, BINARY)
     initial: float = 0.5
     reset: str = "soft"
     schedule_steps: int = 32
@@ -54,6 +56,7 @@ class Calibration:
         Schedules, of which there are many, as base64 of little-endian float32, with their shape.
         """
         content = {**self.__dict__, "thresholds": {}, "schedules": {}}
+        content |= {"growth": str(self.growth), "neuron": str(self.neuron)}
         if self.maxpool == "exact":
             del content["maxpool"]  # as calibrations before had it
         for name, theta in self.thresholds.items():
@@ -77,7 +80,6 @@ class Calibration:
                 .astype(np.float32)
                 for name, entry in content.get("schedules", {}).items()
             }
-            Growth.parse(content.get("growth", NONE))
             return Calibration(**content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
             raise refuse("SNNC401", f"the calibration cannot be read: {error}") from None

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from snncompiler.calibration.calibrate import Progress, calibrated
 from snncompiler.calibration.record import Calibration
 from snncompiler.errors import UsageError
-from snncompiler.ir.readout import ReadOut
-from snncompiler.ir.settings import Options
+from snncompiler.ir.settings import Options, chosen
 from snncompiler.network.batching import Gathered, batches, filled, one_by_one, squares
 from snncompiler.network.data import Dataset
 from snncompiler.network.prepared import Prepared
@@ -62,7 +61,7 @@ def searched_alpha(
     rest = dataset.take(runs[runs % HELD_OUT > 0], together)
     findings = list(prepared.context.findings)
     window = replace(options, emit="window", batch=None, unroll="fold", chunk=None)
-    skipped = ReadOut.parse(options.readout).skipped
+    skipped = chosen(options.readout).skipped
     steps = sorted({t for part in (4, 2, 1) if (t := max(1, options.steps // part)) > skipped})
     wanted = _outputs(prepared.ann, trial.feeds, prepared)
 

@@ -15,7 +15,6 @@ from snncompiler.calibration.record import Calibration
 from snncompiler.errors import refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import Graph, infer_shapes, label
-from snncompiler.ir.growth import Growth
 from snncompiler.ir.settings import Options
 from snncompiler.network.prepared import Prepared
 from snncompiler.passes.base import Pass, run_passes
@@ -79,7 +78,7 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
                 calibration.thresholds,
                 float(options.initial or 0.0),
                 options.reset,
-                options.spikes,
+                options.neuron,
                 calibration.schedules,
             ),
             FoldAmplitude(),
@@ -93,7 +92,7 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
 
 def driving(calibration: Calibration) -> list[Pass]:
     """The pass that lets thresholds grow, where they do."""
-    growth = Growth.parse(calibration.growth)
+    growth = calibration.growth
     return [DriveInput(growth)] if growth else []
 
 

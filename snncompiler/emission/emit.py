@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -13,7 +12,7 @@ import onnx
 from snncompiler.calibration.observe import bounded
 from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.window import driving, spiking_graph
-from snncompiler.emission.metadata import metadata_of
+from snncompiler.emission.metadata import metadata_of, tell_lowered
 from snncompiler.errors import Refused, UsageError, refuse
 from snncompiler.findings import Finding
 from snncompiler.ir.graph import (
@@ -24,10 +23,9 @@ from snncompiler.ir.graph import (
     known,
     label,
 )
-from snncompiler.ir.growth import NONE, Growth
-from snncompiler.ir.readout import ReadOut
+from snncompiler.ir.growth import STEADY
 from snncompiler.ir.rectifiers import rectified_channels, rectifier, rectifiers_of
-from snncompiler.ir.settings import Options
+from snncompiler.ir.settings import Options, chosen
 from snncompiler.network.prepared import Prepared
 from snncompiler.network.task import resolve
 from snncompiler.passes.base import Context, Watch, run_passes
@@ -91,7 +89,7 @@ def emit(
         options.steps,
         chunk,
         options.emit,
-        replace(ReadOut.parse(options.readout), growth=Growth.parse(options.growth)),
+        replace(chosen(options.readout), growth=chosen(options.growth)),
         options.seed,
     )
     unrolled, names = unroll.emit(graph)
@@ -101,16 +99,13 @@ def emit(
     open_chunk = "chunk" in names and options.chunk is None
     step_bytes = _step_bytes(graph) if open_chunk else None
     metadata = metadata_of(prepared, calibration, options, chunk, step_bytes, names)
-    if "copies" in names:
-        metadata["snnc.copies"] = names["copies"]
     onnx.helper.set_model_props(model, metadata)
     observer("unroll-time", model)
     if options.target == "cpu":
         lowered = lower_events(model, longer_chunks=options.chunk is None)
         model = lowered.model
         _tell_lowering(lowered, prepared.context)
-        events = json.dumps([asdict(layer) for layer in lowered.layers])
-        next(e for e in model.metadata_props if e.key == "snnc.events").value = events
+        tell_lowered(model, lowered.layers)
         observer("lower-events", model)
     verify_output(model)
     if findings is not None:
@@ -163,7 +158,7 @@ def _check_options(prepared: Prepared, calibration: Calibration, options: Option
     """Raises UsageError or Refused where a calibration does not fit the options."""
     if calibration.schedules and options.reset == "hard":
         raise UsageError("--reset hard takes no correction, the calibration has one")
-    if calibration.growth != NONE and not calibration.schedules:
+    if calibration.growth != STEADY and not calibration.schedules:
         raise refuse(
             "SNNC306",
             f"the calibration's thresholds grow ({calibration.growth}), but there are no schedules",

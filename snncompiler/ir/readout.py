@@ -64,5 +64,10 @@ class ReadOut:
             return ReadOut("delay", int(number))
         raise ValueError(f"{text!r} is not one of mean, ramp, ramp:2, ramp:3, delay:D")
 
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        number = {"mean": "", "ramp": f":{self.power}", "delay": f":{self.skipped}"}
+        return f"{self.kind}{number[self.kind]}"
+
 
 MEAN = ReadOut()

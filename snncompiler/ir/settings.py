@@ -1,28 +1,40 @@
-"""The options of a compilation, their ranges, and what `auto` stands for."""
+"""The options of a compilation: this is the one place where they are written down.
 
-from __future__ import annotations
+To add one is to add a field to `Options`, and to use it where it has its effect (`ir/option` says what
+is made from the fields).  Fields keep their order in every list that is made from them.
+"""
 
-from collections.abc import Callable
+# Annotations are evaluated here, not kept as text: what is in them is used.
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
-
-import numpy as np
+from typing import Annotated, Literal, TypeVar
 
 from snncompiler.errors import UsageError
-from snncompiler.ir.growth import NONE, Growth
-from snncompiler.ir.readout import ReadOut
-from snncompiler.ir.spikes import Spikes
+from snncompiler.ir.growth import STEADY, Growth
+from snncompiler.ir.option import (
+    Option,
+    Parsed,
+    Range,
+    check_applies,
+    check_range,
+    check_values,
+    number_or_auto,
+    plain_numbers,
+)
+from snncompiler.ir.readout import MEAN, ReadOut
+from snncompiler.ir.spikes import BINARY, Spikes
 
-Parsed = TypeVar("Parsed")
+Value = TypeVar("Value")
+Auto = Literal["auto"]
 Unroll = Literal["fold", "loop", "steps"]
 Emit = Literal["window", "step", "cuda-graph"]
 #: `auto` is chosen by the network's task (`Options.resolved`).
 Correction = Literal["auto", "none", "schedule", "bias", "potential"]
-#: `vin-max` is no strategy over a histogram (see above); `auto` is chosen by the network's task.
+#: `vin-max` is no strategy over a histogram, but looks at the running network.
 Method = Literal["auto", "max", "percentile", "mmse", "balance", "vin-max"]
 Task = Literal["auto", "classification", "regression"]
 MaxPooling = Literal["exact", "average"]
 Target = Literal["portable", "cpu"]
+Encoding = Literal["auto", "constant", "poisson"]
 
 DEFAULT_STEPS = 64
 #: More steps than this are a slip of the finger: float32 counts end at 2^24.
@@ -30,93 +42,226 @@ MAX_STEPS = 1 << 24
 #: A schedule of more steps would be longer than any window in which it helps.
 MAX_SCHEDULE = 1024
 #: How θ of a classifier grows (docs/explanation/accuracy.md).
-DEFAULT_GROWTH = "0.85@1,0.9@9,1@13,1.15@33,1.3@65"
+DEFAULT_GROWTH = Growth.parse("0.85@1,0.9@9,1@13,1.15@33,1.3@65")
+
+#: The headings of what a newcomer does not need.
+ACCURACY = "For experts: thresholds and corrections"
+NEURONS = "For experts: neurons and input"
+FORM = "For experts: the form of the file"
+
+_POSITIVE = "positive and finite"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to compile.  The fields are the options of `snnc compile`; None and "auto" are filled in by
-    `resolved` once the network's task is known."""
+    """How to compile.  None and "auto" are filled in by `resolved` once the network's task is known."""
 
-    steps: int = DEFAULT_STEPS
-    task: Task = "auto"
-    threshold: Method = "auto"
-    percentile: float = 99.9
-    tau: float = 500.0
-    per_channel: bool | None = None
-    alpha: float | Literal["auto"] = 1.0
-    correction: Correction = "auto"
-    schedule_steps: int = 32
-    growth: str = "auto"
-    readout: str = "auto"
-    neuron: str = "binary"
-    unroll: Unroll = "fold"
-    chunk: int | None = None
-    reset: Literal["soft", "hard"] = "soft"
-    initial: float | None = None
-    encode: Literal["auto", "constant", "poisson"] = "auto"
-    paper: bool = False
-    strict: bool | None = None
-    allow_analog: bool = False
-    maxpool: MaxPooling = "exact"
-    seed: int = 0
-    emit: Emit = "window"
-    batch: int | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
-    target: Target = "portable"
+    steps: Annotated[
+        int,
+        Option(
+            "Time-steps T.",
+            flags=("--steps", "-T"),
+            range=Range(f"1 to {MAX_STEPS:,} time-steps", lambda steps: 1 <= steps <= MAX_STEPS),
+        ),
+    ] = DEFAULT_STEPS
+    task: Annotated[Task, Option("What the outputs are; it chooses what is left at auto.")] = "auto"
+    threshold: Annotated[
+        Method,
+        Option(
+            "How θ follows from the ANN's activations, or for vin-max from the currents of the running "
+            "network, as in the paper.",
+            panel=ACCURACY,
+        ),
+    ] = "auto"
+    percentile: Annotated[
+        float,
+        Option(
+            "The percentile of all activations, zeros included, that θ is.",
+            panel=ACCURACY,
+            applies={"threshold": ("auto", "percentile")},
+            range=Range("above 0, at most 100", lambda percent: 0 < percent <= 100),
+        ),
+    ] = 99.9
+    tau: Annotated[
+        float,
+        Option(
+            "How long θ grows from 0 towards the largest activation.",
+            panel=ACCURACY,
+            applies={"threshold": ("auto", "balance")},
+            range=Range(_POSITIVE, lambda tau: 0 < tau < float("inf")),
+        ),
+    ] = 500.0
+    per_channel: Annotated[
+        bool | None,
+        Option(
+            "One θ per channel or one per layer.",
+            unset="per channel, with --paper per layer",
+            panel=ACCURACY,
+            flags=("--per-channel/--per-layer",),
+        ),
+    ] = None
+    alpha: Annotated[
+        float | Auto,
+        Option(
+            "Scale of every θ, the paper's α; auto searches it.",
+            panel=ACCURACY,
+            range=Range(f"{_POSITIVE}, or auto", lambda alpha: 0 < alpha < float("inf")),
+            read=number_or_auto,
+        ),
+    ] = 1.0
+    correction: Annotated[
+        Correction,
+        Option("Charges that correct the running network, found layer by layer.", panel=ACCURACY),
+    ] = "auto"
+    schedule_steps: Annotated[
+        int,
+        Option(
+            "How many of the first steps the schedule corrects one by one.",
+            panel=ACCURACY,
+            applies={"correction": ("auto", "schedule")},
+            range=Range(f"1 to {MAX_SCHEDULE:,}", lambda steps: 1 <= steps <= MAX_SCHEDULE),
+        ),
+    ] = 32
+    growth: Annotated[
+        Parsed[Growth | Auto],
+        Option(
+            "How θ grows with time: none; or factors and the steps, from 1, from which they hold, as "
+            "1.15@33,1.3@65.",
+            panel=ACCURACY,
+        ),
+    ] = Parsed(lambda text: "auto" if text == "auto" else Growth.parse(text), Growth, "auto")
+    readout: Annotated[
+        Parsed[ReadOut | Auto],
+        Option(
+            "How outputs over time become one: mean; ramp:P, where step t weighs t^P; or delay:D, "
+            "where the first D steps do not count.",
+            unset="by task and depth",
+            panel=ACCURACY,
+        ),
+    ] = Parsed(lambda text: "auto" if text == "auto" else ReadOut.parse(text), ReadOut, "auto")
+    neuron: Annotated[
+        Parsed[Spikes],
+        Option(
+            "binary; burst:G, up to G spikes a step; or signed:G, also negative ones, which take back "
+            "earlier ones.",
+            panel=NEURONS,
+        ),
+    ] = Parsed(Spikes.parse, Spikes, BINARY)
+    unroll: Annotated[
+        Unroll,
+        Option(
+            "How time is unrolled: fold computes chunks of steps at once, loop one step at a time, "
+            "steps writes every step.",
+            panel=FORM,
+        ),
+    ] = "fold"
+    chunk: Annotated[
+        int | None,
+        Option(
+            "Steps that are computed at once.",
+            unset="by memory",
+            panel=FORM,
+            applies={"unroll": ("fold",), "emit": ("window",)},
+            range=Range("at least 1 time-step", lambda steps: 1 <= steps <= MAX_STEPS),
+        ),
+    ] = None
+    reset: Annotated[
+        Literal["soft", "hard"],
+        Option("soft keeps the residual potential, as RMP-SNN does.", panel=NEURONS),
+    ] = "soft"
+    initial: Annotated[
+        float | None,
+        Option(
+            "Membrane potential at the start, in units of θ.",
+            unset="0.5, with --paper 0",
+            panel=NEURONS,
+            range=Range("0 to below 1, in units of θ", lambda potential: 0 <= potential < 1),
+        ),
+    ] = None
+    encode: Annotated[
+        Encoding,
+        Option(
+            "The input as a constant current, or as signed random spikes.",
+            unset="constant, with --paper poisson",
+            panel=NEURONS,
+        ),
+    ] = "auto"
+    paper: Annotated[
+        bool,
+        Option(
+            "As RMP-SNN has it: --strict, --encode poisson, --threshold vin-max with one θ per layer, "
+            "--initial 0, no correction; each can be set otherwise.",
+            panel=NEURONS,
+            flags=("--paper",),
+        ),
+    ] = False
+    strict: Annotated[
+        bool | None,
+        Option(
+            "The paper's rule: refuse bias and batch-norm.",
+            unset="with --paper alone",
+            panel=NEURONS,
+            flags=("--strict/--no-strict",),
+        ),
+    ] = None
+    allow_analog: Annotated[
+        bool,
+        Option("Keep nonlinear operators between spiking layers, exact but not spiking."),
+    ] = False
+    maxpool: Annotated[
+        MaxPooling,
+        Option(
+            "average replaces max pooling by average pooling, which changes the network.",
+            panel=NEURONS,
+        ),
+    ] = "exact"
+    seed: Annotated[
+        int,
+        Option(
+            "For drawing samples and synthetic input.",
+            panel=ACCURACY,
+            range=Range("0 to 2^63 - 1", lambda seed: 0 <= seed < 1 << 63),
+        ),
+    ] = 0
+    emit: Annotated[
+        Emit,
+        Option(
+            "window: all T steps; step: one step, states outside, for streams; cuda-graph: all T steps "
+            "without control flow, for a fixed batch."
+        ),
+    ] = "window"
+    batch: Annotated[
+        int | None,
+        Option(
+            "The batch that is fixed.",
+            panel=FORM,
+            applies={"emit": ("cuda-graph",)},
+            range=Range("at least 1 sample", lambda batch: 1 <= batch <= 1 << 20),
+        ),
+    ] = None
+    precision: Annotated[
+        Literal["fp32", "fp16"],
+        Option("fp16: weights and currents in float16, for GPUs.", panel=FORM),
+    ] = "fp32"
+    target: Annotated[
+        Target,
+        Option("portable: for any device; cpu: lowered to event-driven operators in the file."),
+    ] = "portable"
 
     def __post_init__(self) -> None:
-        """numpy's numbers become Python's, so that they can be written into the metadata."""
-        for name, number in vars(self).items():
-            if isinstance(number, np.generic):
-                object.__setattr__(self, name, number.item())
+        plain_numbers(self)
 
     def check(self) -> None:
-        """Raises UsageError for the first value that is of a wrong type or out of range."""
-        for option in ("steps", "seed", "chunk", "batch", "schedule_steps"):
-            check_type(option, getattr(self, option), int, "a whole number", option in _OPTIONAL)
-        for option in ("percentile", "tau", "alpha", "initial"):
-            given = getattr(self, option)
-            if option != "alpha" or given != "auto":
-                check_type(option, given, (int, float), "a number", option in _OPTIONAL)
-        for option in ("per_channel", "paper", "strict", "allow_analog"):
-            given = getattr(self, option)
-            check_type(option, given, bool, "True or False", option in _OPTIONAL)
-        for option, allowed in _CHOICES.items():
-            _choice(f"--{option}", getattr(self, option), allowed)
-        _parsed("--neuron", Spikes.parse, self.neuron)
-        if self.growth != "auto":
-            _parsed("--growth", Growth.parse, self.growth)
-        if self.readout != "auto":
-            read_out = _parsed("--readout", ReadOut.parse, self.readout)
-            good = read_out.skipped < self.steps
+        """Raises UsageError for the first value that is of a wrong type or out of range, and where
+        options exclude or need each other."""
+        check_values(self)
+        if isinstance(self.readout, ReadOut):
+            good = self.readout.skipped < self.steps
             check_range("--readout", self.readout, good, f"a delay below T = {self.steps}")
-        steps, initial, alpha = self.steps, self.initial, self.alpha
-        check_range("-T", steps, 1 <= steps <= MAX_STEPS, f"1 to {MAX_STEPS:,} time-steps")
-        good = 0 < self.percentile <= 100
-        check_range("--percentile", self.percentile, good, "above 0, at most 100")
-        check_range("--tau", self.tau, 0 < self.tau < float("inf"), "positive and finite")
-        if alpha != "auto":
-            check_range("--alpha", alpha, 0 < alpha < float("inf"), "positive and finite, or auto")
-        if initial is not None:
-            check_range("--initial", initial, 0 <= initial < 1, "0 to below 1, in units of θ")
-        good = 1 <= self.schedule_steps <= MAX_SCHEDULE
-        check_range("--schedule-steps", self.schedule_steps, good, f"1 to {MAX_SCHEDULE:,}")
-        check_range("--seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Options that exclude or need each other."""
-        if self.chunk is not None:
-            check_range("--chunk", self.chunk, 1 <= self.chunk <= MAX_STEPS, "at least 1 time-step")
-            if self.unroll != "fold" or self.emit != "window":
-                form = self.unroll if self.emit == "window" else self.emit
-                raise UsageError(f"--chunk belongs to --unroll fold, not to {form}")
-        if self.batch is not None:
-            check_range("--batch", self.batch, 1 <= self.batch <= 1 << 20, "at least 1 sample")
         if (self.batch is None) == (self.emit == "cuda-graph"):
             raise UsageError("--emit cuda-graph and --batch N belong together")
-        if self.reset == "hard" and self.neuron != "binary":
+        check_applies(self)
+        if self.reset == "hard" and self.neuron != BINARY:
             raise UsageError(f"--reset hard is for binary neurons, not for {self.neuron}")
         if self.reset == "hard" and self.correction not in ("auto", "none"):
             raise UsageError(f"--reset hard takes no correction, not {self.correction}")
@@ -142,10 +287,6 @@ class Options:
             raise UsageError(f"--target cpu {reason}", hint="leave one of the two out")
 
     @property
-    def spikes(self) -> Spikes:
-        return Spikes.parse(self.neuron)
-
-    @property
     def is_strict(self) -> bool:
         """Whether bias and batch-norm are refused; by default in paper mode alone."""
         return self.paper if self.strict is None else self.strict
@@ -163,7 +304,7 @@ class Options:
         data: bool,
         depth: int,
         hindrance: str = "",
-    ) -> Options:
+    ) -> "Options":
         """Everything that was left open, chosen for the task (docs/explanation/accuracy.md).
 
         `data`: there is calibration data; without it nothing can be corrected on the running network.
@@ -200,15 +341,13 @@ class Options:
         if growth == "auto":
             # What balance clips is what time is for; other methods mean their θ as it is.
             grows = classifies and threshold == "balance" and not hindrance
-            growth = growth if grows else NONE
-        else:
-            growth = str(Growth.parse(growth))
-            if growth != NONE and hindrance:
-                raise no_growth(growth, hindrance)
+            growth = "auto" if grows else STEADY
+        elif growth != STEADY and hindrance:
+            raise no_growth(growth, hindrance)
         # The more layers, the longer the last ones need to find their rate
         # (docs/explanation/accuracy-choices.md).
         power = min(max(depth - 3, 0) // 2, 3) if classifies and not self.paper else 0
-        read_out = f"ramp:{power}" if power else "mean"
+        read_out = ReadOut("ramp", power=power) if power else MEAN
         return replace(
             self,
             task=task,
@@ -223,49 +362,13 @@ class Options:
         )
 
 
-def no_growth(growth: str, hindrance: str) -> UsageError:
+def no_growth(growth: Growth, hindrance: str) -> UsageError:
     """That thresholds cannot grow as asked."""
     return UsageError(f"--growth {growth} is not possible: {hindrance}")
 
 
-_OPTIONAL = ("chunk", "batch", "per_channel", "initial", "strict")
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("auto", "classification", "regression"),
-    "threshold": ("auto", "max", "percentile", "mmse", "balance", "vin-max"),
-    "correction": ("auto", "none", "schedule", "bias", "potential"),
-    "unroll": ("fold", "loop", "steps"),
-    "reset": ("soft", "hard"),
-    "encode": ("auto", "constant", "poisson"),
-    "maxpool": ("exact", "average"),
-    "emit": ("window", "step", "cuda-graph"),
-    "precision": ("fp32", "fp16"),
-    "target": ("portable", "cpu"),
-}
-
-
-def check_type(
-    option: str, given: object, kind: type | tuple[type, ...], text: str, optional: bool = False
-) -> None:
-    """Raises UsageError where `given` is of another type; a bool is no number."""
-    truth = isinstance(given, bool) and kind is not bool
-    if not (optional and given is None) and (truth or not isinstance(given, kind)):
-        raise UsageError(f"{option} is {given!r}, it should be {text}")
-
-
-def check_range(option: str, value: object, good: bool, allowed: str) -> None:
-    """Raises UsageError where a value is not `good`."""
-    if not good:
-        raise UsageError(f"{option} {value} is out of range", hint=f"allowed: {allowed}")
-
-
-def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{option} {value} is unknown", hint=f"one of {', '.join(choices)}")
-
-
-def _parsed(option: str, parse: Callable[[str], Parsed], text: object) -> Parsed:
-    check_type(option, text, str, "a text")
-    try:
-        return parse(str(text))
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
+def chosen(value: Value | Auto) -> Value:
+    """What `Options.resolved` or the calibration has chosen.  Raises ValueError for `auto`."""
+    if value == "auto":
+        raise ValueError("an option is still to be chosen")
+    return value

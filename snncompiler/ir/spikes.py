@@ -30,6 +30,10 @@ class Spikes:
             f"{text!r} is not one of binary, burst:G, signed:G with G from 1 to {MAX_LEVELS}"
         )
 
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        return self.kind if self.kind == "binary" else f"{self.kind}:{self.levels}"
+
 
 #: A spike count of one step must fit the bytes in which spikes are recorded.
 MAX_LEVELS = 127

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snncompiler.errors import EnvironmentMissing, Refused, UsageError, refuse
 from snncompiler.findings import Finding
+from snncompiler.ir.option import Option, Range, check_values, height_width, numbers
 
 Array = NDArray[Any]
 Layout = Literal["NCHW", "NHWC"]
@@ -32,6 +33,10 @@ _DAMAGE = (ValueError, OSError, EOFError, MemoryError, OverflowError)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
 _DATA_NAMES = ("x", "images")
 _LABEL_NAMES = ("y", "labels")
+
+
+_POSITIVE = Range("positive and finite", lambda value: 0 < value < float("inf"))
+_ALL_POSITIVE = Range("every value is positive", lambda values: all(value > 0 for value in values))
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,32 @@ class Preprocess:
     network's input, the scale is 255 for images and for uint8.
     """
 
-    layout: Layout | None = None
-    scale: float | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    size: tuple[int, int] | None = None
-    resize: tuple[int, int] | None = None
-    bgr: bool = False
+    layout: Annotated[
+        Layout | None,
+        Option("What the network wants, from images stored as NHWC.", unset="by its input"),
+    ] = None
+    scale: Annotated[
+        float | None,
+        Option("Divide pixels by this.", unset="255 for images and uint8 arrays", range=_POSITIVE),
+    ] = None
+    mean: Annotated[
+        Sequence[float] | None,
+        Option("Subtract after scaling: M or M,M,M per channel.", read=numbers),
+    ] = None
+    std: Annotated[
+        Sequence[float] | None,
+        Option("Divide by after that: S or S,S,S per channel.", range=_ALL_POSITIVE, read=numbers),
+    ] = None
+    size: Annotated[tuple[int, int] | None, Option("Centre crop, HxW.", read=height_width)] = None
+    resize: Annotated[
+        tuple[int, int] | None,
+        Option("Resize images before the crop, HxW.", read=height_width),
+    ] = None
+    bgr: Annotated[bool, Option("The network wants blue, green, red.", flags=("--bgr",))] = False
+
+    def check(self) -> None:
+        """Raises UsageError for the first value that is of a wrong type or out of range."""
+        check_values(self)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from snncompiler.analysis.instrument import Layer, Watched
 from snncompiler.analysis.walk import Walk
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.ir.growth import Growth
 
 CNN, RESNET = models.path("digits-cnn"), models.path("digits-resnet")
 ONE = "g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }"
@@ -351,7 +350,7 @@ def test_the_split_follows_the_running_network(growth: str, factor: float) -> No
     model = onnx.load(CNN)
     snn = compile_text(model, IMAGES, correction="schedule", threshold="percentile", growth=growth)
     compiled, prepared = read_compiled(snn), pipeline.prepare(model)
-    grown = Growth.parse(compiled.options.growth)
+    grown = compiled.calibration.growth
     assert grown.worth(12)[0] == pytest.approx(factor)
     walk, currents = Walk(compiled, currents=True), Currents(prepared)
     received = currents.run({"input": IMAGES})

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, compile_text, parse, random
+from helpers import Array, compile_text, parse, random, tell
 from onnx import numpy_helper
 
 import snncompiler
@@ -218,7 +218,7 @@ def first_weight_of_time(model: onnx.ModelProto) -> None:
 
 
 def steps_in_metadata(model: onnx.ModelProto) -> None:
-    next(e for e in model.metadata_props if e.key == "snnc.steps").value = "7"
+    tell(model, steps=7)
 
 
 def window_of(name: str, values: list[int]) -> Callable[[onnx.ModelProto], None]:

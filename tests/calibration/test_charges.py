@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, op_counts, parse, random, run_model
+from helpers import Array, op_counts, parse, random, run_model, told
 from hypothesis import given, settings
 from random_networks import ROUNDING, Network, error_bound, networks
 
@@ -698,8 +698,7 @@ def simulated(x: Array, theta: dict[str, Array], levels: int, signed: bool, step
 def test_neurons_of_several_levels_do_as_numpy_does(neuron: str, levels: int, signed: bool) -> None:
     model, x = mlp(), images(16)
     made = compiled(model, x, neuron=neuron, correction="none", steps=11)
-    properties = {p.key: p.value for p in made.model.metadata_props}
-    assert properties["snnc.neuron"] == neuron
+    assert told(made.model)["neuron"] == neuron
     operators = {"binary": "RMPNeuron", "burst": "BurstNeuron", "signed": "SignedNeuron"}
     operator = operators[neuron.partition(":")[0]]
     (loop,) = [node for node in made.model.graph.node if node.op_type == "Loop"]

@@ -33,11 +33,9 @@ from commands import (
     errors,
     good,
     listing,
-    metadata,
-    set_metadata,
     snnc,
 )
-from helpers import parse
+from helpers import parse, tell, told
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -316,11 +314,11 @@ def compiled(tmp_path: Path, *options: object, model: Path = CNN) -> CompiledFil
     return read_compiled(target)
 
 
-ACCURACY: dict[str, tuple[Sequence[object], dict[str, str]]] = {
+ACCURACY: dict[str, tuple[Sequence[object], dict[str, Any]]] = {
     "nothing": ((), {
         "task": "classification", "threshold": "balance", "correction": "schedule",
-        "readout": "mean", "neuron": "binary", "encode": "constant", "paper": "false",
-        "initial": "0.5"}),
+        "readout": "mean", "neuron": "binary", "encode": "constant", "paper": False,
+        "initial": 0.5}),
     "task": (("--task", "regression"), {
         "task": "regression", "threshold": "max", "correction": "schedule", "readout": "mean"}),
     "threshold": (("--threshold", "mmse"), {"threshold": "mmse"}),
@@ -332,8 +330,8 @@ ACCURACY: dict[str, tuple[Sequence[object], dict[str, str]]] = {
     "signed": (("--neuron", "signed:2"), {"neuron": "signed:2"}),
     "encode": (("--encode", "poisson"), {"encode": "poisson", "seed_input": "snnc_seed",
         "image_input": "snnc_first_image"}),
-    "paper": (("--paper",), {"paper": "true", "strict": "true", "threshold": "vin-max",
-        "correction": "none", "readout": "mean", "encode": "poisson", "initial": "0.0"}),
+    "paper": (("--paper",), {"paper": True, "strict": True, "threshold": "vin-max",
+        "correction": "none", "readout": "mean", "encode": "poisson", "initial": 0.0}),
 }  # fmt: skip
 
 
@@ -341,10 +339,10 @@ ACCURACY: dict[str, tuple[Sequence[object], dict[str, str]]] = {
 def test_options_of_the_accuracy_end_up_in_the_file(name: str, tmp_path: Path) -> None:
     options, expected = ACCURACY[name]
     found = compiled(tmp_path, "-T", 8, *options)
-    assert {key: found.metadata[f"snnc.{key}"] for key in expected} == expected
-    assert (found.options.correction, found.options.readout) == (
-        found.metadata["snnc.correction"], found.metadata["snnc.readout"],
-    )  # fmt: skip
+    assert {key: told(found.model)[key] for key in expected} == expected
+    assert [found.options.correction, str(found.options.readout)] == [
+        told(found.model)[key] for key in ("correction", "readout")
+    ]
     assert bool(found.calibration.schedules) == (found.options.correction != "none")
     target = tmp_path / "compiled.onnx"
     assert good("verify", CNN, target, "--json").json()["passed"]
@@ -368,7 +366,7 @@ def test_thresholds_grow_as_asked_for(tmp_path: Path) -> None:
     """θ is what it has become, and the charges go on until then."""
     steady = compiled(tmp_path, "--samples", 40, "--growth", "none").calibration
     found = compiled(tmp_path, "--samples", 40, "--growth", "1.5@9,2@41")
-    assert found.options.growth == found.calibration.growth == "1.5@9,2@41"
+    assert str(found.options.growth) == str(found.calibration.growth) == "1.5@9,2@41"
     assert {len(charges) for charges in found.calibration.schedules.values()} == {42}
     for layer, theta in found.calibration.thresholds.items():
         assert np.array_equal(theta, 2 * steady.thresholds[layer])
@@ -635,15 +633,15 @@ def test_verify_passes_for_every_form(built: dict[str, Path]) -> None:
 
 
 def _edit_calibration(model: onnx.ModelProto) -> None:
-    content = json.loads(metadata(model)["snnc.calibration"])
+    content = json.loads(told(model)["calibration"])
     next(iter(content["thresholds"].values()))[0] *= 1.5
-    set_metadata(model, calibration=json.dumps(content))
+    tell(model, calibration=json.dumps(content))
 
 
 def _edit_calibration_and_its_hash(model: onnx.ModelProto) -> None:
     _edit_calibration(model)
-    text = metadata(model)["snnc.calibration"]
-    set_metadata(model, calibration_sha256=hashlib.sha256(text.encode()).hexdigest())
+    text = told(model)["calibration"]
+    tell(model, calibration_sha256=hashlib.sha256(text.encode()).hexdigest())
 
 
 def _fire_above(model: onnx.ModelProto) -> None:
@@ -677,18 +675,18 @@ TAMPERED: dict[str, tuple[str, Callable[[onnx.ModelProto], object], str]] = {
     "firing rule": ("cnn", _fire_above, "FAILED"),
     "calibration": ("cnn", _edit_calibration, "SNNC401"),
     "calibration and hash": ("cnn", _edit_calibration_and_its_hash, "FAILED"),
-    "initial": ("cnn", lambda m: set_metadata(m, initial="0.25"), "FAILED"),
-    "reset": ("plain", lambda m: set_metadata(m, reset="hard"), "FAILED"),
-    "reset beside a schedule": ("cnn", lambda m: set_metadata(m, reset="hard"), "SNNC401"),
-    "correction": ("plain", lambda m: set_metadata(m, correction="schedule"), "FAILED"),
-    "no correction": ("cnn", lambda m: set_metadata(m, correction="none"), "FAILED"),
-    "read-out": ("cnn", lambda m: set_metadata(m, readout="ramp"), "FAILED"),
-    "neuron": ("plain", lambda m: set_metadata(m, neuron="burst:2"), "FAILED"),
+    "initial": ("cnn", lambda m: tell(m, initial=0.25), "FAILED"),
+    "reset": ("plain", lambda m: tell(m, reset="hard"), "FAILED"),
+    "reset beside a schedule": ("cnn", lambda m: tell(m, reset="hard"), "SNNC401"),
+    "correction": ("plain", lambda m: tell(m, correction="schedule"), "FAILED"),
+    "no correction": ("cnn", lambda m: tell(m, correction="none"), "FAILED"),
+    "read-out": ("cnn", lambda m: tell(m, readout="ramp"), "FAILED"),
+    "neuron": ("plain", lambda m: tell(m, neuron="burst:2"), "FAILED"),
     "a charge": ("cnn", lambda m: charge_more(m), "FAILED"),
-    "steps": ("cnn", lambda m: set_metadata(m, steps="17"), "FAILED"),
-    "no steps": ("cnn", lambda m: set_metadata(m, steps="0"), "SNNC401"),
-    "steps are text": ("cnn", lambda m: set_metadata(m, steps="many"), "SNNC401"),
-    "other source": ("cnn", lambda m: set_metadata(m, source_sha256="0" * 64), "SNNC402"),
+    "steps": ("cnn", lambda m: tell(m, steps=17), "FAILED"),
+    "no steps": ("cnn", lambda m: tell(m, steps=0), "SNNC401"),
+    "steps are text": ("cnn", lambda m: tell(m, steps="many"), "SNNC401"),
+    "other source": ("cnn", lambda m: tell(m, source_sha256="0" * 64), "SNNC402"),
     "other network": ("resnet", lambda m: None, "SNNC402"),
 }
 
@@ -717,7 +715,7 @@ def test_verify_fails_on_a_tampered_file_of_another_version(
 ) -> None:
     def change(model: onnx.ModelProto) -> None:
         scale_threshold(0.5)(model)
-        set_metadata(model, version="0.0.9")
+        tell(model, version="0.0.9")
 
     snn = edit(built["cnn"], tmp_path / "t.onnx", change)
     assert snnc("verify", CNN, snn).code == 1

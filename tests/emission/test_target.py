@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from commands import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, set_metadata, snnc
-from helpers import Array, codes, compile_text, parse, random
+from commands import CALIBRATED, CNN, RESNET, SCALED, TEST, errors, good, snnc
+from helpers import Array, codes, compile_text, parse, random, tell, told
 
 import snncompiler
 from snncompiler import models
@@ -144,7 +144,7 @@ def test_every_layer_is_named_and_time_stays_free() -> None:
     assert {"EventConv", "EventConvAdd", "EventConvPair"} <= set(body_operators(lowered))
     assert not {"Conv", "ScheduledRMPNeuron", "RMPNeuron"} & set(body_operators(lowered))
     found = read_compiled(lowered)
-    assert found.options.target == found.metadata["snnc.target"] == "cpu"
+    assert found.options.target == told(lowered)["target"] == "cpu"
     assert [note.operator for note in found.events] == [
         "EventNeuron",
         "EventConv",
@@ -230,7 +230,7 @@ def test_a_session_that_does_not_load_what_is_lowered_stays_dense(
 def test_damaged_notes_are_refused() -> None:
     lowered = digits(target="cpu")
     for text in ("[{}]", "nothing", '[{"name": "a", "shape": 3}]', "7"):
-        set_metadata(lowered, events=text)
+        tell(lowered, events=text)
         with pytest.raises(Refused, match="damaged"):
             read_compiled(lowered)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, compile_text, op_counts, parse, random, run_model
+from helpers import Array, compile_text, op_counts, parse, random, run_model, told
 from onnx import numpy_helper
 
 import snncompiler
@@ -17,7 +17,7 @@ from snncompiler.analysis.trace import trace
 from snncompiler.calibration import charges as running
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.ir.growth import Growth
+from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.settings import DEFAULT_GROWTH, Options
 from snncompiler.network.growable import hindrance
 from snncompiler.passes.lower.lower_events import lower_events
@@ -111,7 +111,7 @@ def test_where_thresholds_can_grow(text: str, reason: str) -> None:
     assert reason in found and bool(reason) == bool(found)
     options: dict[str, Any] = {"task": "classification", "allow_analog": True}
     made = pipeline.compile_model(model, Options(**options), random(1, 50, 4))
-    assert (read_compiled(made.model).options.growth == "none") == bool(reason)
+    assert (read_compiled(made.model).options.growth == STEADY) == bool(reason)
     told = [note.message for note in made.prepared.findings if note.code == "SNNC310"]
     assert told == ([f"thresholds do not grow: {found}"] if reason else [])
     if reason:
@@ -205,7 +205,7 @@ def test_thresholds_stay_where_a_bias_is_not_one_for_a_channel(name: str) -> Non
     x = random(3, 50, 3, 4)
     options = Options(task="classification")
     made = pipeline.compile_model(model, options, x)
-    assert made.calibration.growth == "none" and op_counts(made.model)["Drive"] == 0
+    assert made.calibration.growth == STEADY and op_counts(made.model)["Drive"] == 0
     (note,) = [f.message for f in made.prepared.findings if f.code == "SNNC310"]
     assert "the bias of" in note and "is not the same all over a channel" in note
     steady = pipeline.compile_model(model, replace(options, growth="none"), x)
@@ -214,7 +214,7 @@ def test_thresholds_stay_where_a_bias_is_not_one_for_a_channel(name: str) -> Non
         pipeline.compile_model(model, replace(options, growth="2@9"), x)
     # One value for a channel is fine, wherever it comes from.
     even = parse(f"g ({text} }}", {"w": random(1, 4, 4), "k": np.full((1, 1), 0.5, np.float32)})
-    assert pipeline.compile_model(even, options, x).calibration.growth != "none"
+    assert pipeline.compile_model(even, options, x).calibration.growth != STEADY
 
 
 def test_growth_is_refused_where_time_cannot_be_folded() -> None:
@@ -223,7 +223,7 @@ def test_growth_is_refused_where_time_cannot_be_folded() -> None:
     x = random(3, 50, 2, 3)
     options = Options(task="classification")
     made = pipeline.compile_model(parse(text), options, x)
-    assert made.calibration.growth == made.calibration.correction == "none"
+    assert (made.calibration.growth, made.calibration.correction) == (STEADY, "none")
     with pytest.raises(UsageError, match=r"--growth 2@9 is not possible: .*folded"):
         pipeline.compile_model(parse(text), replace(options, growth="2@9"), x)
 
@@ -358,19 +358,19 @@ def test_a_calibration_is_used_again_as_it_is() -> None:
     options = Options(correction="schedule", growth=GROWTH, threshold="max")
     calibration = pipeline.compile_model(model, options, X).calibration
     again = pipeline.compile_model(model, Options(), calibration)
-    assert read_compiled(again.model).options.growth == GROWTH
-    assert type(calibration).from_json(calibration.to_json()).growth == GROWTH
+    assert str(read_compiled(again.model).options.growth) == GROWTH
+    assert str(type(calibration).from_json(calibration.to_json()).growth) == GROWTH
     with pytest.raises(UsageError, match=r"--growth 2@9 needs data, a calibration with 0\.75@1"):
         pipeline.compile_model(model, replace(options, growth="2@9"), calibration)
     same = pipeline.compile_model(
         model, replace(options, growth="0.750@1,1.0@4,1.5@9"), calibration
     )
     assert same.calibration.to_json() == again.calibration.to_json()
-    assert read_compiled(same.model).options.growth == GROWTH
+    assert str(read_compiled(same.model).options.growth) == GROWTH
     # Without charges nothing grows, and θ is what it would be without a growth: 2^-22 for its factor
     # multiplied and divided again in float32.
     plain = pipeline.compile_model(model, Options(correction="none"), calibration)
-    assert plain.calibration.growth == "none" and op_counts(plain.model)["Drive"] == 0
+    assert plain.calibration.growth == STEADY and op_counts(plain.model)["Drive"] == 0
     steady = pipeline.compile_model(model, Options(correction="none", threshold="max"), X)
     assert steady.calibration.thresholds.keys() == plain.calibration.thresholds.keys()
     for name, theta in steady.calibration.thresholds.items():
@@ -387,8 +387,8 @@ def test_the_default_of_a_classifier_grows() -> None:
         preprocess=snncompiler.network.data.Preprocess(scale=16.0), samples=32,
     )  # fmt: skip
     found = read_compiled(snn)
-    assert found.metadata["snnc.growth"] == found.options.growth == found.calibration.growth
-    assert found.options.growth == DEFAULT_GROWTH
+    assert found.options.growth == found.calibration.growth == DEFAULT_GROWTH
+    assert told(snn)["growth"] == str(DEFAULT_GROWTH)
 
 
 def test_a_calibration_for_another_form_of_the_network_is_refused() -> None:
@@ -398,7 +398,7 @@ def test_a_calibration_for_another_form_of_the_network_is_refused() -> None:
     model, x = parse(text, {"w": random(1, 2, 2, 1, 1)}), random(2, 50, 2, 4, 4)
     options = Options(task="classification", maxpool="average")
     calibration = pipeline.compile_model(model, options, x).calibration
-    assert calibration.growth != "none"
+    assert calibration.growth != STEADY
     exact = replace(options, maxpool="exact", allow_analog=True)
     with pytest.raises(UsageError, match="with --maxpool average"):
         pipeline.compile_model(model, exact, calibration)

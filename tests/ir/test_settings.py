@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, parse, random, run_model
+from helpers import Array, parse, random, run_model, told
 
 import snncompiler
 from snncompiler import models, pipeline
 from snncompiler.calibration import search
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
+from snncompiler.ir.growth import STEADY
+from snncompiler.ir.option import written
 from snncompiler.ir.rectifiers import depth_of, rectifiers_of
 from snncompiler.ir.settings import MAX_SCHEDULE, Options
 from snncompiler.network.task import task_of
@@ -112,7 +114,7 @@ def test_the_ends_of_the_ranges_are_allowed(options: dict[str, Any]) -> None:
 def test_the_python_function_takes_every_option_with_its_default() -> None:
     parameters = inspect.signature(snncompiler.compile).parameters
     for option in fields(Options):
-        assert parameters[option.name].default == option.default, option.name
+        assert parameters[option.name].default == written(option.default), option.name
     assert set(parameters) - {option.name for option in fields(Options)} == {
         "model", "calibration", "samples", "preprocess", "progress",
     }  # fmt: skip
@@ -170,7 +172,7 @@ def test_what_is_left_open_follows_the_task_and_what_is_given_stays(
     options: dict[str, Any], task: Any, data: bool, wanted: dict[str, Any]
 ) -> None:
     found = Options(**options).resolved(task, data, 20)
-    assert {name: getattr(found, name) for name in wanted} == wanted
+    assert {name: written(getattr(found, name)) for name in wanted} == wanted
     assert found.resolved(task, data, 20) == found
     left = {f.name for f in fields(Options)} - set(wanted) - {"task", "threshold", "correction",
         "readout", "initial", "per_channel", "encode", "strict", "growth"}  # fmt: skip
@@ -194,14 +196,14 @@ def test_thresholds_do_not_grow_where_they_cannot(
     options, data = dict(options), bool(options.get("data", True))
     options.pop("data", None)
     left = Options(**options).resolved("classification", data, 3, hindrance)
-    assert left.growth == "none"
+    assert left.growth == STEADY
     with pytest.raises(UsageError, match=re.escape(f"--growth 1.5@4 is not possible: {said}")):
         Options(**options, growth="1.5@4").resolved("classification", data, 3, hindrance)
 
 
 def test_deeper_class_scores_weigh_later_steps_more() -> None:
     depths = (0, 4, 5, 7, 9, 99)
-    chosen = [Options().resolved("classification", True, depth).readout for depth in depths]
+    chosen = [str(Options().resolved("classification", True, depth).readout) for depth in depths]
     assert chosen == ["mean", "mean", "ramp:1", "ramp:2", "ramp:3", "ramp:3"]
 
 
@@ -219,14 +221,13 @@ def test_what_was_chosen_is_in_the_file() -> None:
         x = (archive["x"][:32].astype(np.float32) / 16).transpose(0, 3, 1, 2)
     for options, wanted in (
         ({}, {"task": "classification", "threshold": "balance", "correction": "schedule",
-              "readout": "mean", "initial": "0.5", "encode": "constant", "neuron": "binary"}),
+              "readout": "mean", "initial": 0.5, "encode": "constant", "neuron": "binary"}),
         ({"task": "regression"}, {"task": "regression", "threshold": "max", "readout": "mean"}),
-        ({"paper": True}, {"paper": "true", "threshold": "vin-max", "correction": "none",
-                           "readout": "mean", "initial": "0.0", "encode": "poisson"}),
+        ({"paper": True}, {"paper": True, "threshold": "vin-max", "correction": "none",
+                           "readout": "mean", "initial": 0.0, "encode": "poisson"}),
     ):  # fmt: skip
         made = snncompiler.compile(model, calibration=x, steps=4, **options)  # type: ignore[arg-type]
-        metadata = {p.key: p.value for p in made.metadata_props}
-        assert {name: metadata[f"snnc.{name}"] for name in wanted} == wanted
+        assert {name: told(made)[name] for name in wanted} == wanted
         read = read_compiled(made)
         assert read.options.task == wanted["task"] if "task" in wanted else True
         assert read.calibration.method == wanted["threshold"]
@@ -306,12 +307,12 @@ def test_a_calibration_is_used_for_what_it_is() -> None:
     made = {"threshold": "max", "alpha": 0.5, "neuron": "burst:4", "initial": 0.25}
     for options in (Options(neuron="burst:4"), Options(**made, schedule_steps=4)):
         again = read_compiled(used_again(options, **made).model).options
-        assert {name: getattr(again, name) for name in made} == made
+        assert {name: written(getattr(again, name)) for name in made} == made
     # Without charges nothing depends on the neuron.
     free = Options(correction="none", growth="none", neuron="signed:2", initial=0.0)
     plain = read_compiled(used_again(free).model)
-    assert (plain.options.neuron, plain.options.initial) == ("signed:2", 0.0)
-    assert plain.options.correction == plain.options.growth == "none"
+    assert (str(plain.options.neuron), plain.options.initial) == ("signed:2", 0.0)
+    assert (plain.options.correction, plain.options.growth) == ("none", STEADY)
 
 
 # --- the delay of a read-out ---

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, op_counts, parse, random, run_model
+from helpers import Array, op_counts, parse, random, run_model, told
 
 from snncompiler import pipeline
 from snncompiler.analysis.verify import verify
@@ -141,10 +141,10 @@ def test_every_way_of_unrolling_draws_the_same_spikes(options: dict[str, Any]) -
 def test_seed_and_first_image_can_be_given() -> None:
     x = images(7)
     made = compiled(network(), x, seed=3)
-    properties = {p.key: p.value for p in made.model.metadata_props}
-    assert properties["snnc.seed_input"] == "snnc_seed"
-    assert properties["snnc.image_input"] == "snnc_first_image"
-    assert properties["snnc.encode"] == "poisson"
+    properties = told(made.model)
+    assert properties["seed_input"] == "snnc_seed"
+    assert properties["image_input"] == "snnc_first_image"
+    assert properties["encode"] == "poisson"
     (wanted,) = run_model(made.model, x=x)
     (same,) = run_model(made.model, x=x, snnc_seed=np.array(3), snnc_first_image=np.array(0))
     assert np.array_equal(same, wanted)

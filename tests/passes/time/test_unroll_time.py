@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, assert_close, compile_text, op_counts, parse, random, run_model
+from helpers import Array, assert_close, compile_text, op_counts, parse, random, run_model, told
 from onnx import helper
 
 from snncompiler import models, pipeline
@@ -147,7 +147,7 @@ def test_the_metadata_names_the_inputs() -> None:
     properties = {p.key: p.value for p in snn.metadata_props}
     steps, chunk = properties["snnc.steps_input"], properties["snnc.chunk_input"]
     assert len({steps, chunk, "snnc_steps", "snnc_chunk"}) == 4
-    assert (properties["snnc.steps"], properties["snnc.chunk"]) == ("9", "4")
+    assert (told(snn)["steps"], told(snn)["chunk"]) == (9, "4")
     inputs = {entry.name for entry in snn.graph.input}
     assert inputs == {"snnc_steps", steps, chunk}
     (more,) = run_model(snn, snnc_steps=x, **{steps: np.array(4096)})
@@ -230,7 +230,7 @@ def test_time_cannot_be_folded_where_the_batch_is_elsewhere() -> None:
     x = random(0, 3, 2, 3)
     decodes(text, FEW, x=x)
     compiled = pipeline.compile_model(parse(text), Options(threshold="max"), x)
-    assert {p.key: p.value for p in compiled.model.metadata_props}["snnc.unroll"] == "loop"
+    assert told(compiled.model)["unroll"] == "loop"
     assert any(f.code == "SNNC205" and "Transpose" in f.node for f in compiled.prepared.findings)
     with pytest.raises(pipeline.UsageError, match="--chunk 4"):
         compile_text(parse(text), x, chunk=4)
@@ -255,7 +255,7 @@ def test_time_folds_behind_what_leaves_the_batch_alone(middle: str) -> None:
     x = random(0, 3, 2, 4, 6)
     decodes(text, FEW, x=x)
     compiled = pipeline.compile_model(parse(text), Options(threshold="vin-max"), x)
-    assert {p.key: p.value for p in compiled.model.metadata_props}["snnc.unroll"] == "fold"
+    assert told(compiled.model)["unroll"] == "fold"
     assert not [finding for finding in compiled.prepared.findings if finding.code == "SNNC205"]
 
 

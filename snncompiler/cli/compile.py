@@ -1,0 +1,79 @@
+"""`snnc compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snncompiler.cli import tables
+from snncompiler.cli.common import (
+    Debug,
+    How,
+    Json,
+    Model,
+    Quiet,
+    console,
+    print_json,
+    progress,
+    tell_findings,
+)
+from snncompiler.emission.compiled import read_compiled
+from snncompiler.emission.save import check_writable, save
+from snncompiler.errors import UsageError
+from snncompiler.ir.settings import Options
+from snncompiler.pipeline import CALIBRATION_SAMPLES, compile_model
+
+
+def compile(
+    model: Model,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Default: <name>.snn.onnx beside the model."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Real samples: .npz, .npy, folder or zip of images.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(help="Calibration samples to draw, 0 for all.")
+    ] = CALIBRATION_SAMPLES,
+    how: How,
+    options: Options,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compile a trained ReLU network into a spiking one."""
+    options.check()
+    if samples < 0:
+        raise UsageError(f"--samples {samples} is out of range", hint="0 for all, or more")
+    if calibration is None and samples != CALIBRATION_SAMPLES:
+        raise UsageError(
+            f"--samples {samples} belongs to --calibration", hint="give --calibration DATA too"
+        )
+    target = output or model.with_name(model.name.removesuffix(".onnx") + ".snn.onnx")
+    check_writable(target, (model, *([calibration] if calibration else [])))
+    with progress(quiet) as tell:
+        result = compile_model(model, options, calibration, how, samples or None, tell)
+    save(result.model, target)
+    written = read_compiled(result.model)
+    content = {
+        "output": str(target),
+        "bytes": target.stat().st_size,
+        **tables.described(written),
+        "findings": [finding.as_dict() for finding in result.prepared.findings],
+    }
+    if as_json:
+        print_json(content)
+        return
+    tell_findings(result.prepared.findings, quiet)
+    print(
+        f"{target}: {len(content['layers'])} spiking layers, T = {content['steps']}, "
+        f"{content['unroll'] if content['emit'] == 'window' else content['emit']}, "
+        f"{content['bytes']:,} bytes"
+    )
+    if written.options.target == "cpu":
+        rows = [(note.name, tables.by_events(note)) for note in written.lowered]
+        console().print(tables.table("Layers on the CPU", ("layer", "by events"), rows))

@@ -1,0 +1,183 @@
+"""`snnc eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from snncompiler.analysis.diagnose import Diagnosis
+from snncompiler.analysis.evaluate import Evaluation, evaluate
+from snncompiler.cli import tables
+from snncompiler.cli.common import (
+    Debug,
+    How,
+    Json,
+    Model,
+    Quiet,
+    Snn,
+    Threads,
+    console,
+    print_json,
+    progress,
+    tell_findings,
+)
+from snncompiler.errors import UsageError
+from snncompiler.findings import printable
+
+
+def _steps_list(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"--steps {text} is not a list of whole numbers", hint="as 8,16,32,64")
+    return [int(part) for part in parts]
+
+
+def eval(
+    model: Model,
+    snn: Snn,
+    data: Annotated[Path, typer.Option(help="Samples, with labels where there are any.")],
+    how: How,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            help="Time-steps to evaluate at, all in one run, as 8,16,32. Default: the file's."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first samples only.")] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Split the error of every layer; name the worst.")
+    ] = False,
+    predictions: Annotated[
+        bool,
+        typer.Option("--predictions", help="With --json: the predicted class of every sample."),
+    ] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Accuracy against time-steps beside the ANN's, the activity of every layer, its synaptic
+    operations, and its errors."""
+    if predictions and not as_json:
+        raise UsageError("--predictions belongs to --json")
+    with progress(quiet) as tell:
+        result = evaluate(
+            model,
+            snn,
+            data,
+            steps=_steps_list(steps),
+            limit=limit,
+            diagnose=diagnose,
+            preprocess=how,
+            threads=threads,
+            progress=tell,
+        )
+    if as_json:
+        print_json(result.as_dict(predictions=predictions))
+        return
+    tell_findings(list(result.findings), quiet)
+    _print_evaluation(console(), result)
+
+
+def _count(number: float) -> str:
+    return f"{round(number):,}"
+
+
+def _print_evaluation(shown: Console, result: Evaluation) -> None:
+    def share(value: float | None) -> str:
+        return "-" if value is None else tables.percent(value)
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    diagnosed = result.results[-1].diagnosis is not None
+    rows: list[tuple[object, ...]] = []
+    if result.ann_accuracy is not None:
+        empty = "-" * (8 if diagnosed else 7)
+        rows.append(("ANN", share(result.ann_accuracy), *empty))
+    for step in result.results:
+        drop = interval = "-"
+        if step.drop is not None and step.drop_interval is not None:
+            drop = f"{100 * step.drop:.2f}"
+            interval = "{:.2f} to {:.2f}".format(*(100 * end for end in step.drop_interval))
+        row = (f"T = {step.steps}", share(step.accuracy), drop, interval, share(step.agreement))
+        total = step.all_synops
+        seen = (number(step.relative_error), f"{step.firing_rate:.4f}")
+        rows.append((*row, *seen, _count(total.done), share(total.share)))
+        if step.diagnosis is not None:
+            levels = step.diagnosis.quantised
+            better = levels.agreement if levels.accuracy is None else levels.accuracy
+            rows[-1] = (
+                *rows[-1],
+                number(levels.relative_error) if better is None else share(better),
+            )
+    titles = ["steps", "top-1", "drop", "95 %", "agreement", "relative error", "firing rate"]
+    titles += ["SynOps a sample", "of dense"]
+    if diagnosed:
+        titles.append("quantised ANN")
+    shown.print(tables.table(f"{result.samples:,} samples", titles, rows))
+    macs = result.macs
+    shown.print(
+        f"multiply-accumulates a sample: {macs.ann:,} of the ANN; of the SNN {macs.once:,} once, and "
+        f"{macs.a_step:,} a step where it is dense",
+        highlight=False,
+    )
+    last = result.results[-1]
+    synops = {part.layer: part for part in last.synops}
+    notes = {note.name: note for note in result.events}
+    activities = {activity.layer: activity for activity in last.layers}
+    layers = []
+    for name in dict.fromkeys((*activities, *synops)):
+        activity, part = activities.get(name), synops.get(name)
+        rates = ("-", "-", "-")
+        if activity is not None:
+            rates = (
+                f"{activity.firing_rate:.4f}",
+                share(activity.saturated),
+                share(activity.silent),
+            )
+        arrived = (_count(part.done), share(part.share)) if part is not None else ("-", "-")
+        layers.append((name, *rates, *arrived, tables.by_events(notes.get(name))))
+    columns = (
+        "layer", "firing rate", "saturated", "silent", "SynOps a sample", "of dense", "by events"
+    )  # fmt: skip
+    shown.print(tables.table(f"Layers at T = {last.steps}", columns, layers))
+    for step in result.results:
+        if step.diagnosis is not None:
+            _print_diagnosis(shown, step.steps, step.diagnosis)
+
+
+def _print_diagnosis(shown: Console, steps: int, diagnosis: Diagnosis) -> None:
+    rows = [
+        (
+            layer.layer,
+            *(
+                f"{number:.4f}"
+                for number in (
+                    layer.total,
+                    layer.inherited,
+                    layer.own,
+                    layer.unevenness,
+                    layer.rounding,
+                    layer.clipping,
+                )
+            ),
+        )
+        for layer in diagnosis.layers
+    ]
+    columns = ("layer", "error", "inherited", "own", "unevenness", "rounding", "clipping")
+    shown.print(
+        tables.table(f"Errors at T = {steps}, relative to the ANN's activations", columns, rows)
+    )
+    worst = diagnosis.blame
+    shown.print(
+        f"most is added by {printable(worst.layer)}: {worst.own:.4f}, mainly {worst.part}"
+        + ("; inherited holds the charge of the schedule" * diagnosis.layers[0].charged),
+        highlight=False,
+        markup=False,
+    )
