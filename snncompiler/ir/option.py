@@ -204,9 +204,12 @@ def _check_kind(one: Declared, value: Any) -> None:
 
 
 def check_applies(options: Any) -> None:
-    """Raises UsageError where an option is given that means nothing beside the others."""
+    """Raises UsageError where an option is given that means nothing beside the others.
+
+    Of an option that has a value of its own by default, nothing tells whether it was given.
+    """
     for one in options_of(type(options)):
-        if getattr(options, one.name) == one.default:
+        if one.default is not None or getattr(options, one.name) is None:
             continue
         for other, values in one.option.applies.items():
             given = getattr(options, other)
