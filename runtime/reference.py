@@ -23,6 +23,40 @@ def _steps_of(values: Array, steps: int) -> Array:
     return values.reshape(steps, samples, *values.shape[1:]).astype(np.float32)
 
 
+# --- the dynamics of one time-step, which calibration takes from here, too ---
+
+
+def binary_spikes(u: Array, threshold: Array) -> Array:
+    """`u >= θ` as 0 or 1: what a neuron sends at the potential u after its current."""
+    return (u >= threshold).astype(np.float32)
+
+
+def burst_spikes(u: Array, threshold: Array, levels: int) -> Array:
+    """`min(max(floor(u / θ), 0), levels)`; NaN is 0."""
+    return _floor(u / threshold, 0, levels)
+
+
+def signed_spikes(u: Array, threshold: Array, balance: Array, levels: int) -> Array:
+    """`max(min(max(floor(u / θ), -levels), levels), -n)`, where n spikes were sent so far."""
+    k = _floor(u / threshold, -levels, levels)
+    np.fmax(k, np.float32(0) - balance, out=k)
+    return k
+
+
+def soft_reset(u: Array, threshold: Array, spikes: Array) -> Array:
+    """`v = u - θ·k`: the residual potential is kept."""
+    return u - threshold * spikes
+
+
+def _floor(x: Array, least: int, most: int) -> Array:
+    """x rounded down, between two whole numbers; NaN is the least of them, -0 is 0.  Overwrites x."""
+    np.fmax(x, np.float32(least), out=x)
+    np.fmin(x, np.float32(most), out=x)
+    np.floor(x, out=x)
+    x += np.float32(0)
+    return x
+
+
 def _neuron(
     current: Array, threshold: Array, membrane: Array, steps: int, static_current: bool, soft: bool
 ) -> tuple[Array, Array]:
@@ -32,8 +66,8 @@ def _neuron(
     spikes = np.empty((steps, *held.shape[1:]), np.float32)
     for t in range(steps):
         u = v + held[0 if static_current else t]
-        spikes[t] = u >= theta
-        v = u - theta * spikes[t] if soft else np.where(spikes[t] > 0, np.float32(0), u)
+        spikes[t] = binary_spikes(u, theta)
+        v = soft_reset(u, theta, spikes[t]) if soft else np.where(spikes[t] > 0, np.float32(0), u)
     folded = spikes.reshape(steps * held.shape[1], *held.shape[2:])
     return folded.astype(current.dtype), v
 
@@ -73,7 +107,7 @@ def _scheduled(
     for t in range(steps):
         u = (v + held[0 if static_current else t]) + schedule[min(start + t, len(schedule) - 1)]
         spikes[t] = quanta(u, theta)
-        v = u - theta * spikes[t]
+        v = soft_reset(u, theta, spikes[t])
     folded = spikes.reshape(steps * held.shape[1], *held.shape[2:])
     return folded.astype(current.dtype), v
 
@@ -91,11 +125,9 @@ def scheduled_rmp_neuron(
 
     `u = (v + x) + b_t; s = (u >= θ); v = u - θ·s`.  Returns (spikes, membrane).
     """
-
-    def quanta(u: Array, theta: Array) -> Array:
-        return (u >= theta).astype(np.float32)
-
-    return _scheduled(current, threshold, membrane, schedule, start, steps, static_current, quanta)
+    return _scheduled(
+        current, threshold, membrane, schedule, start, steps, static_current, binary_spikes
+    )
 
 
 def drive(values: Array, factors: Array, start: int, steps: int) -> Array:
@@ -123,7 +155,7 @@ def burst_neuron(
     """
 
     def quanta(u: Array, theta: Array) -> Array:
-        return np.floor(_bounded(u / theta, 0, levels))
+        return burst_spikes(u, theta, levels)
 
     return _scheduled(current, threshold, membrane, schedule, start, steps, static_current, quanta)
 
@@ -148,10 +180,7 @@ def signed_neuron(
     n = np.broadcast_to(np.float32(balance), (leading, *current.shape[1:])).copy()
 
     def quanta(u: Array, theta: Array) -> Array:
-        k = np.floor(_bounded(u / theta, -levels, levels))
-        owed = np.float32(0) - n
-        k = np.where(k < owed, owed, k)
-        k[k == 0] = 0  # of both signs
+        k = signed_spikes(u, theta, n, levels)
         n[...] = n + k
         return k
 
@@ -159,13 +188,6 @@ def signed_neuron(
         current, threshold, membrane, schedule, start, steps, static_current, quanta
     )
     return spikes, v, n
-
-
-def _bounded(x: Array, least: int, most: int) -> Array:
-    """Between two whole numbers, so that it may be rounded down later; NaN is the least."""
-    low, high = np.float32(least), np.float32(most)
-    raised = np.where(x > low, x, low)
-    return np.where(raised < high, raised, high)
 
 
 def time_sum(values: Array, total: Array, steps: int) -> Array:

@@ -24,6 +24,12 @@ from snncompiler.ir.graph import with_outputs
 from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.settings import Correction
 from snncompiler.passes.lower.attach_functions import attach_functions
+from snncompiler.runtime.reference import (
+    binary_spikes,
+    burst_spikes,
+    signed_spikes,
+    soft_reset,
+)
 from snncompiler.runtime.session import create_session
 
 Array = NDArray[Any]
@@ -216,12 +222,12 @@ class Received:
         return np.float32(1) if self.worth is None else np.float32(self.worth[step])
 
     def spikes(self, u: Floats, balance: Floats) -> Floats:
-        """k of every neuron at a potential u after its current, [C, P]."""
-        if self.levels == 1 and not self.signed:
-            return np.asarray(u >= self.quantum, np.float32)
-        lowest = -balance if self.signed else np.float32(0)
-        k = np.maximum(np.clip(np.floor(u / self.quantum), -self.levels, self.levels), lowest)
-        return np.asarray(k, np.float32)
+        """k of every neuron at a potential u after its current, [C, P]; balance: sent so far."""
+        if self.signed:
+            return signed_spikes(u, self.quantum, balance, self.levels)
+        if self.levels == 1:
+            return binary_spikes(u, self.quantum)
+        return burst_spikes(u, self.quantum, self.levels)
 
 
 def best_schedule(received: Received, steps: int) -> Floats:
@@ -242,9 +248,9 @@ def best_schedule(received: Received, steps: int) -> Floats:
         owed = np.asarray(((step + 1) * received.analog - theta * sent) / worth, np.float32)
         find = _best_binary if received.levels == 1 and not received.signed else _best_of_grid
         charges[step] = find(received, u, owed, count)
-        charge = charges[step][:, None]
-        k = received.spikes(u + charge, count)
-        v = (u + charge) - theta * k
+        u = u + charges[step][:, None]
+        k = received.spikes(u, count)
+        v = soft_reset(u, theta, k)
         count, sent = count + k, sent + worth * k
     return charges
 
@@ -295,7 +301,7 @@ def mean_difference(received: Received, steps: int) -> Floats:
     for step in range(steps):
         u = v + received.at(step)
         k = received.spikes(u, balance)
-        v = u - theta * k
+        v = soft_reset(u, theta, k)
         balance = balance + k
     given = (theta * balance).mean(axis=1, dtype=np.float64) / steps
     return np.asarray(received.analog.mean(axis=1, dtype=np.float64) - given, np.float32)

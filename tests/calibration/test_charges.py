@@ -20,7 +20,7 @@ from snncompiler import pipeline
 from snncompiler.analysis.verify import verify
 from snncompiler.calibration import calibrate as calibrating
 from snncompiler.calibration import charges as running
-from snncompiler.calibration.charges import Received, best_schedule, correct
+from snncompiler.calibration.charges import Received, best_schedule, correct, mean_difference
 from snncompiler.calibration.record import Calibration
 from snncompiler.emission.save import serialize
 from snncompiler.errors import Refused, UsageError
@@ -29,7 +29,7 @@ from snncompiler.ir.graph import with_outputs
 from snncompiler.ir.readout import ReadOut
 from snncompiler.ir.settings import Options
 from snncompiler.network.data import Dataset
-from snncompiler.runtime import Stream
+from snncompiler.runtime import Stream, reference
 
 
 def dyadic(seed: int, *shape: int, parts: int = 4, most: int = 6) -> Array:
@@ -77,6 +77,24 @@ class Fired:
         return Fired(np.stack(counts), np.stack(before))
 
 
+def by_reference(layer: Received, charges: Array) -> Array:
+    """The spikes [S, C, P] of the operator that the layer's neurons are, by `runtime.reference`."""
+    steps, (channels, positions) = len(charges), layer.analog.shape
+    current = np.concatenate([layer.at(step).T for step in range(steps)])
+    given: list[Any] = [charges, 0, steps]
+    if layer.signed:
+        given.insert(0, np.float32(0))
+    if layer.signed or layer.levels > 1:
+        given.append(layer.levels)
+    run = reference.scheduled_rmp_neuron
+    if layer.levels > 1:
+        run = reference.burst_neuron
+    if layer.signed:
+        run = reference.signed_neuron
+    spikes = run(current, layer.quantum.T, layer.start.T, *given)[0]
+    return spikes.reshape(steps, positions, channels).transpose(0, 2, 1)
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "binary": {},
     "burst": {"levels": 4},
@@ -122,6 +140,25 @@ def test_every_charge_is_the_best_of_those_that_are_tried(kind: str, temporal: b
     assert charges.shape == (12, 3) and charges.dtype == np.float32
     assert (abs(charges) <= layer.quantum[:, 0] / 2).all() and charges.any()
     is_best(layer, charges)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_fires_as_its_operator_does(kind: str) -> None:
+    """What calibration takes for the spikes of a layer, step by step, is what its operator sends."""
+    layer = received(True, **KINDS[kind])
+    charges = best_schedule(layer, 12)
+    v = np.broadcast_to(layer.start, layer.analog.shape).astype(np.float32)
+    sent, spikes = np.zeros_like(v), []
+    for step, charge in enumerate(charges):
+        u = (v + layer.at(step)) + charge[:, None]
+        spikes.append(layer.spikes(u, sent))
+        v, sent = u - layer.quantum * spikes[-1], sent + spikes[-1]
+    assert np.array_equal(np.stack(spikes), by_reference(layer, charges))
+    assert np.max(spikes) == layer.levels and (np.min(spikes) < 0) == layer.signed
+    off = mean_difference(layer, 12)
+    plain = by_reference(layer, np.zeros((12, 3), np.float32)).mean(axis=(0, 2), dtype=np.float64)
+    mean = layer.analog.mean(axis=1, dtype=np.float64)
+    assert np.allclose(off, mean - layer.quantum[:, 0] * plain, rtol=0, atol=2.0**-20)
 
 
 @pytest.mark.parametrize("temporal", [False, True])
