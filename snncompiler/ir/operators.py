@@ -185,17 +185,17 @@ _TABLE: tuple[Operator, ...] = (
     Operator("Dropout", span="first", batch="elementwise"),
     # --- rectifiers, and what is spelled as some ---
     Operator("Relu", span="relu", integers="bound", batch="elementwise",
-             becomes="a spiking neuron; behind Clip(x, lo <= 0, c) one with the cap c"),
+             becomes="a spiking neuron; behind Clip(x, lo <= 0, c) a spiking neuron with θ <= c"),
     Operator("Clip", linear="never", activation=True, span="clip", integers="bound", decides=True,
              infinity="bound", infinite=(1, 2), batch="elementwise",
              becomes="Clip(x, 0, c): a spiking neuron with θ <= c; other constant bounds: shifted to"
                      " that"),
     Operator("Max", linear="never", activation=True, sign="all", span="maximum", integers="bound",
              decides=True, infinity="bound", batch="elementwise",
-             becomes="Max(x, 0): a spiking neuron; of live values: x + relu(y - x), pair by pair"),
+             becomes="Max(x, 0): a spiking neuron; of values that change: x + relu(y - x), in pairs"),
     Operator("Min", linear="never", activation=True, sign="all", span="minimum", integers="bound",
              decides=True, infinity="bound", batch="elementwise",
-             becomes="Min(relu(x), c): a spiking neuron with θ <= c; of live values: x - relu(x - y)"),
+             becomes="Min(relu(x), c): a spiking neuron, θ <= c; of values that change: x - relu(x - y)"),
     Operator("Where", linear="condition", decides=True, infinity="bound", infinite=(1, 2),
              batch="elementwise",
              becomes="Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron; with a·x for 0:"
@@ -214,9 +214,9 @@ _TABLE: tuple[Operator, ...] = (
     Operator("Abs", linear="never", activation=True, sign="positive", batch="elementwise",
              becomes="two spiking neurons: relu(x) + relu(-x)"),
     Operator("ReduceL1", linear="never", batch="reduce",
-             becomes="the sum of Abs(x); of x, where that is never negative"),
+             becomes="the sum of Abs(x), or of x if that is never negative"),
     Operator("GlobalLpPool", linear="never", batch="leading",
-             becomes="p = 1: the sum of Abs(x); of x, where that is never negative; else refused"),
+             becomes="p = 1: the sum of Abs(x), or of x if that is never negative; else refused"),
     Operator("LpPool", linear="never", batch="leading", shape_from="shapes", over="window",
              becomes="p = 1: the mean of Abs(x) times the window's size; else refused"),
     # --- pooling and reductions ---
@@ -229,7 +229,7 @@ _TABLE: tuple[Operator, ...] = (
              pools="maximum", over="window"),
     Operator("GlobalMaxPool", linear="never", sign="first", span="first", batch="leading",
              pools="maximum", over="map",
-             becomes="the MaxPool that it is; refused over a map of unknown size"),
+             becomes="MaxPool over the whole map; refused if its size is not known"),
     *_alike(
         Operator("ReduceMax", linear="never", sign="first", span="first", integers="first",
                  infinity="masked", batch="reduce", pools="maximum", over="axes"),
