@@ -195,7 +195,8 @@ _TABLE: tuple[Operator, ...] = (
              becomes="Max(x, 0): a spiking neuron; of values that change: x + relu(y - x), in pairs"),
     Operator("Min", linear="never", activation=True, sign="all", span="minimum", integers="bound",
              decides=True, infinity="bound", batch="elementwise",
-             becomes="Min(relu(x), c): a spiking neuron, θ <= c; of values that change: x - relu(x - y)"),
+             becomes="Min(relu(x), c): a spiking neuron, θ <= c; of values that change: "
+                     "x - relu(x - y)"),
     Operator("Where", linear="condition", decides=True, infinity="bound", infinite=(1, 2),
              batch="elementwise",
              becomes="Where(x > 0, x, 0), also with >=, < and <=: a spiking neuron; with a·x for 0:"
