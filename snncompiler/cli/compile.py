@@ -21,8 +21,9 @@ from snncompiler.cli.common import (
 )
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.emission.save import check_writable, save
+from snncompiler.emission.stages import Stages
 from snncompiler.errors import UsageError
-from snncompiler.ir.settings import Options
+from snncompiler.ir.settings import FORM, Options
 from snncompiler.pipeline import CALIBRATION_SAMPLES, compile_model
 
 
@@ -41,6 +42,15 @@ def compile(
     ] = CALIBRATION_SAMPLES,
     how: How,
     options: Options,
+    print_after: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write the network as it is after this pass, or after all of them, into "
+            "<output>.passes.",
+            metavar="PASS",
+            rich_help_panel=FORM,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -55,14 +65,25 @@ def compile(
         )
     target = output or model.with_name(model.name.removesuffix(".onnx") + ".snn.onnx")
     check_writable(target, (model, *([calibration] if calibration else [])))
+    stages = Stages(target.with_name(f"{target.name}.passes"), print_after or ())
     with progress(quiet) as tell:
-        result = compile_model(model, options, calibration, how, samples or None, tell)
+        result = compile_model(
+            model,
+            options,
+            calibration,
+            how,
+            samples or None,
+            tell,
+            stages.of if print_after else None,
+        )
+    stages.check()
     save(result.model, target)
     written = read_compiled(result.model)
     content = {
         "output": str(target),
         "bytes": target.stat().st_size,
         **tables.described(written),
+        **({"passes": [str(path) for path in stages.written]} if print_after else {}),
         "findings": [finding.as_dict() for finding in result.prepared.findings],
     }
     if as_json:
@@ -74,6 +95,8 @@ def compile(
         f"{content['unroll'] if content['emit'] == 'window' else content['emit']}, "
         f"{content['bytes']:,} bytes"
     )
+    if print_after:
+        print(f"{stages.folder}: {len(stages.written)} files")
     if written.options.target == "cpu":
         rows = [(note.name, tables.by_events(note)) for note in written.lowered]
         console().print(tables.table("Layers on the CPU", ("layer", "by events"), rows))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
 import pytest
+from commands import snnc
 from helpers import random
 
 from snncompiler import models, pipeline
@@ -64,3 +66,19 @@ def test_a_pass_that_did_not_run_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     stages, _ = watched(tmp_path, "fold-batch-norm")
     stages.check()
+
+
+def test_print_after_on_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "a.snn.onnx"
+    ran = snnc("compile", CNN, "-o", out, "-T", 4, "--print-after", "fold-batch-norm", "--json")
+    assert ran.code == 0
+    files = [out.with_name("a.snn.onnx.passes") / "normalize" / f"13-fold-batch-norm.{kind}"
+             for kind in ("onnx", "txt")]  # fmt: skip
+    assert json.loads(ran.out)["passes"] == [str(path) for path in files]
+    assert all(path.is_file() for path in files)
+    ran = snnc("compile", CNN, "-o", out, "-T", 4, "--print-after", "all")
+    assert f"{out}.passes: " in ran.out
+    out.unlink()
+    ran = snnc("compile", CNN, "-o", out, "-T", 4, "--print-after", "fold")
+    assert (ran.code, ran.out, out.exists()) == (2, "", False)
+    assert "no pass fold has run" in ran.err and "fold-batch-norm" in ran.err
