@@ -13,7 +13,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -198,18 +197,16 @@ def _allowed(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         parts = (a for a in typing.get_args(annotation) if a is not type(None))
         return " or ".join(filter(None, map(_allowed, parts)))
+    if origin is list:
+        return f"{_allowed(*typing.get_args(annotation))}, several times"
     if origin is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return ", ".join(f"`{choice.value}`" for choice in annotation)
     names = {Path: "path", str: "text", int: "whole number", float: "number", bool: ""}
     return names[annotation]
 
 
 def _default(parameter: Any) -> str:
     value = parameter.default
-    if isinstance(value, Enum):
-        value = value.value
     if parameter.required or value is None or value is False:
         return ""
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
