@@ -20,15 +20,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler.errors import Refused, refuse
 from snncompiler.findings import Finding, describe, errors_of
-from snncompiler.ir import dialect
-from snncompiler.ir.graph import unique_name
 from snncompiler.ir.operators import record
 from snncompiler.passes.source.spell_quantized import MICROSOFT
 from snncompiler.passes.source.spell_quantized import RULES as QUANTIZED
+from snncompiler.passes.source.to_base_opset import (
+    NEWEST_OPSET,
+    at_base_opset,
+    complete_outputs,
+    cut_by_slicing,
+    forget_initializer_inputs,
+    give_arrays,
+    opset_of,
+    unify_default_domain,
+)
 from snncompiler.passes.source.widen_weights import widen_weights
 
 OLDEST_OPSET = 7
-NEWEST_OPSET = onnx.defs.onnx_opset_version()
 NEWEST_IR = int(onnx.IR_VERSION)
 
 #: Local functions may expand to at most this many nodes.
@@ -47,7 +54,7 @@ _SUPPORTED = {
 def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]]:
     """The checked model at a supported opset, and the warnings.  Raises Refused with every error."""
     _refuse_compiled(model)
-    _unify_default_domain(model)
+    unify_default_domain(model)
     findings = _versions(model)
     if errors_of(findings):
         raise Refused(*findings)
@@ -59,15 +66,15 @@ def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]
     findings += _operators(model) + _weights(model.graph)
     if errors_of(findings):
         raise Refused(*findings)
-    _forget_initializer_inputs(model.graph)
-    _cut_by_slicing(model.graph, _opset(model) or NEWEST_OPSET)
+    forget_initializer_inputs(model.graph)
+    cut_by_slicing(model.graph, opset_of(model) or NEWEST_OPSET)
     findings += _checked(model)
     if errors_of(findings):
         raise Refused(*findings)
-    findings += _without_maps(model.graph)
+    findings += give_arrays(model.graph)
     if errors_of(findings):
         raise Refused(*findings)
-    return _at_base_opset(model), findings
+    return at_base_opset(model), findings
 
 
 def _refuse_compiled(model: onnx.ModelProto) -> None:
@@ -80,30 +87,9 @@ def _refuse_compiled(model: onnx.ModelProto) -> None:
             )
 
 
-def _unify_default_domain(model: onnx.ModelProto) -> None:
-    """`ai.onnx` is another spelling of the default domain; the same import again says nothing new."""
-    owners = [model, *model.functions]
-    for owner in owners:
-        imports: list[tuple[str, int]] = []
-        for entry in owner.opset_import:
-            domain = "" if entry.domain == "ai.onnx" else entry.domain
-            if (domain, entry.version) not in imports:
-                imports.append((domain, entry.version))
-        del owner.opset_import[:]
-        owner.opset_import.extend(helper.make_opsetid(*entry) for entry in imports)
-    for node in (*model.graph.node, *(n for f in model.functions for n in f.node)):
-        if node.domain == "ai.onnx":
-            node.domain = ""
-
-
-def _opset(model: onnx.ModelProto) -> int | None:
-    versions = [o.version for o in model.opset_import if o.domain == ""]
-    return versions[0] if versions else None
-
-
 def _versions(model: onnx.ModelProto) -> list[Finding]:
     findings = []
-    opset = _opset(model)
+    opset = opset_of(model)
     if opset is None:
         findings.append(Finding("SNNC102", "the model imports no ONNX opset"))
     elif not OLDEST_OPSET <= opset <= NEWEST_OPSET:
@@ -338,73 +324,6 @@ def _attribute_problem(node: onnx.NodeProto) -> str:
     return ""
 
 
-def _names(graph: onnx.GraphProto) -> set[str]:
-    """The names of all tensors of a graph."""
-    entries = (*graph.input, *graph.output, *graph.initializer)
-    names = {entry.name for entry in entries}
-    return names.union(*((*node.input, *node.output) for node in graph.node))
-
-
-def _cut_by_slicing(graph: onnx.GraphProto, opset: int) -> None:
-    """Write a Pad with negative pads as a Pad and a Slice.
-
-    onnx's shape inference ends the process where such a Pad leaves less than nothing; a Slice leaves
-    nothing then.  Pads are an attribute before opset 11, and what a Slice cuts before opset 10.
-    """
-    taken = _names(graph)
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        for attribute in node.attribute if node.op_type == "Constant" else ():
-            if attribute.name == "value":
-                constants[node.output[0]] = attribute.t
-    nodes = []
-    for node in graph.node:
-        nodes.append(node)
-        given = next((a for a in node.attribute if a.name in ("pads", "paddings")), None)
-        if node.op_type != "Pad":
-            continue
-        if given is not None:
-            pads = np.array(given.ints, np.int64)
-        elif len(node.input) > 1 and node.input[1] in constants:
-            pads = numpy_helper.to_array(constants[node.input[1]]).reshape(-1).astype(np.int64)
-        else:
-            continue
-        if not (pads < 0).any():
-            continue
-        axes = node.input[3] if len(node.input) > 3 else ""
-        begins, ends = np.split(pads, 2)
-        base = unique_name(f"{node.output[0]}/cut", taken)
-        limits = {
-            "starts": np.maximum(-begins, 0),
-            "ends": np.where(ends < 0, ends, np.iinfo(np.int64).max),
-            "axes": np.arange(begins.size),
-        }
-        values = {**limits, "pads": np.maximum(pads, 0)}
-        if given is not None:
-            given.ints[:] = values.pop("pads").tolist()
-        if axes or opset < 10:
-            del values["axes"]
-        if opset < 10:
-            del values["starts"], values["ends"]
-        made = {name: unique_name(f"{base}/{name}", taken) for name in values}
-        for name, array in values.items():
-            graph.initializer.append(numpy_helper.from_array(array, made[name]))
-        result, node.output[0] = node.output[0], base
-        if given is None:
-            node.input[1] = made["pads"]
-        name = f"{node.name or base}/slice"
-        if opset < 10:
-            cut = helper.make_node("Slice", [base], [result], name=name)
-            cut.attribute.extend(helper.make_attribute(*limit) for limit in limits.items())
-        else:
-            names = [base, made["starts"], made["ends"], axes or made["axes"]]
-            cut = helper.make_node("Slice", names, [result], name=name)
-        nodes.append(cut)
-    if len(nodes) > len(graph.node):
-        del graph.node[:]
-        graph.node.extend(nodes)
-
-
 def _group_problem(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> str:
     """Why a convolution's group, weights and channels do not fit; empty if they do."""
     layout = record(node.op_type).weights
@@ -556,14 +475,6 @@ def _itemsize(data_type: int) -> int:
     return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
 
 
-def _forget_initializer_inputs(graph: onnx.GraphProto) -> None:
-    """IR versions 3 and 4 list weights as inputs; with a value they are not inputs of the network."""
-    weights = {tensor.name for tensor in graph.initializer}
-    kept = [entry for entry in graph.input if entry.name not in weights]
-    del graph.input[:]
-    graph.input.extend(kept)
-
-
 def _type_name(kind: int) -> str:
     known = TensorProto.DataType.values()
     return TensorProto.DataType.Name(kind) if kind in known else f"number {kind}, which is unknown"
@@ -600,7 +511,7 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
         probe = onnx.ModelProto()
         probe.CopyFrom(model)
         probe.ir_version = max(model.ir_version, 4)
-        _complete_outputs(probe)
+        complete_outputs(probe)
         onnx.checker.check_model(probe)
         inferred = onnx.shape_inference.infer_shapes(probe, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -626,55 +537,6 @@ def _checked(model: onnx.ModelProto) -> list[Finding]:
     return findings
 
 
-def _without_maps(graph: onnx.GraphProto) -> list[Finding]:
-    """Let a ZipMap, with which scikit-learn's scores end, give the array that it reads.
-
-    A map of each sample's scores is no value over which a mean can be taken or compared; what it holds
-    is the array's row, and its keys are constants, which are told.  Errors for other outputs that are
-    no tensors.
-    """
-    findings = []
-    arrays: set[str] = set()
-    for node in graph.node:
-        if node.op_type == "ZipMap" and node.domain == "ai.onnx.ml":
-            keys = [key for a in node.attribute for key in (*a.ints, *a.strings)]
-            names = ", ".join(
-                k.decode(errors="replace") if isinstance(k, bytes) else str(k) for k in keys
-            )
-            text = f"its map is given as the array that it is made of; the columns are {names}"
-            where = describe(node.op_type, node.name)
-            findings.append(Finding("SNNC206", text, severity="note", node=where))
-            node.op_type, node.domain = "Identity", ""
-            del node.attribute[:]
-            arrays.update(node.output)
-        elif node.op_type == "Identity" and node.domain == "" and arrays.intersection(node.input):
-            arrays.update(node.output)
-    for output in graph.output:
-        kind = output.type.WhichOneof("value")
-        if output.name in arrays:
-            output.type.Clear()
-            output.type.tensor_type.elem_type = TensorProto.FLOAT
-        elif kind not in (None, "tensor_type"):
-            findings.append(
-                Finding(
-                    "SNNC109",
-                    f"output '{output.name}' is a {kind.removesuffix('_type').replace('_', ' ')}",
-                    hint="leave it out of the outputs, and give the tensors that it is made of",
-                )
-            )
-    return findings
-
-
-def without_maps(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the arrays of its ZipMaps for its maps; itself where it has none."""
-    if all(node.op_type != "ZipMap" for node in model.graph.node):
-        return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    _without_maps(copy.graph)
-    return copy
-
-
 def _types(graph: onnx.GraphProto) -> list[Finding]:
     """What is wrong with the declared types of inputs, outputs and values."""
     findings = []
@@ -694,17 +556,6 @@ def _types(graph: onnx.GraphProto) -> list[Finding]:
     return findings
 
 
-def _complete_outputs(model: onnx.ModelProto) -> None:
-    """Infer the shapes of outputs that the exporter left without one, which the checker wants."""
-    kinds = [output.type.tensor_type for output in model.graph.output]
-    if all(kind.HasField("shape") for kind in kinds):
-        return
-    inferred = onnx.shape_inference.infer_shapes(model)
-    for mine, found in zip(model.graph.output, inferred.graph.output, strict=True):
-        if not mine.type.tensor_type.HasField("shape"):
-            mine.type.CopyFrom(found.type)
-
-
 def _shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
     """The shapes that are known, None for a dimension that is not."""
     found: dict[str, list[int | None]] = {t.name: list(t.dims) for t in graph.initializer}
@@ -715,75 +566,3 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
                 dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim
             ]
     return found
-
-
-def _at_base_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert up to our base opset, at one IR version."""
-    model.ir_version = dialect.MAX_IR_VERSION
-    opset = _opset(model)
-    assert opset is not None
-    # onnxruntime's own QuantizeLinear has types that the standard's has from opset 21 on.
-    pairs = ((MICROSOFT, "QuantizeLinear"), (MICROSOFT, "DequantizeLinear"))
-    wide = any((node.domain, node.op_type) in pairs for node in model.graph.node)
-    base = 21 if wide else dialect.BASE_OPSET
-    if opset >= base:
-        return model
-    try:
-        converted: onnx.ModelProto = onnx.version_converter.convert_version(model, base)
-    except Exception as error:
-        raise refuse(
-            "SNNC102",
-            f"opset {opset} cannot be converted to {base}: {str(error).strip().splitlines()[-1]}",
-            hint=f"export it again with opset {base}",
-        ) from None
-    converted.ir_version = dialect.MAX_IR_VERSION
-    if opset < 11:
-        _old_resize(converted.graph)
-    return converted
-
-
-def _old_resize(graph: onnx.GraphProto) -> None:
-    """Before opset 11, Upsample and Resize meant what is now `asymmetric`; the converter leaves the new
-    default, half_pixel.  Nearest rounded down on axes that grow, and up on axes that shrink."""
-    taken = _names(graph)
-    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for node in graph.node:
-        for attribute in node.attribute if node.op_type == "Constant" else ():
-            if attribute.name == "value":
-                scales[node.output[0]] = numpy_helper.to_array(attribute.t)
-    nodes = []
-    for node in graph.node:
-        nodes.append(node)
-        if node.op_type != "Resize":
-            continue
-        factors = scales.get(node.input[2]) if len(node.input) > 2 else None
-        shrinks = factors is not None and bool((factors < 1).any())
-        if factors is not None and shrinks and (factors > 1).any():
-            # Both roundings in one node: first the axes that grow, then those that shrink.
-            result, base = node.output[0], unique_name(f"{node.output[0]}/grown", taken)
-            up, down = (unique_name(f"{base}/{x}", taken) for x in ("up", "down"))
-            for name, part in ((up, np.maximum(factors, 1)), (down, np.minimum(factors, 1))):
-                graph.initializer.append(numpy_helper.from_array(part, name))
-            second = onnx.NodeProto()
-            second.CopyFrom(node)
-            node.input[2], node.output[0] = up, base
-            second.input[0], second.input[2] = base, down
-            second.output[0], second.name = result, f"{node.name or base}/shrink"
-            _asymmetric(second, "ceil")
-            nodes.append(second)
-            shrinks = False
-        _asymmetric(node, "ceil" if shrinks else "floor")
-    if len(nodes) > len(graph.node):
-        del graph.node[:]
-        graph.node.extend(nodes)
-
-
-def _asymmetric(node: onnx.NodeProto, nearest: str) -> None:
-    kept = [attribute for attribute in node.attribute if attribute.name not in _RESIZE_MODES]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    modes = dict(zip(_RESIZE_MODES, ("asymmetric", nearest), strict=True))
-    node.attribute.extend(helper.make_attribute(name, mode) for name, mode in modes.items())
-
-
-_RESIZE_MODES = ("coordinate_transformation_mode", "nearest_mode")

@@ -23,7 +23,7 @@ from snncompiler.network.prepared import (
     synthetic_feeds,
 )
 from snncompiler.network.unrounded import NotUnrounded, unrounded
-from snncompiler.passes.source.verify_input import without_maps
+from snncompiler.passes.source.to_base_opset import without_maps
 
 Array = NDArray[Any]
 

@@ -28,8 +28,9 @@ from snncompiler.network.data import InputSpec
 from snncompiler.network.load import Source
 from snncompiler.passes.base import Context, Observer, run_passes
 from snncompiler.passes.normalize.track_batch import name_batch
+from snncompiler.passes.source.to_base_opset import without_maps
 from snncompiler.passes.source.to_float32 import ToFloat32, has_other_floats
-from snncompiler.passes.source.verify_input import verify_input, without_maps
+from snncompiler.passes.source.verify_input import verify_input
 from snncompiler.runtime.session import LARGE_GRAPH, create_session
 
 Array = NDArray[Any]

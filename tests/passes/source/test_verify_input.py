@@ -14,7 +14,8 @@ from helpers import Array, codes, parse, random, refused, rewritten, run_model
 from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler import pipeline
-from snncompiler.passes.source.verify_input import NEWEST_OPSET, verify_input
+from snncompiler.passes.source.to_base_opset import NEWEST_OPSET
+from snncompiler.passes.source.verify_input import verify_input
 
 RELU = "g (float[N,2] x) => (float[N,2] y) { [only] y = Relu(x) }"
 
