@@ -64,7 +64,7 @@ class Options:
             range=Range(f"1 to {MAX_STEPS:,} time-steps", lambda steps: 1 <= steps <= MAX_STEPS),
         ),
     ] = DEFAULT_STEPS
-    task: Annotated[Task, Option("What the outputs are; it chooses what is left at auto.")] = "auto"
+    task: Annotated[Task, Option("What the outputs are; it decides what is left at auto.")] = "auto"
     threshold: Annotated[
         Method,
         Option(
@@ -76,7 +76,7 @@ class Options:
     percentile: Annotated[
         float,
         Option(
-            "The percentile of all activations, zeros included, that θ is.",
+            "θ is this percentile of all activations, zeros included.",
             panel=ACCURACY,
             applies={"threshold": ("auto", "percentile")},
             range=Range("above 0, at most 100", lambda percent: 0 < percent <= 100),
@@ -125,8 +125,8 @@ class Options:
     growth: Annotated[
         Parsed[Growth | Auto],
         Option(
-            "How θ grows with time: none; or factors and the steps, from 1, from which they hold, as "
-            "1.15@33,1.3@65.",
+            "How θ grows with time: none; or factor@step pairs, as 1.15@33,1.3@65, each of which holds "
+            "from its step on, counted from 1.",
             panel=ACCURACY,
         ),
     ] = Parsed(lambda text: "auto" if text == "auto" else Growth.parse(text), Growth, "auto")
@@ -167,7 +167,7 @@ class Options:
     ] = None
     reset: Annotated[
         Literal["soft", "hard"],
-        Option("soft keeps the residual potential, as RMP-SNN does.", panel=NEURONS),
+        Option("soft keeps the residual potential, as RMP-SNN does; hard drops it.", panel=NEURONS),
     ] = "soft"
     initial: Annotated[
         float | None,
@@ -198,7 +198,7 @@ class Options:
     strict: Annotated[
         bool | None,
         Option(
-            "The paper's rule: refuse bias and batch-norm.",
+            "The paper's constraints: refuse bias and batch-norm.",
             unset="with --paper alone",
             panel=NEURONS,
             flags=("--strict/--no-strict",),
@@ -218,7 +218,7 @@ class Options:
     seed: Annotated[
         int,
         Option(
-            "For drawing samples and synthetic input.",
+            "Seed for drawing samples and for synthetic input.",
             panel=ACCURACY,
             range=Range("0 to 2^63 - 1", lambda seed: 0 <= seed < 1 << 63),
         ),
@@ -226,14 +226,14 @@ class Options:
     emit: Annotated[
         Emit,
         Option(
-            "window: all T steps; step: one step, states outside, for streams; cuda-graph: all T steps "
-            "without control flow, for a fixed batch."
+            "window: all T steps; step: one step, with the states as inputs and outputs, for streams; "
+            "cuda-graph: all T steps without control flow, for a fixed batch."
         ),
     ] = "window"
     batch: Annotated[
         int | None,
         Option(
-            "The batch that is fixed.",
+            "The fixed batch size.",
             panel=FORM,
             applies={"emit": ("cuda-graph",)},
             range=Range("at least 1 sample", lambda batch: 1 <= batch <= 1 << 20),
