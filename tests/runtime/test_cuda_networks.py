@@ -22,7 +22,7 @@ from helpers import Array, parse
 import snncompiler
 from snncompiler import Calibration
 from snncompiler.errors import UsageError
-from snncompiler.runtime import Stream, create_session, register
+from snncompiler.runtime import Stream, create_session, doctor, register
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda_library")]
 
@@ -300,3 +300,14 @@ def test_provider_options_reach_onnxruntime() -> None:
     assert told["cudnn_conv_algo_search"] == "HEURISTIC" and told["use_tf32"] == "1"
     plain = create_session(compiled(), device="cuda").get_provider_options()
     assert plain["CUDAExecutionProvider"]["use_tf32"] == "0"
+
+
+def test_doctor_tells_what_runs(cuda_library: Path) -> None:
+    told = doctor()["cuda"]
+    assert told["runs"] and told["kernels_built"] and not told["why_not"]
+    assert told["devices"] and told["architectures"]
+    # Versions as "13.0", the driver's no older than what it has to run.
+    built, runtime, driver = (
+        [int(part) for part in told[key].split(".")] for key in ("built_with", "runtime", "driver")
+    )
+    assert built[0] == runtime[0] <= driver[0]
