@@ -254,7 +254,8 @@ def fit(model: onnx.ModelProto, memory: int) -> bool:
     if not told["snnc.step_bytes"].value.isdecimal():
         return False
     name = told["snnc.chunk_input"].value
-    samples = int(told["snnc.batch"].value or SAMPLES)
+    lead = [entry.type.tensor_type.shape.dim[:1] for entry in model.graph.input]
+    samples = next((dim.dim_value for dims in lead for dim in dims if dim.dim_value), SAMPLES)
     steps, step_bytes = (int(told[f"snnc.{key}"].value) for key in ("steps", "step_bytes"))
     chunk = chunk_for(steps, step_bytes, samples, memory)
     for tensor in model.graph.initializer:
