@@ -20,12 +20,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from snncompiler.errors import refuse
@@ -45,6 +44,8 @@ from snncompiler.ir.operators import record
 from snncompiler.ir.phases import TIME_MEAN, Timing, analyze
 from snncompiler.ir.readout import MEAN, ReadOut
 from snncompiler.ir.settings import Emit, Unroll
+from snncompiler.passes.time.graph_writer import GraphWriter, Time
+from snncompiler.passes.time.time_weights import TimeWeights
 
 #: Names in the copy of step t, counted from 0, begin with this, t and a slash.
 COPIES = "t"
@@ -78,7 +79,7 @@ class UnrollTime:
         timing = analyze(graph, _is_ours, inputs_vary=self.form == "step")
         _name_apart(graph)
         taken = tensor_names(graph) | {node.name for node in graph.nodes}
-        writer = _Writer(graph, timing, taken, self.read_out)
+        writer = _Writer(graph=graph, timing=timing, taken=taken, time_weights=self.read_out)
         if self.form == "step":
             return writer.single_step()
         names = writer.encoder_inputs(self.seed)
@@ -130,34 +131,14 @@ def _name_apart(graph: Graph) -> None:
         node.name = unique_name(node.name, taken)
 
 
-@dataclass(frozen=True)
-class _Time:
-    """The names of the time-steps before one pass through the region, in it, and after it; the last is
-    missing where the others are constants."""
-
-    start: str
-    steps: str
-    end: str = ""
-
-
-@dataclass
-class _Writer:
-    """Writes static nodes, the temporal region in one of the three ways, and the read-out.
-
-    `taken` holds the names of all tensors and nodes, in the body of the Loop or outside: what the user
-    wrote keeps its name, and what is made here gets one that is free.
-    """
+@dataclass(kw_only=True)
+class _Writer(GraphWriter):
+    """Writes static nodes, the temporal region in one of the three ways, and the read-out."""
 
     graph: Graph
     timing: Timing
-    taken: set[str]
     time_weights: ReadOut = MEAN
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
-    overridable: list[onnx.ValueInfoProto] = field(default_factory=list)
     random: dict[str, str] = field(default_factory=dict)
-    #: What `region` makes in every copy: wanted name -> free name, before the prefix of a copy.
-    inner: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         phases = [(node, self.timing.phase(node)) for node in self.graph.nodes]
@@ -168,28 +149,9 @@ class _Writer:
         self.read_out = [n for n, phase in phases if phase == "read-out" and id(n) not in mean_ids]
         self.temporal_tensors = {id(t) for node in self.temporal for t in node.outputs}
         self.nodes += self._plain([node for node, phase in phases if phase == "static"])
+        self.weights = TimeWeights(self, self.time_weights)
 
     # --- pieces ---
-
-    def name(self, wanted: str) -> str:
-        return unique_name(wanted, self.taken)
-
-    def within(self, prefix: str, wanted: str) -> str:
-        """The name of what one copy of the region makes, the same in each but for the prefix."""
-        if wanted not in self.inner:
-            self.inner[wanted] = self.name(wanted)
-        return prefix + self.inner[wanted]
-
-    def constant(self, wanted: str, values: object, dtype: type = np.int64) -> str:
-        name = self.name(wanted)
-        self.initializers[name] = numpy_helper.from_array(np.array(values, dtype), name)
-        return name
-
-    def parameter(self, wanted: str, default: int) -> str:
-        """An int64 scalar initializer that is also a graph input: a value the user may override."""
-        name = self.constant(wanted, default)
-        self.overridable.append(helper.make_tensor_value_info(name, TensorProto.INT64, []))
-        return name
 
     def encoder_inputs(self, seed: int) -> dict[str, str]:
         """What random spikes are drawn from, beside the time-step: the seed and the first image."""
@@ -232,7 +194,7 @@ class _Writer:
     def region(
         self,
         prefix: str,
-        time: _Time,
+        time: Time,
         states: dict[str, str],
         fold: bool = False,
     ) -> tuple[list[onnx.NodeProto], dict[str, str]]:
@@ -279,7 +241,7 @@ class _Writer:
             proto.output.extend(outputs)
             made.append(proto)
         if self.means and not self.time_weights.uniform:
-            made += self._time_weights(prefix, time)
+            made += self.weights.of_steps(prefix, time)
         for state, node in self.totals().items():
             new_states[state] = self.within(prefix, f"{node.name}/total_out")
             values = inside(node.inputs[0])
@@ -296,68 +258,11 @@ class _Writer:
             )
         return made, new_states
 
-    def _time_weights(self, prefix: str, time: _Time) -> list[onnx.NodeProto]:
-        """The weights w_t·g_t of the steps start + 1 to end, float32 [steps]."""
-        variable = {entry.name for entry in self.overridable}
-        known = {n: t for n, t in self.initializers.items() if n not in variable}
-        if time.start in known and time.steps in known:
-            before, count = (
-                int(numpy_helper.to_array(known[name])) for name in (time.start, time.steps)
-            )
-            weights = self.time_weights.weights(np.arange(before + 1, before + count + 1))
-            name = self.within(prefix, "snnc_time_weights")
-            self.initializers[name] = numpy_helper.from_array(weights, name)
-            return []
-        one = self.constant(f"{prefix}snnc_first", 1)
-        before_each, times, result = (
-            self.within(prefix, f"snnc_{x}") for x in ("times_before", "times", "time_weights")
-        )
-        made = [
-            # The host gives both ends, so that on CUDA nothing is copied.
-            helper.make_node("Range", [time.start, time.end, one], [before_each], name=before_each),
-            helper.make_node("Add", [before_each, one], [times], name=times),
-        ]
-        counted = times
-        if self.time_weights.kind == "ramp":
-            # In double precision, where t³ cannot overflow however long a stream is.
-            wide = counted = self.within(prefix, "snnc_times_wide")
-            made.append(helper.make_node("Cast", [times], [wide], name=wide, to=TensorProto.DOUBLE))
-            for power in range(2, self.time_weights.power + 1):
-                factor, counted = counted, self.within(prefix, f"snnc_times_{power}")
-                made.append(helper.make_node("Mul", [factor, wide], [counted], name=counted))
-        else:
-            skipped = self.constant(f"{prefix}snnc_skipped", self.time_weights.skipped)
-            counted = self.within(prefix, "snnc_counted")
-            made.append(helper.make_node("Greater", [times, skipped], [counted], name=counted))
-        growing = self.time_weights.growth
-        plain = self.within(prefix, "snnc_plain_weights") if growing else result
-        made.append(helper.make_node("Cast", [counted], [plain], name=plain, to=TensorProto.FLOAT))
-        if growing:
-            made += self._worth(prefix, times, one, plain, result)
-        return made
-
-    def _worth(
-        self, prefix: str, times: str, one: str, plain: str, result: str
-    ) -> list[onnx.NodeProto]:
-        """`result`: `plain` times g_t, of which a table says the first and the last one holds on."""
-        table = self.time_weights.growth.table
-        worth = self.constant(f"{prefix}snnc_worth", table, np.float32)
-        length = self.constant(f"{prefix}snnc_growing", len(table))
-        held, place, here = (
-            self.within(prefix, f"snnc_worth_{x}") for x in ("step", "place", "here")
-        )
-        return [
-            helper.make_node("Min", [times, length], [held], name=held),
-            helper.make_node("Sub", [held, one], [place], name=place),
-            helper.make_node("Gather", [worth, place], [here], name=here),
-            helper.make_node("Mul", [plain, here], [result], name=result),
-        ]
-
     def _needs_time(self, tensor: Tensor) -> bool:
         """A static value with a batch axis, read beside temporal ones: [N, ...] -> [K·N, ...]."""
         return is_live(tensor) and id(tensor) not in self.temporal_tensors and _has_batch(tensor)
 
-    def _repeat(self, tensor: Tensor, time: _Time, result: str) -> list[onnx.NodeProto]:
+    def _repeat(self, tensor: Tensor, time: Time, result: str) -> list[onnx.NodeProto]:
         """A static tensor at every step: where its type allows, by an operator of ours whose host reads
         the number of steps.  What Tile repeats by would be computed and copied on CUDA."""
         if tensor.dtype in (np.float32, np.float16):
@@ -378,7 +283,7 @@ class _Writer:
 
         `steps` is T, or the name of the int64 scalar that holds it.
         """
-        divisor = self._divisor(steps) if self.means else ""
+        divisor = self.weights.divisor(steps) if self.means else ""
         for state, node in self.totals().items():
             total, mean = totals[state], node.outputs[0]
             wide = mean.dtype in (None, np.float32)
@@ -397,57 +302,11 @@ class _Writer:
                 )
         self.nodes += self._plain(self.read_out)
 
-    def _divisor(self, steps: str | int) -> str:
-        """The name of Σ w_t over all T steps, a float32 scalar."""
-        if isinstance(steps, int):
-            total = self.time_weights.total(steps)
-            return self.constant("snnc_weight_of_time", total, np.float32)
-        total_name = steps
-        if self.time_weights.kind == "ramp":
-            total_name = self._sum_of_powers(steps)
-        elif self.time_weights.kind == "delay":
-            counted, total_name = self.name("snnc_steps_counted"), self.name("snnc_delay_total")
-            skip = self.constant("snnc_skip", self.time_weights.skipped)
-            one = self.constant("snnc_one", 1)
-            self.nodes += [
-                helper.make_node("Sub", [steps, skip], [counted], name=counted),
-                helper.make_node("Max", [counted, one], [total_name], name=total_name),
-            ]
-        divisor = self.name("snnc_weight_of_time")
-        self.nodes.append(
-            helper.make_node("Cast", [total_name], [divisor], name=divisor, to=TensorProto.FLOAT)
-        )
-        return divisor
-
-    def _sum_of_powers(self, steps: str) -> str:
-        """The name of Σ t^P for t from 1 to T, in double precision."""
-
-        def emit(op: str, inputs: Sequence[str], wanted: str, **more: Any) -> str:
-            name = self.name(f"snnc_{wanted}")
-            self.nodes.append(helper.make_node(op, inputs, [name], name=name, **more))
-            return name
-
-        def number(value: int, wanted: str) -> str:
-            return self.constant(f"snnc_{wanted}_wide", value, np.float64)
-
-        # T(T+1)/2, T(T+1)(2T+1)/6, or the square of the first.
-        last = emit("Cast", [steps], "steps_wide", to=TensorProto.DOUBLE)
-        following = emit("Add", [last, number(1, "one")], "steps_plus_one")
-        product = emit("Mul", [last, following], "steps_product")
-        if self.time_weights.power == 2:
-            odd = emit("Add", [last, following], "steps_odd")
-            cubic = emit("Mul", [product, odd], "steps_cubic")
-            return emit("Div", [cubic, number(6, "six")], "ramp_total")
-        total = emit("Div", [product, number(2, "two")], "ramp_total")
-        return (
-            emit("Mul", [total, total], "ramp_squared") if self.time_weights.power == 3 else total
-        )
-
     # --- the three ways ---
 
     def time_steps(
         self, nodes: list[onnx.NodeProto], name: str, iteration: str, total: str, chunk: str
-    ) -> tuple[_Time, str]:
+    ) -> tuple[Time, str]:
         """A TimeSteps node: its time-steps, and the name of whether others follow.
 
         Whatever may be overridden is read by such nodes only (see its body).
@@ -463,7 +322,7 @@ class _Writer:
                 domain=dialect.DOMAIN,
             )
         )
-        return _Time(made[0], made[1], made[2]), made[3]
+        return Time(made[0], made[1], made[2]), made[3]
 
     def loop(self, steps: str, chunk: str | None) -> None:
         """`fold` with chunks of `chunk` steps, or `loop` where it is None."""
@@ -540,7 +399,7 @@ class _Writer:
             root += COPIES
         for t in range(steps):
             done = self.constant(f"{root}{t}/snnc_steps_done", t)
-            made, states = self.region(f"{root}{t}/", _Time(done, one), states)
+            made, states = self.region(f"{root}{t}/", Time(done, one), states)
             self.nodes += made
         self.decode(states, steps)
         return root
@@ -550,7 +409,7 @@ class _Writer:
         held = self.constant("snnc_steps", steps)
         self.initializers.update(_constants_of(self.temporal))
         start = self.constant("snnc_start", 0)
-        made, states = self.region("", _Time(start, held), self.start_states(), True)
+        made, states = self.region("", Time(start, held), self.start_states(), True)
         self.nodes += made
         self.decode(states, steps)
 

@@ -147,7 +147,7 @@ def test_the_metadata_names_the_inputs() -> None:
     properties = {p.key: p.value for p in snn.metadata_props}
     steps, chunk = properties["snnc.steps_input"], properties["snnc.chunk_input"]
     assert len({steps, chunk, "snnc_steps", "snnc_chunk"}) == 4
-    assert (told(snn)["steps"], told(snn)["chunk"]) == (9, "4")
+    assert (told(snn)["steps"], told(snn)["chunk"]) == ("9", 4)
     inputs = {entry.name for entry in snn.graph.input}
     assert inputs == {"snnc_steps", steps, chunk}
     (more,) = run_model(snn, snnc_steps=x, **{steps: np.array(4096)})
