@@ -32,8 +32,8 @@ class InsertNeurons(Pass):
     schedules: layer name -> charge b [S, C] or [S, 1] of each step, the last for all later ones.
     """
 
-    thresholds: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    initial: float = 0.5
+    thresholds: Mapping[str, NDArray[np.float32]]
+    initial: float
     reset: str = "soft"
     spikes: Spikes = BINARY
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)

@@ -85,6 +85,16 @@ def test_other_texts_are_refused(text: str) -> None:
         snncompiler.compile(parse(MLP, WEIGHTS), growth=text)
 
 
+@pytest.mark.parametrize("text", ["1.2@5,1.1@9", "1.2@9,1.3@5", "1.2@5,1.3@5", "0.9@5"])
+def test_steps_and_factors_rise(text: str) -> None:
+    with pytest.raises(ValueError, match="steps and factors rise"):
+        Growth.parse(text)
+
+
+def test_a_factor_may_stay() -> None:
+    assert Growth.parse("1@1,1.5@5,1.5@9").last == 1.5
+
+
 # --- where thresholds can grow ---
 
 

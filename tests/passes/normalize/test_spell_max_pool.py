@@ -94,6 +94,8 @@ CASES = {
         f"d = Pad (c, one, lowest)  q = {WINDOW} (d)  p = Relu (q)", 1),
     "pad of currents with the lowest": Case(
         f"d = Pad (c, one, lowest)  p = {WINDOW} (d)", 2, 2, noted=True),
+    "pooled twice": Case(f"q = {WINDOW} (s)  p = MaxPool <kernel_shape = [2, 2]> (q)", 1, 2),
+    "a volume": Case("p = MaxPool <kernel_shape = [2, 2, 2]> (s)", 1, shape=(3, 3, 4, 4)),
     # --- a kernel of 1 ---
     "subsampled spikes": Case("p = MaxPool <kernel_shape = [1, 1], strides = [2, 2]> (s)", 1, 0),
     "subsampled currents": Case("p = MaxPool <kernel_shape = [1, 1], strides = [2, 3]> (c)", 0, 0),

@@ -55,7 +55,9 @@ STATIC = {
     "flatten to one row": ("r = Flatten <axis = 0> (x)", "int64 t = {0}", "1,32"),
     "flatten at -rank": ("r = Flatten <axis = -4> (x)", "int64 t = {0}", "1,32"),
     "flatten from the end": ("r = Flatten <axis = -3> (x)", "int64 t = {0}", "1,32"),
-    "an axis in front of the batch": ("u = Unsqueeze (x, t)  r = Squeeze (u, t)",
+    # Of four axes again: the second is no batch.
+    "an axis in front of the batch": (
+        "u = Unsqueeze (x, t)  q = Squeeze (u, t)  r = Softmax <axis = 1> (q)",
         "int64[1] t = {0}", "1,2,4,4"),
     "unsqueeze from the end": ("r = Unsqueeze (x, t)", "int64[2] t = {-1, -5}", "1,1,2,4,4,1"),
     "split from the end": ("r, q = Split <axis = -1> (x)", "int64 t = {0}", "1,2,4,2"),

@@ -304,10 +304,11 @@ def test_a_calibration_without_scales_of_the_input_is_refused() -> None:
         pipeline.compile_model(network(), Options(encode="poisson"), calibration)
 
 
-def test_an_input_of_integers_is_left_alone() -> None:
-    text = """g (float[N,4] x, int64[N,2] i) => (float[N,4] y)
-    { g = Gather <axis = 0> (table, i)  m = ReduceMean <axes = [1], keepdims = 0> (g)
-      s = Add (x, m)  [one] p = Relu (s)  y = MatMul (p, w) }"""
+@pytest.mark.parametrize("inputs", ["float[N,4] x, int64[N,2] i", "int64[N,2] i, float[N,4] x"])
+def test_an_input_of_integers_is_left_alone(inputs: str) -> None:
+    text = f"""g ({inputs}) => (float[N,4] y)
+    {{ g = Gather <axis = 0> (table, i)  m = ReduceMean <axes = [1], keepdims = 0> (g)
+      s = Add (x, m)  [one] p = Relu (s)  y = MatMul (p, w) }}"""
     model = parse(text, {"table": eighths(1, 5, 4), "w": eighths(2, 4, 4)})
     feeds = {"x": images(12), "i": np.arange(24).reshape(12, 2) % 5}
     made = compiled(model, feeds)

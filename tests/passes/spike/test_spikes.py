@@ -430,7 +430,7 @@ def test_amplitudes_follow_their_own_axis(case: str) -> None:
     graph, context = after(model)
     channels = int(graph.inputs[0].shape[1])
     theta = np.float32([1 / 8, 1, 16, 1024, 2, 64, 1 / 2, 256])[:channels]
-    run_passes([InsertNeurons({"act": theta})], graph, context)
+    run_passes([InsertNeurons({"act": theta}, 0.5)], graph, context)
     moved = graph.copy()
     run_passes([FoldAmplitude()], moved, replace(context))
     shape = [2 if dim == "N" else int(dim) for dim in move.shape.split(",")]
