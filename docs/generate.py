@@ -184,11 +184,8 @@ Every command prints its result on standard output and everything else (progress
 standard error. The [exit codes](errors.md) are the same for all commands.
 """
 
-#: Parameters that several commands share are described in one place each, under this heading.
-_SHARED = {
-    "Images and arrays": ("layout", "scale", "mean", "std", "size", "resize", "bgr"),
-    "Output": ("as_json", "quiet", "debug"),
-}
+#: The headings of options that several commands share; each is described once.
+_SHARED = ("Images and arrays", "Output")
 
 
 def _allowed(annotation: Any) -> str:
@@ -229,7 +226,6 @@ def cli() -> str:
         if registered.callback is not None
     }
     columns = ("option", "value", "default", "meaning")
-    shared = {name: title for title, names in _SHARED.items() for name in names}
     described: dict[str, dict[str, tuple[str, str, str, str]]] = {title: {} for title in _SHARED}
     parts = [CLI_INTRO]
     for name, command in group.commands.items():
@@ -242,13 +238,13 @@ def cli() -> str:
             if parameter.name not in annotations:
                 continue  # --help
             row = _parameter_row(parameter, annotations[parameter.name])
-            if parameter.name in shared:
-                title = shared[parameter.name]
+            title = parameter.rich_help_panel or ""
+            if title in _SHARED:
                 earlier = described[title].setdefault(parameter.name, row)
                 assert earlier == row, f"{name}: {parameter.name} means something else elsewhere"
                 elsewhere[title] = None
             else:
-                panels.setdefault(parameter.rich_help_panel or "", []).append(row)
+                panels.setdefault(title, []).append(row)
         arguments = [
             parameter.name.upper()
             for parameter in command.params
@@ -258,9 +254,7 @@ def cli() -> str:
         parts.append(f"    snnc {' '.join((name, *arguments))} [OPTIONS]\n")
         for panel, table in panels.items():
             if table:
-                parts.append(
-                    (f"### {panel} of snnc {name}\n\n" if panel else "") + rows(columns, table)
-                )
+                parts.append((f"### {panel}\n\n" if panel else "") + rows(columns, table))
         links = [f"[{title}](#{title.lower().replace(' ', '-')})" for title in elsewhere]
         if links:
             parts.append(f"It also takes the options of {' and '.join(links)}.\n")

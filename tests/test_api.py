@@ -338,3 +338,23 @@ def test_everything_public_is_documented_and_typed() -> None:
             parameters = inspect.signature(thing).parameters
             assert set(get_type_hints(thing)) == {*parameters, "return"}, name
     assert (Path(snncompiler.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.slow
+def test_a_type_checker_sees_the_options(tmp_path: Path) -> None:
+    mypy = pytest.importorskip("mypy.api")
+    calls = """
+import snncompiler
+from snncompiler.ir.spikes import Spikes
+snncompiler.compile("a.onnx", steps=3, neuron="burst:2", alpha="auto", calibration="x.npz")
+snncompiler.compile("a.onnx", neuron=Spikes("burst", 2), progress=None)
+snncompiler.compile("a.onnx", steps="3")
+snncompiler.compile("a.onnx", threshold="mean")
+snncompiler.compile("a.onnx", stepz=3)
+snncompiler.compile(steps=3)
+"""
+    script = tmp_path / "calls.py"
+    script.write_text(calls, encoding="utf-8")
+    said, _, _ = mypy.run([str(script), "--follow-imports=silent", "--no-error-summary"])
+    lines = [line for line in said.splitlines() if line.startswith(str(script)) and "error" in line]
+    assert [int(line.split(":")[1]) for line in lines] == [6, 7, 8, 9], said

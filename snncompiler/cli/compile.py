@@ -32,7 +32,9 @@ def compile(
     *,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Default: <name>.snn.onnx beside the model."),
+        typer.Option(
+            "--output", "-o", help="File to write. Default: <name>.snn.onnx beside the model."
+        ),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Real samples: .npz, .npy, folder or zip of images.")

@@ -13,6 +13,8 @@ from rich.table import Table
 from snncompiler.calibration.record import Calibration
 from snncompiler.emission.compiled import CompiledFile
 from snncompiler.findings import Finding, printable
+from snncompiler.ir.option import applying, options_of, written
+from snncompiler.ir.settings import Options
 from snncompiler.passes.lower.lower_events import LayerNote
 
 
@@ -37,43 +39,26 @@ def operator_of(note: LayerNote | None) -> dict[str, str | None]:
 
 
 def described(compiled: CompiledFile) -> dict[str, Any]:
-    """What `snnc compile` and `snnc info` tell of a compiled file.  Of a lowered one, also what became
-    of every layer."""
-    meta, options, calibration = compiled.metadata, compiled.options, compiled.calibration
+    """What `snnc compile` and `snnc info` tell of a compiled file: all its options, None where one
+    means nothing beside the others.  Of a lowered one, also what became of every layer."""
+    meta, calibration = compiled.metadata, compiled.calibration
     layers = thresholds_summary(calibration)
     notes = {note.name: note for note in compiled.lowered}
     for layer in layers if notes else []:
         layer.update(operator_of(notes.get(layer["layer"])))
+    means = applying(compiled.options)
     return {
         "version": meta["snnc.version"],
         "source": meta["snnc.source"],
         "source_sha256": meta["snnc.source_sha256"],
         "inputs": [{"name": spec.name, "shape": spec.dims} for spec in compiled.inputs],
         "outputs": compiled.outputs,
-        "task": options.task,
-        "emit": options.emit,
-        "precision": options.precision,
-        "target": options.target,
         "states": len(compiled.states) or None,
         "opset": next(o.version for o in compiled.model.opset_import if o.domain == ""),
-        "steps": options.steps,
+        **{one.name: written(means.get(one.name)) for one in options_of(Options)},
         "steps_input": meta["snnc.steps_input"] or None,
-        "unroll": options.unroll,
         "chunk": int(meta["snnc.chunk"]) if meta["snnc.chunk_input"] else None,
         "chunk_input": meta["snnc.chunk_input"] or None,
-        "encode": options.encode,
-        "maxpool": options.maxpool,
-        "neuron": str(options.neuron),
-        "reset": options.reset,
-        "initial": options.initial,
-        "threshold": calibration.method,
-        "percentile": calibration.percentile if calibration.method == "percentile" else None,
-        "tau": calibration.tau if calibration.method == "balance" else None,
-        "per_channel": calibration.per_channel,
-        "alpha": calibration.alpha,
-        "growth": str(calibration.growth),
-        "correction": calibration.correction,
-        "readout": str(options.readout),
         "calibrated_on": calibration.source,
         "calibration_samples": calibration.samples,
         "seed": calibration.seed,

@@ -45,9 +45,9 @@ MAX_SCHEDULE = 1024
 DEFAULT_GROWTH = Growth.parse("0.85@1,0.9@9,1@13,1.15@33,1.3@65")
 
 #: The headings of what a newcomer does not need.
-ACCURACY = "For experts: thresholds and corrections"
-NEURONS = "For experts: neurons and input"
-FORM = "For experts: the form of the file"
+ACCURACY = "Thresholds and corrections (for experts)"
+NEURONS = "Neurons and input (for experts)"
+FORM = "Form of the file (for experts)"
 
 _POSITIVE = "positive and finite"
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from snncompiler.errors import EnvironmentMissing, Refused, UsageError, refuse
 from snncompiler.findings import Finding
-from snncompiler.ir.option import Option, Range, check_values, height_width, numbers
+from snncompiler.ir.option import Option, Range, check_values, height_width, numbers, plain_numbers
 
 Array = NDArray[Any]
 Layout = Literal["NCHW", "NHWC"]
@@ -71,6 +71,9 @@ class Preprocess:
         Option("Resize images before the crop, HxW.", read=height_width),
     ] = None
     bgr: Annotated[bool, Option("The network wants blue, green, red.", flags=("--bgr",))] = False
+
+    def __post_init__(self) -> None:
+        plain_numbers(self)
 
     def check(self) -> None:
         """Raises UsageError for the first value that is of a wrong type or out of range."""
@@ -160,6 +163,7 @@ def load_data(
     Raises Refused where shapes, types, names or values do not fit; UsageError for a wrong path.
     """
     how = preprocess or Preprocess()
+    how.check()
     if isinstance(data, Dataset):
         if how != Preprocess():
             raise UsageError("preprocessing does not apply to a Dataset, which is taken as it is")

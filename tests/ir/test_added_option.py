@@ -112,8 +112,8 @@ def test_the_python_function_takes_it(seen: dict[str, Any]) -> None:
 
 
 def test_the_command_line_takes_it_where_experts_look(seen: dict[str, Any]) -> None:
-    heading, line = seen["help"].index("neurons and input"), seen["help"].index("--leak")
-    assert heading < line < seen["help"].index("the form of the file")
+    heading, line = seen["help"].index("Neurons and input"), seen["help"].index("--leak")
+    assert heading < line < seen["help"].index("Form of the file")
     assert "How much of the potential leaks away in one step." in seen["help"]
     assert seen["right"] == 0 and seen["read from the command line"] == 0.25
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import zipfile
 from collections.abc import Mapping
@@ -495,3 +496,28 @@ def test_a_dataset_takes_no_preprocessing() -> None:
     dataset = load_data({"x": pixels(2, 3, 4, 5)}, COLOURS)
     with pytest.raises(UsageError, match="does not apply to a Dataset"):
         load_data(dataset, COLOURS, Preprocess(scale=2.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"scale": 0.0}, "--scale 0.0 is out of range"),
+        ({"scale": float("nan")}, "--scale nan is out of range"),
+        ({"scale": "16"}, "scale is '16', it should be a number"),
+        ({"std": (0.5, -1.0)}, "--std 0.5,-1 is out of range"),
+        ({"layout": "CHWN"}, "--layout CHWN is unknown"),
+        ({"bgr": 1}, "bgr is 1, it should be True or False"),
+    ],
+    ids=str,
+)
+def test_a_preprocessing_that_cannot_be_is_named(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load_data({"x": pixels(2, 4, 5, 3)}, COLOURS, Preprocess(**values))
+
+
+def test_numpy_numbers_are_numbers_in_a_preprocessing() -> None:
+    stored = {"x": pixels(2, 4, 5, 3)}
+    given = load_data(stored, COLOURS, Preprocess(scale=np.float32(16)))  # type: ignore[arg-type]
+    plain = load_data(stored, COLOURS, Preprocess(scale=16.0))
+    for name, array in plain.feeds.items():
+        assert np.array_equal(given.feeds[name], array)
