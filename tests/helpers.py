@@ -78,7 +78,7 @@ def tell(model: onnx.ModelProto, **values: Any) -> None:
         if key in options:
             options[key] = value
         else:
-            entries[f"snnc.{key}"] = value
+            entries[f"snnc.{key}"] = str(value)
     onnx.helper.set_model_props(model, {**entries, "snnc.options": json.dumps(options)})
 
 

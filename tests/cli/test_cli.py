@@ -991,7 +991,7 @@ def test_a_fault_of_ours_is_code_4_without_a_traceback(monkeypatch: pytest.Monke
     def fail(*args: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("snncompiler.cli.main.constraints", fail)
+    monkeypatch.setattr("snncompiler.cli.check.constraints", fail)
     ran = snnc("check", CNN)
     assert (ran.code, ran.out) == (4, "")
     (message,) = errors(ran)
@@ -1001,10 +1001,10 @@ def test_a_fault_of_ours_is_code_4_without_a_traceback(monkeypatch: pytest.Monke
 #: Runs the command line and interrupts itself, as Ctrl-C does, when `where` is called.
 INTERRUPT = """
 import os, signal, sys
-import snncompiler.calibration.observe as observing
+import snncompiler.calibration.calibrate as calibrating
 from snncompiler.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
-owner, name = {"calibration": (observing, "observe"), "write": (os, "fsync")}[sys.argv[1]]
+owner, name = {"calibration": (calibrating, "observe"), "write": (os, "fsync")}[sys.argv[1]]
 real = getattr(owner, name)
 def interrupted(*args, **options):
     os.kill(os.getpid(), signal.SIGINT)
