@@ -21,6 +21,7 @@ from typer.utils import get_params_from_function
 
 import snncompiler
 from snncompiler import runtime
+from snncompiler.analysis import count, diagnose, evaluate, verify
 from snncompiler.cli.main import app
 from snncompiler.errors import EnvironmentMissing, InternalError, Refused, UsageError
 from snncompiler.findings import CODES
@@ -306,16 +307,39 @@ def _signature(name: str, what: Any) -> str:
     return "\n".join([f"{name}(", *lines, f"){result}"]) if lines else f"{name}(){result}"
 
 
+#: What the results of functions are made of.
+RESULTS = (
+    evaluate.StepResult,
+    evaluate.LayerActivity,
+    evaluate.SynOps,
+    evaluate.OutputError,
+    diagnose.Diagnosis,
+    diagnose.LayerError,
+    diagnose.Blame,
+    diagnose.Quantised,
+    count.Macs,
+    verify.Check,
+    verify.LayerIdentity,
+)
+
+
+def _described(name: str, what: Any) -> str:
+    return (
+        f"### {name}\n\n```python\n{_signature(name, what)}\n```\n\n"
+        f"```text\n{inspect.getdoc(what)}\n```\n"
+    )
+
+
 def python() -> str:
     parts = [PYTHON_INTRO]
     for module in (snncompiler, runtime):
         parts.append(f"## {module.__name__}\n")
         for name in module.__all__:
             what = getattr(module, name)
-            if not callable(what):
-                continue  # __version__
-            parts.append(f"### {name}\n\n```python\n{_signature(name, what)}\n```\n")
-            parts.append(f"```text\n{inspect.getdoc(what)}\n```\n")
+            if callable(what):  # not __version__
+                parts.append(_described(name, what))
+    parts.append("## What the results hold\n")
+    parts += [_described(kind.__name__, kind) for kind in RESULTS]
     return "\n".join(parts)
 
 

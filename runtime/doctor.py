@@ -14,7 +14,7 @@ TF32_NOTE = "off, unless a session is made with the provider option use_tf32=1"
 
 
 def doctor() -> dict[str, Any]:
-    """A report as plain data; `missing` names everything that is not there and its remedy."""
+    """What is installed, as plain data; `missing` names everything that is missing, and its remedy."""
     from snncompiler.runtime import build  # here: it is also run as a script
 
     missing: list[dict[str, str]] = []

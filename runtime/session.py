@@ -31,7 +31,7 @@ LARGE_GRAPH = 4000
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module; EnvironmentMissing says how to install it where it is not."""
+    """The onnxruntime module.  Raises EnvironmentMissing with the remedy if it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -54,20 +54,23 @@ def create_session(
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session for a model given as a path, as bytes or as a ModelProto.
 
-    `device` "cuda" never falls back to the CPU; "auto" takes CUDA where it works, and where onnxruntime
-    has it and it does not, says why in a RuntimeWarning.  CUDA and cuDNN are loaded from where pip has
-    put them, and a small network is run before the session is made.
-    `threads` is the number of intra-op threads; None leaves onnxruntime's default.  `optimize` False
-    leaves its graph optimizations out, whose time grows faster than the graph.
-    `native` True requires the native library, False leaves it out, and "auto" uses it where it is
-    installed for the device; without it, the function bodies in the model run.
-    `events` lets the native library compute on the CPU by events, where a compiled network has layers
-    for which there is such a form (`snncompiler.passes.lower.lower_events`); sums are then made in
-    another order than by onnxruntime's convolutions, and the session, made from a file that is gone
-    afterwards, cannot change its providers (`set_providers`).  False leaves every layer as it stands in
-    the file, and so does, with a RuntimeWarning, an onnxruntime that does not load what was lowered.
-    `provider_options` are those of onnxruntime's CUDA provider: `device_id`, `cudnn_conv_algo_search`,
-    `enable_cuda_graph`, `user_compute_stream` ...  TF32 is off unless `use_tf32` is 1.
+    device: "cuda" never falls back to the CPU.  "auto" takes CUDA if it works; if onnxruntime has CUDA
+        but it does not work, a RuntimeWarning says why.  CUDA and cuDNN are loaded from where pip has
+        put them, and a small network is run before the session is made.
+    threads: the number of intra-op threads; None leaves onnxruntime's default.
+    optimize: False leaves out onnxruntime's graph optimizations, whose time grows faster than the
+        graph.
+    native: True requires the native library, False leaves it out, and "auto" uses it if it is installed
+        for the device.  Without it, the function bodies in the model run.
+    events: let the native library compute on the CPU by events, in those layers of a compiled network
+        that have such a form (`snncompiler.passes.lower.lower_events`).  Sums are then added in another
+        order than by onnxruntime's convolutions.  The session is made from a file that is deleted
+        afterwards, so it cannot change its providers (`set_providers`).  False leaves every layer as it
+        stands in the file.  So does an onnxruntime that cannot load the lowered network; a
+        RuntimeWarning says so.
+    provider_options: those of onnxruntime's CUDA provider, such as `device_id`,
+        `cudnn_conv_algo_search`, `enable_cuda_graph`, `user_compute_stream`.  TF32 is off unless
+        `use_tf32` is 1.
     On CUDA a compiled network has the chunk K that suits the GPU's memory (`snncompiler.runtime.cuda`).
     Raises EnvironmentMissing for what is missing or broken, UsageError for provider options on the CPU
     and for a file that was lowered for the CPU on CUDA.

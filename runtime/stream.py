@@ -24,14 +24,14 @@ Array = NDArray[Any]
 
 
 class Stream:
-    """A spiking network that is stepped, its input changing with time.
+    """A spiking network that runs step by step, while its input changes with time.
 
     model: what `snnc compile --emit step` wrote.  device, threads, provider_options: as for
     `create_session`.
 
     The outputs after t steps are decoded from all t steps; with a constant input they equal those of
     the whole-window model with T = t.
-    Raises Refused where the model is no compiled one, UsageError where it is no step model.
+    Raises Refused if the model is not a compiled one, and UsageError if it is not a step model.
     """
 
     def __init__(

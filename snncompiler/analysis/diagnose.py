@@ -99,6 +99,8 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Diagnosis:
+    """The error of every layer, the layer that adds most, and the quantised ANN beside it."""
+
     layers: tuple[LayerError, ...]
     blame: Blame
     quantised: Quantised

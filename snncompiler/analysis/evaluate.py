@@ -59,9 +59,12 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True)
 class LayerActivity:
-    """Spiking of one layer: the mean firing rate in spikes per neuron and step, negative ones counted
-    too; the share of (sample, neuron) pairs that fire all they can at every step; the share of neurons
-    that never fire."""
+    """How much one layer spikes.
+
+    `firing_rate` is the mean number of spikes per neuron and step, negative spikes included.
+    `saturated` is the share of (sample, neuron) pairs that fire all they can at every step, `silent` the
+    share of neurons that never fire.
+    """
 
     layer: str
     firing_rate: float
@@ -71,9 +74,9 @@ class LayerActivity:
 
 @dataclass(frozen=True)
 class SynOps:
-    """Synaptic operations of one sample over all time-steps, in the mean over the samples
-    (`ir/synapses.py`): those that spikes caused, and those of the same layer computed densely.  `layer`
-    is the neuron layer that they flow into."""
+    """Synaptic operations of one sample over all time-steps, as the mean over the samples
+    (`ir/synapses.py`): `done` are those that spikes caused, `dense` those of the same layer computed
+    densely.  `layer` is the neuron layer into which they flow."""
 
     layer: str
     done: float
@@ -85,7 +88,7 @@ class SynOps:
 
     @property
     def share(self) -> float:
-        """What is done of what is dense."""
+        """The operations done, as a share of the dense ones."""
         return self.done / self.dense if self.dense else 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,9 +97,11 @@ class SynOps:
 
 @dataclass(frozen=True)
 class OutputError:
-    """|SNN - ANN| / |ANN| of one float output over all samples (Euclidean norms), None where their
-    shapes are not always the same; `differ` is the number of samples, or of runs where an output is one
-    value for a run, in which they are not."""
+    """The error of one float output over all samples: |SNN - ANN| / |ANN| (Euclidean norms).
+
+    `relative_error` is None if the shapes of the two differ anywhere.  `differ` is the number of samples
+    in which they differ, or the number of runs if the output is one value for a run.
+    """
 
     output: str
     relative_error: float | None
@@ -138,10 +143,11 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The whole comparison.  `ann_accuracy` is None without labels.
+    """The comparison of a compiled network with its source.
 
-    `macs` are the multiply-accumulates of one sample.  `events` names the event-driven operator that a
-    layer ran as, or the reason why it ran as it is.
+    `results` has an entry for each number of time-steps.  `ann_accuracy` is None without labels.
+    `macs` are the multiply-accumulates of one sample.  `events` says for each layer as which
+    event-driven operator it ran, or why it ran as it stands in the file.
     """
 
     samples: int
@@ -196,14 +202,16 @@ def evaluate(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Run ANN and SNN on the same data, the SNN once, to the largest entry of `steps`.
+    """Run ANN and SNN on the same data.  The SNN runs once, to the largest entry of `steps`.
 
-    model: the source network; snn: the compiled one; data: as for `load_data`, labels optional.
-    steps: time-steps to evaluate at; default the file's own.  limit: use the first samples only.
-    diagnose: split the error of every layer, and run the quantised ANN (`diagnosis.py`); the network
+    model: the source network.  snn: the compiled network.  data: as for `load_data`; labels are
+        optional.
+    steps: the numbers of time-steps at which to evaluate; by default the file's own.
+    limit: how many of the first samples to use.
+    diagnose: split the error of every layer, and run the quantised ANN (`diagnose.py`).  The network
         does not run by events then.
-    Raises Refused where the two do not belong together or the data does not fit, UsageError for
-    steps that the file cannot run with.
+    Raises Refused if the two do not belong together or the data does not fit, and UsageError for steps
+    with which the file cannot run.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} is out of range", hint="at least 1 sample")

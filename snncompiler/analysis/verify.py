@@ -87,6 +87,8 @@ class LayerIdentity:
 
 @dataclass(frozen=True)
 class Verification:
+    """Every check with its result, and the soft-reset identity of every layer."""
+
     checks: tuple[Check, ...]
     layers: tuple[LayerIdentity, ...]
 
@@ -108,9 +110,9 @@ def verify(
 ) -> Verification:
     """Verify the compiled file `snn` of the source network `model`.
 
-    data: samples to run, the first 4 are taken; default seeded synthetic input.
-    Raises Refused where `snn` is no compiled file or of another network.  A check that fails is in
-    the result, not raised.
+    data: samples to run, of which the first 4 are taken; by default seeded synthetic input.
+    Raises Refused if `snn` is no compiled file, or one of another network.  A check that fails raises
+    nothing: it is in the result.
     """
     compiled = read_compiled(snn)
     prepared = prepare(

@@ -20,13 +20,15 @@ from snncompiler.ir.spikes import BINARY, Spikes
 class Calibration:
     """Thresholds, corrections and where they came from.
 
-    thresholds: layer name -> θ, [C] or [1], float32, finite and positive.  method, percentile, tau,
-    alpha: how θ was found.  schedules: layer name -> charge b [S, C] for each of the first steps, the
-    last row for all later ones; empty without a correction.  growth: how θ grew to be what it is;
-    schedules are those for it.  neuron, initial, reset, schedule_steps: of the
-    running network on which charges, and thresholds by `vin-max`, were found.  input_scales: input
-    name -> max |x|, for Poisson input.  maxpool: how the network pools.  source is "data", "batch-norm"
-    or "synthetic"; data_sha256 is of the calibration arrays.
+    thresholds: layer name -> θ, [C] or [1], float32, finite and positive.
+    method, percentile, tau, alpha: how θ was found.
+    schedules: layer name -> charge b [S, C] for each of the first S steps.  The last row holds for all
+        later steps.  Empty without a correction.
+    growth: how θ grows with time; the schedules belong to it.
+    neuron, initial, reset, schedule_steps: settings of the running network on which the charges, and
+        thresholds by `vin-max`, were found.
+    input_scales: input name -> max |x|, for Poisson input.  maxpool: how the network pools.
+    source: "data", "batch-norm" or "synthetic".  data_sha256: hash of the calibration arrays.
     """
 
     thresholds: Mapping[str, NDArray[np.float32]]

@@ -43,10 +43,11 @@ _ALL_POSITIVE = Range("every value is positive", lambda values: all(value > 0 fo
 class Preprocess:
     """How stored pixels become the network's input: ((value / scale) - mean) / std, per channel.
 
-    `layout` is what the network wants, from images stored as NHWC; `size` (height, width) is a centre
-    crop; `resize`, of image files alone, comes before it; `bgr` swaps three channels.  What applies to
-    none of a network's inputs is an error.  None means "not said": the layout is then read off the
-    network's input, the scale is 255 for images and for uint8.
+    `layout` is the layout that the network wants; images are stored as NHWC.  `size` (height, width)
+    cuts the centre out; `resize` comes before it and is for image files only; `bgr` swaps red and blue.
+    An option that applies to none of the network's inputs is an error.  None means that nothing was
+    said: then the layout follows from the network's input, and the scale is 255 for image files and
+    arrays of uint8.
     """
 
     layout: Annotated[
@@ -97,10 +98,10 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Arrays by input name, [n, ...] each, and labels [n] where there are any.
+    """Samples for a network: arrays [n, ...] by input name, and labels [n] if there are any.
 
-    A network without a batch axis takes `rows` of its input's leading axis as one sample: its arrays
-    are [rows·n, ...].
+    If the network has no batch axis, `rows` rows of its input's leading axis are one sample, and the
+    arrays are [rows·n, ...].
     """
 
     feeds: Mapping[str, Array]
