@@ -62,8 +62,8 @@ class LayerActivity:
     """How much one layer spikes.
 
     `firing_rate` is the mean number of spikes per neuron and step, negative spikes included.
-    `saturated` is the share of (sample, neuron) pairs that fire all they can at every step, `silent` the
-    share of neurons that never fire.
+    `saturated` is the share of (sample, neuron) pairs that fire all they can at every step, and
+    `silent` the share of neurons that never fire.
     """
 
     layer: str
@@ -99,8 +99,8 @@ class SynOps:
 class OutputError:
     """The error of one float output over all samples: |SNN - ANN| / |ANN| (Euclidean norms).
 
-    `relative_error` is None if the shapes of the two differ anywhere.  `differ` is the number of samples
-    in which they differ, or the number of runs if the output is one value for a run.
+    `relative_error` is None if the shapes of the two differ anywhere.  `differ` is the number of
+    samples in which they differ, or the number of runs if the output is one value for a run.
     """
 
     output: str
