@@ -13,7 +13,7 @@ from random_networks import PLAIN, STEPS, Network, check, networks, spike_counts
 
 from snncompiler import pipeline
 from snncompiler.ir.settings import Options
-from snncompiler.passes.lower import lower_events as lower_pass
+from snncompiler.passes.lower.events import currents, layers, signals
 from snncompiler.runtime import library_path
 
 GRAPHS = 160
@@ -130,6 +130,7 @@ def test_a_wrong_lowering_leaves_the_bound(monkeypatch: pytest.MonkeyPatch) -> N
     def by_size(values: Array, shape: tuple[int, ...]) -> Array:
         return np.broadcast_to(values.reshape(-1), shape[1])
 
-    monkeypatch.setattr(lower_pass, "_per_channel", by_size)
+    for module in (signals, currents, layers):
+        monkeypatch.setattr(module, "per_channel", by_size)
     with pytest.raises(AssertionError, match="events, T ="):
         check(network)

@@ -30,6 +30,7 @@ from snncompiler.network.prepared import Prepared
 from snncompiler.network.task import resolve
 from snncompiler.passes.base import Context, Watch, run_passes
 from snncompiler.passes.lower.attach_functions import attach_functions
+from snncompiler.passes.lower.chunks import MAX_CHUNK
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.passes.lower.lower_precision import LowerPrecision
 from snncompiler.passes.lower.verify_output import verify_output
@@ -40,8 +41,6 @@ from snncompiler.version import __version__
 
 #: Bytes of spikes and currents that one chunk may hold for one sample.
 CHUNK_BYTES = 16 << 20
-#: More steps than this in a chunk gain nothing (docs/explanation/performance.md).
-MAX_CHUNK = 16
 
 
 def emit(

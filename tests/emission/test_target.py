@@ -195,7 +195,7 @@ def test_where_the_lowering_fails_every_layer_stays_and_says_so(
         raise ZeroDivisionError("by nought")
 
     portable = compiled_beside().model
-    monkeypatch.setattr(lower_pass._Lowering, "run", fails)
+    monkeypatch.setattr(lower_pass, "_lower_body", fails)
     lowered = lower_events(portable)
     assert lowered.model is portable and len(lowered.layers) == 3
     assert all(not note.operator and "by nought" in note.reason for note in lowered.layers)

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from snncompiler.emission import emit as emission
 from snncompiler.ir import dialect
-from snncompiler.passes.lower import lower_events as lower_pass
+from snncompiler.passes.lower import chunks
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.runtime import create_session, library_path
 
@@ -242,15 +242,15 @@ def test_chunks_are_longer_where_weights_come_from_far(monkeypatch: pytest.Monke
         return found
 
     model = compiled(RESIDUAL, RESIDUAL_WEIGHTS, steps=40)
-    assert chunk(lower_events(model).model) == lower_pass.MAX_CHUNK == 16
-    size = lower_pass._bytes_of_weights(lower_events(model).model.graph)
+    assert chunk(lower_events(model).model) == chunks.MAX_CHUNK == 16
+    size = chunks.bytes_of_weights(lower_events(model).model.graph)
     weights = sum(
         value.nbytes for name, value in RESIDUAL_WEIGHTS.items() if name not in ("a", "ab")
     )
     assert weights <= size < 10 * weights  # with biases, thresholds and schedules
-    monkeypatch.setattr(lower_pass, "FAR_BYTES", size)
+    monkeypatch.setattr(chunks, "FAR_BYTES", size)
     assert chunk(lower_events(model).model) == 16
-    monkeypatch.setattr(lower_pass, "FAR_BYTES", size - 1)
+    monkeypatch.setattr(chunks, "FAR_BYTES", size - 1)
     assert chunk(lower_events(model).model) == 32
     # What the memory of the portable file has cut short, and what has fewer steps, does not get there.
     assert chunk(lower_events(compiled(RESIDUAL, RESIDUAL_WEIGHTS, steps=11)).model) == 11

@@ -1,0 +1,1 @@
+"""The parts of `lower_events`: a Loop's body, spike trains as bytes, currents, and layers."""
