@@ -46,8 +46,7 @@ types: $(VENV)/.dev
 check: lint types test
 
 # The pages that come from the code, then the site in .site/, which opens from the file system.
-docs: $(VENV)/.dev
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]"
+docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
@@ -82,6 +81,10 @@ $(VENV)/bin/python:
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[cpu]"
 	@touch $@
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[cpu,docs]"
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[cpu,dev]"
