@@ -30,7 +30,9 @@ from snncompiler.network.prepared import synthetic_feeds
 def check(
     model: Model,
     options: Annotated[Options, Shown(only=("allow_analog",))],
-    strict: Annotated[bool, typer.Option(help="The paper's rule: no bias, no batch-norm.")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="The paper's constraints: no bias, no batch-norm.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

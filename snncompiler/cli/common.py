@@ -26,7 +26,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 OUTPUT = "Output"
 Model = Annotated[Path, typer.Argument(help="The trained network, an .onnx file.")]
 Snn = Annotated[Path, typer.Argument(help="A file that snnc compile wrote.")]
-Threads = Annotated[int | None, typer.Option(help="onnxruntime threads.")]
+Threads = Annotated[int | None, typer.Option(help="Number of onnxruntime threads.")]
 Steps = Annotated[
     int | None, typer.Option("--steps", "-T", help="Time-steps. Default: the file's.")
 ]

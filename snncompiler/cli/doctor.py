@@ -8,7 +8,7 @@ from snncompiler.runtime import doctor as examined
 
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Tell what is installed, which native kernels run, and what is missing."""
+    """Show what is installed, which native kernels run, and what is missing."""
     content = examined()
     if as_json:
         print_json(content)

@@ -48,7 +48,9 @@ def eval(
             help="Time-steps to evaluate at, all in one run, as 8,16,32. Default: the file's."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first samples only.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="How many of the first samples to use. Default: all.")
+    ] = None,
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Split the error of every layer; name the worst.")
     ] = False,
@@ -61,8 +63,8 @@ def eval(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Accuracy against time-steps beside the ANN's, the activity of every layer, its synaptic
-    operations, and its errors."""
+    """Compare a compiled network with its source: accuracy against time-steps, and the activity, the
+    synaptic operations and the errors of every layer."""
     if predictions and not as_json:
         raise UsageError("--predictions belongs to --json")
     with progress(quiet) as tell:

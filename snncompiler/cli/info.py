@@ -29,7 +29,7 @@ def info(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Tell what a compiled file is: its source, time-steps, thresholds, multiply-accumulates, and which
+    """Show what a compiled file is: its source, time-steps, thresholds, multiply-accumulates, and which
     layers run by events on the CPU."""
     if to_csv is not None and not thresholds:
         raise UsageError("--csv belongs to --thresholds")

@@ -36,7 +36,9 @@ def run(
     data: Annotated[Path, typer.Option("--input", help="Samples: .npz, .npy, folder or zip.")],
     how: How,
     steps: Steps = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write an .npz.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .npz to write.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -28,11 +28,11 @@ from snncompiler.errors import UsageError
 
 def trace(
     snn: Snn,
-    data: Annotated[Path, typer.Option(help="Samples; the first are recorded.")],
+    data: Annotated[Path, typer.Option(help="Samples, of which the first are recorded.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
     how: How,
     steps: Steps = None,
-    samples: Annotated[int, typer.Option(help="How many samples.")] = SAMPLES,
+    samples: Annotated[int, typer.Option(help="How many samples to record.")] = SAMPLES,
     neurons: Annotated[
         int, typer.Option(help="How many neurons of every layer, drawn by --seed; 0 for all.")
     ] = NEURONS,
@@ -46,7 +46,7 @@ def trace(
         Path | None,
         typer.Option(help="Plot rate against activation and a raster: .png, .svg or .pdf."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="For drawing neurons.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for drawing neurons.")] = 0,
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,

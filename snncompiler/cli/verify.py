@@ -29,7 +29,9 @@ def verify(
     model: Model,
     snn: Snn,
     how: How,
-    data: Annotated[Path | None, typer.Option(help="Samples to run. Default: synthetic.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Samples to run. Default: synthetic input.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
