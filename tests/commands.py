@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from snncompiler.cli.main import app
 CNN, RESNET = models.path("digits-cnn"), models.path("digits-resnet")
 TRAIN, TEST = models.path("digits-train"), models.path("digits-test")
 SCALED = ("--scale", "16")
-CALIBRATED = ("--calibration", str(TRAIN), *SCALED)
+#: On few samples: what is tested here isn't the accuracy.
+CALIBRATED = ("--calibration", str(TRAIN), *SCALED, "--samples", "16")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,35 @@ def child(*args: object, cwd: Path | None = None, **environment: str) -> Ran:
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+#: Runs commands, given as JSON, one after another, and prints what each did.
+_SEVERAL = """
+import json, sys
+from commands import snnc
+print(json.dumps([vars(snnc(*args)) for args in json.loads(sys.argv[1])]))
+"""
+
+
+def children(
+    calls: Sequence[Sequence[object]], cwd: Path | None = None, **environment: str
+) -> list[Ran]:
+    """Run several commands in one process of their own, which has to find this folder."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            _SEVERAL,
+            json.dumps([[str(arg) for arg in args] for args in calls]),
+        ],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return [Ran(**ran) for ran in json.loads(done.stdout)]
 
 
 def good(*args: object) -> Ran:

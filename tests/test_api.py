@@ -29,7 +29,7 @@ def digits(which: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.int6
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), archive["y"][:count]
 
 
-IMAGES, _ = digits("digits-train", 64)
+IMAGES, _ = digits("digits-train", 16)
 TEST, LABELS = digits("digits-test", 64)
 
 
@@ -47,7 +47,7 @@ def test_every_form_of_the_same_data_gives_the_same_network() -> None:
         IMAGES.astype(np.float64),
         {"input": IMAGES},
         {"x": IMAGES},
-        {"images": IMAGES, "y": np.zeros(64, np.int64)},
+        {"images": IMAGES, "y": np.zeros(16, np.int64)},
         snncompiler.Dataset({"input": IMAGES}),
         compile_model(CNN, Options(steps=16), IMAGES).calibration,
     ]
@@ -113,7 +113,7 @@ def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     snncompiler.compile(CNN, calibration=IMAGES, progress=lambda *what: told.append(what))
     assert list(dict.fromkeys(text for text, _, _ in told)) == ["calibrating", "correcting"]
-    for text, last in (("calibrating", 64), ("correcting", 4)):
+    for text, last in (("calibrating", 16), ("correcting", 4)):
         steps = [(done, of) for name, done, of in told if name == text]
         assert steps[-1] == (last, last) and steps == sorted(steps) and steps[0][0] > 0
 
@@ -124,7 +124,7 @@ def test_samples_are_drawn_by_seed() -> None:
         return read_compiled(made).calibration
 
     assert calibration(samples=8).samples == 8
-    assert calibration(samples=None).samples == calibration(samples=1000).samples == 64
+    assert calibration(samples=None).samples == calibration(samples=1000).samples == 16
     first, again, other = (calibration(samples=8, seed=seed) for seed in (1, 1, 2))
     assert first.data_sha256 == again.data_sha256 != other.data_sha256
 
@@ -231,7 +231,7 @@ def test_data_that_does_not_fit() -> None:
         ({"input": IMAGES.astype(str)}, "SNNC302"),
         ({"input": IMAGES.astype(object)}, "SNNC302"),
         ({"input": IMAGES, "y": np.zeros(3, np.int64)}, "SNNC302"),
-        ({"input": IMAGES, "y": np.zeros(64)}, "SNNC302"),
+        ({"input": IMAGES, "y": np.zeros(16)}, "SNNC302"),
     ]
     for data, code in cases:
         with pytest.raises(snncompiler.Refused, match=code):

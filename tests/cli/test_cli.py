@@ -29,6 +29,7 @@ from commands import (
     TRAIN,
     Ran,
     child,
+    children,
     edit,
     errors,
     good,
@@ -88,11 +89,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Compiled files at T = 16, by name."""
     folder = tmp_path_factory.mktemp("built")
     wanted: dict[str, tuple[Path, tuple[str, ...]]] = {
-        "cnn": (CNN, ()),
+        "cnn": (CNN, ("--samples", "256")),  # whose accuracy is looked at
         "resnet": (RESNET, ()),
         "loop": (CNN, ("--unroll", "loop")),
         "steps": (CNN, ("--unroll", "steps")),
-        "hard": (CNN, ("--reset", "hard")),
+        "hard": (CNN, ("--reset", "hard", "--samples", "256")),
         "plain": (CNN, ("--correction", "none", "--readout", "mean")),
     }
     made = {}
@@ -102,10 +103,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the first 20 test images and their labels."""
+    path = tmp_path_factory.mktemp("few") / "few.npz"
+    with np.load(TEST) as archive:
+        np.savez(path, x=archive["x"][:20], y=archive["y"][:20])
+    return path
+
+
 # --- the commands in a process of their own ---
 
 
-def test_commands_in_a_child_keep_results_apart_from_the_rest(tmp_path: Path) -> None:
+def test_commands_in_a_child_keep_results_apart_from_the_rest(few: Path, tmp_path: Path) -> None:
     snn = tmp_path / "a.snn.onnx"
     compiled = child("compile", RESNET, "-o", snn, "-T", 8)
     assert compiled.code == 0
@@ -113,14 +123,14 @@ def test_commands_in_a_child_keep_results_apart_from_the_rest(tmp_path: Path) ->
         f"{snn}: 5 spiking layers, T = 8, fold, {snn.stat().st_size:,} bytes"
     ]
     assert "warning SNNC304" in compiled.err
-    evaluated = child("eval", RESNET, snn, "--data", TEST, "--limit", 20)
+    evaluated = child("eval", RESNET, snn, "--data", few)
     assert evaluated.code == 0
     assert "T = 8" in evaluated.out and "firing rate" in evaluated.out
     # The data is uint8 and no --scale was given: that is a note, not a result.
     assert "SNNC307" in evaluated.err and "SNNC" not in evaluated.out
-    ran = child("run", snn, "--input", TEST, *SCALED)
+    ran = child("run", snn, "--input", few, *SCALED)
     assert (ran.code, ran.err) == (0, "")
-    assert "logits [500, 10] float32" in ran.out
+    assert "logits [20, 10] float32" in ran.out
     refused = child("check", tmp_path / "missing.onnx")
     assert (refused.code, refused.out) == (2, "")
     assert "missing.onnx does not exist" in refused.err
@@ -155,13 +165,13 @@ def test_two_compiles_give_the_same_bytes(tmp_path: Path) -> None:
 # --- JSON ---
 
 
-def test_json_of_every_command(built: dict[str, Path], tmp_path: Path) -> None:
+def test_json_of_every_command(built: dict[str, Path], few: Path, tmp_path: Path) -> None:
     snn = built["resnet"]
     calls: dict[str, tuple[Sequence[object], set[str]]] = {
         "check": ((RESNET,), {"rectifiers", "linear_layers", "pooling", "findings"}),
         "compile": ((RESNET, "-o", tmp_path / "j.onnx"), {"output", "bytes", "layers", "findings"}),
-        "run": ((snn, "--input", TEST, *SCALED), {"logits"}),
-        "eval": ((RESNET, snn, "--data", TEST, "--limit", 8), {"samples", "results"}),
+        "run": ((snn, "--input", few, *SCALED), {"logits"}),
+        "eval": ((RESNET, snn, "--data", few, "--limit", 8), {"samples", "results"}),
         "verify": ((RESNET, snn), {"passed", "checks", "layers"}),
         "info": ((snn,), {"steps", "unroll", "source_sha256", "layers"}),
     }
@@ -549,15 +559,15 @@ def test_run_prints_writes_and_takes_other_steps(built: dict[str, Path], tmp_pat
     assert (written.argmax(axis=1) == labels).mean() > 0.976
 
 
-def test_steps_at_run_time_are_those_of_a_compile(tmp_path: Path) -> None:
+def test_steps_at_run_time_are_those_of_a_compile(few: Path, tmp_path: Path) -> None:
     """With chunks of one step, both files run the very same nodes: the bytes are equal."""
     made = {}
     for steps in (5, 32):
         made[steps] = tmp_path / f"{steps}.onnx"
         good("compile", CNN, "-o", made[steps], "-T", steps, "--chunk", 1, *CALIBRATED)
-    own = good("run", made[5], "--input", TEST, *SCALED, "--json").json()
-    asked = good("run", made[32], "-T", 5, "--input", TEST, *SCALED, "--json").json()
-    other = good("run", made[32], "--input", TEST, *SCALED, "--json").json()
+    own = good("run", made[5], "--input", few, *SCALED, "--json").json()
+    asked = good("run", made[32], "-T", 5, "--input", few, *SCALED, "--json").json()
+    other = good("run", made[32], "--input", few, *SCALED, "--json").json()
     assert own == asked != other
 
 
@@ -610,10 +620,10 @@ def test_eval_without_labels(built: dict[str, Path], tmp_path: Path) -> None:
 # --- verify ---
 
 
-def test_verify_passes_for_every_form(built: dict[str, Path]) -> None:
+def test_verify_passes_for_every_form(built: dict[str, Path], few: Path) -> None:
     for name, snn in built.items():
         model = RESNET if name == "resnet" else CNN
-        for data in ((), ("--data", TEST, *SCALED)):
+        for data in ((), ("--data", few, *SCALED)):
             found = good("verify", model, snn, *data, "--json").json()
             assert found["passed"] and all(check["passed"] for check in found["checks"])
             names = [check["name"].split(" at ")[0] for check in found["checks"]]
@@ -1036,29 +1046,28 @@ def test_without_onnxruntime(built: dict[str, Path], tmp_path: Path) -> None:
     stub = tmp_path / "stub" / "onnxruntime"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("raise ImportError('no onnxruntime here')\n")
-    path = os.pathsep.join([str(stub.parent), str(ROOT)])
+    path = os.pathsep.join([str(stub.parent), str(ROOT), str(ROOT / "tests")])
     work = tmp_path / "work"
     work.mkdir()
     snn = built["cnn"]
-    needing: list[Sequence[object]] = [
+    calls: list[Sequence[object]] = [
         ("compile", CNN, "-o", work / "o.onnx", *CALIBRATED),
         ("run", snn, "--input", TEST, "-o", work / "o.npz"),
         ("eval", CNN, snn, "--data", TEST),
         ("verify", CNN, snn),
+        ("check", CNN, "--json"),
+        ("info", snn),
     ]
-    for args in needing:
-        ran = child(*args, cwd=work, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
+    *needing, checked, info = children(calls, cwd=work, PYTHONPATH=path)
+    assert len(needing) == 4 and listing(work) == {}
+    for ran in needing:
         assert (ran.code, ran.out) == (3, ""), ran
         assert 'pip install "snnc[cpu]"' in ran.err and "Traceback" not in ran.err
         assert len([line for line in ran.err.splitlines() if line.startswith("error")]) == 1
-        assert listing(work) == {}
-    assert len(needing) == 4
-    checked = child("check", CNN, "--json", PYTHONPATH=path)
     assert checked.code == 0, checked.err
     found = checked.json()
     assert len(found["rectifiers"]) == 4
     assert "SNNC503" in {finding["code"] for finding in found["findings"]}
-    info = child("info", snn, PYTHONPATH=path)
     assert info.code == 0 and "digits-cnn.onnx" in info.out
 
 

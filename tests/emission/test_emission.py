@@ -34,7 +34,7 @@ def compiled(name: str, **options: Any) -> onnx.ModelProto:
     """The compiled network; the tests do not change it."""
     given = {"steps": STEPS, **options}
     return snncompiler.compile(
-        path(name), calibration=path("digits-train"), preprocess=HOW, **given
+        path(name), calibration=path("digits-train"), preprocess=HOW, samples=32, **given
     )
 
 

@@ -485,7 +485,7 @@ ONE_BY_ONE = {
     ),
 }  # fmt: skip
 
-#: Max pooling of spikes; of all else in passes/test_max_pool.py.
+#: Max pooling of spikes; of all else in passes/normalize/test_spell_max_pool.py.
 POOLINGS = [
     Case("p = MaxPool <kernel_shape = [2, 2]> (s)"),
     Case("p = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 0, 1]> (s)"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -503,11 +503,13 @@ def test_of_equals_the_search_takes_the_alpha_nearest_one() -> None:
 def test_what_was_searched_is_what_is_compiled() -> None:
     model = models.path("digits-cnn")
     with np.load(models.path("digits-train")) as archive:
-        x = (archive["x"][:48].astype(np.float32) / 16).transpose(0, 3, 1, 2)
-    found = pipeline.compile_model(model, Options(alpha="auto", steps=4), x)
+        x = (archive["x"][:16].astype(np.float32) / 16).transpose(0, 3, 1, 2)
+    options = Options(alpha="auto", steps=4, schedule_steps=4)
+    found = pipeline.compile_model(model, options, x)
     assert found.calibration.alpha in search.ALPHAS
-    rest = x[np.arange(48) % 4 > 0]
-    given = pipeline.compile_model(model, Options(alpha=found.calibration.alpha, steps=4), rest)
+    rest = x[np.arange(16) % 4 > 0]
+    options = replace(options, alpha=found.calibration.alpha)
+    given = pipeline.compile_model(model, options, rest)
     assert found.calibration.to_json() == given.calibration.to_json()
     (one,), (other,) = (run_model(made.model, input=x[:4]) for made in (found, given))
     assert np.array_equal(one, other)

@@ -93,6 +93,7 @@ def network() -> tuple[onnx.ModelProto, dict[str, Any]]:
         path("digits-resnet"),
         calibration=path("digits-train"),
         preprocess=snncompiler.Preprocess(scale=16),
+        samples=32,
     )
     lowered = lower_events(model)
     assert lowered.layers and all(layer.operator for layer in lowered.layers)

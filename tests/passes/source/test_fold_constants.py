@@ -1,12 +1,128 @@
-"""fold-constants on quantized weights, and what it says of constants that cannot be evaluated."""
+"""fold-constants: shapes, weights that are computed or quantized, and what cannot be evaluated."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
 import pytest
-from helpers import after, assert_close, compile_text, parse, random, refused, rewritten, run_model
+from helpers import (
+    after,
+    assert_close,
+    compile_text,
+    ops,
+    parse,
+    random,
+    refused,
+    rewritten,
+    run_model,
+    same,
+)
 from onnx import helper, numpy_helper
+
+from snncompiler.ir.graph import value
+
+
+def test_shape_arithmetic_folds() -> None:
+    # How PyTorch writes x.view(x.size(0), -1).
+    text = """g (float[N,2,3] x) => (float[N,6] y) <int64 zero = {0}, int64[1] first = {0}>
+    {
+      s = Shape (x)  n = Gather <axis = 0> (s, zero)  u = Unsqueeze (n, first)
+      m = Constant <value_ints = [-1]> ()  t = Concat <axis = 0> (u, m)
+      r = Reshape (x, t)  y = Relu (r)
+    }"""
+    assert same(parse(text), "fold-constants", 1, 2, 3) == ["Reshape", "Relu"]
+    assert same(parse(text), "track-batch", 3, 2, 3) == ["Reshape", "Relu"]
+
+
+def test_shape_with_start_and_end_folds() -> None:
+    text = """g (float[N,2,3] x) => (float[N,2] y) <int64[1] all = {-1}>
+    { s = Shape <start = -2, end = -1> (x)  t = Concat <axis = 0> (all, s)
+      r = Relu (x)  y = Reshape (r, t) }"""
+    graph, _ = after(parse(text), "fold-constants")
+    assert [node.op for node in graph.nodes] == ["Relu", "Reshape"]
+    assert value(graph.nodes[1].inputs[1]).tolist() == [-1, 2]  # type: ignore[union-attr]
+
+
+def test_a_shape_that_the_user_reads_is_that_of_the_batch() -> None:
+    text = "g (float[N,3] x) => (float[N,3] y, int64[2] n) { y = Relu (x)  n = Shape (x) }"
+    snn = compile_text(parse(text), random(0, 8, 3), steps=2)
+    assert run_model(snn, x=random(1, 5, 3))[1].tolist() == [5, 3]
+
+
+def test_what_is_computed_from_a_shape_alone_is_no_output() -> None:
+    """Shapes are folded for one sample; the user would read that one."""
+    text = """g (float[N,3] x) => (float[N,3] y, int64 n) <int64 first = {0}>
+    { y = Relu (x)  s = Shape (x)  [pick] n = Gather (s, first) }"""
+    (finding,) = refused(parse(text))
+    assert finding.code == "SNNC205" and "pick" in finding.node and "'n'" in finding.message
+
+
+def test_weights_that_are_computed_fold() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}, float two = {2}>
+    { t = Transpose <perm = [1, 0]> (w)  d = Mul (t, two)  h = MatMul (x, d)  y = Relu (h) }"""
+    assert same(parse(text), "fold-constants", 1, 2) == ["MatMul", "Relu"]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wanted"),
+    [
+        ("value = float[2] {1, 2}", [1.0, 2.0]),
+        ("value_float = 3.0", 3.0),
+        ("value_floats = [1.0, 2.0]", [1.0, 2.0]),
+    ],
+)
+def test_every_spelling_of_constant(attribute: str, wanted: object) -> None:
+    text = f"""g (float[N,2] x) => (float[N,2] y)
+    {{ c = Constant <{attribute}> ()  a = Add (x, c)  y = Relu (a) }}"""
+    graph, _ = after(parse(text), "fold-constants")
+    found = value(graph.nodes[0].inputs[1])
+    assert found is not None and found.dtype == np.float32 and found.tolist() == wanted
+
+
+def test_a_constant_of_text_is_an_output_as_it_is() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y, string z)
+    { [text] z = Constant <value_string = "a"> ()  y = Relu (x) }"""
+    outputs = run_model(rewritten(parse(text)), x=random(1, 3, 2))
+    assert np.asarray(outputs[1]).tolist() == "a"
+
+
+def test_a_big_constant_is_refused_before_it_is_made() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y)
+    <int64[2] big = {1073741824, 1073741824}, int64[1] a = {0}>
+    { [bomb] c = ConstantOfShape (big)  m = ReduceMax <keepdims = 0> (c)
+      h = Add (x, m)  y = Relu (h) }"""
+    (finding,) = refused(parse(text))
+    assert finding.code == "SNNC209" and finding.node == "ConstantOfShape 'bomb'"
+    assert f"{1 << 60:,}" in finding.message
+
+
+@pytest.mark.parametrize(
+    "random_op",
+    [
+        "RandomNormal <shape = [1, 2]> ()",
+        "RandomUniformLike (w)",
+        pytest.param("Bernoulli (w)"),
+        "Multinomial <sample_size = 2> (w)",
+    ],
+)
+def test_random_operators_are_not_folded(random_op: str) -> None:
+    text = f"""g (float[N,2] x) => (float[N,2] y) <float[1,2] w = {{0.5, 0.5}}>
+    {{ r = {random_op}  c = Cast <to = 1> (r)  h = Add (x, c)  y = Relu (h) }}"""
+    assert random_op.split(" ")[0] in ops(after(parse(text), "fold-constants")[0])
+
+
+def test_a_constant_that_is_an_output_stays_an_output() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y, float[2] z) <float[2] a = {1, 2}>
+    { z = Neg (a)  y = Relu (x) }"""
+    model = rewritten(parse(text), "fold-constants")
+    y, z = run_model(model, x=random(0, 1, 2))
+    assert z.tolist() == [-1, -2] and y.shape == (1, 2)
+
+
+def test_dead_nodes_are_dropped() -> None:
+    text = "g (float[N,2] x) => (float[N,2] y) { a = Exp (x)  b = Neg (a)  y = Relu (x) }"
+    assert ops(after(parse(text), "fold-constants")[0]) == ["Relu"]
+
 
 #: x·W, ReLU, ·V with V from DequantizeLinear.
 TEXT = """

@@ -72,7 +72,7 @@ def test_piecewise_linear_functions_become_rectifiers(step: str) -> None:
     assert op_counts(snn)["RMPNeuron"] == 2 + PIECEWISE[step]
     for steps in (64, 1024):
         (decoded,) = run_model(snn, x=x, snnc_steps=np.array(steps))
-        # C/T, as for the networks of test_spikes: C was at most 4 here.
+        # C/T, as for the networks of test_fold_amplitude: C was at most 4 here.
         assert_close(decoded, wanted, relative=10 / steps)
 
 

@@ -1,0 +1,5 @@
+"""The fixture of the passes that fold."""
+
+from folding import folds
+
+__all__ = ["folds"]
