@@ -17,7 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from snncompiler.errors import refuse
 from snncompiler.findings import describe
-from snncompiler.ir.operators import record
+from snncompiler.ir.operators import Outputs, record
 
 # It prints warnings to standard output, which belongs to results; what matters we say ourselves.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -318,8 +318,9 @@ def infer_node(node: Node, opset: int) -> None:
         shape = [1, prod(picked) if all(known(dim) for dim in picked) else None]
         node.outputs[0].dtype, node.outputs[0].shape = node.inputs[0].dtype, shape
         return
-    if node.domain == "ai.onnx.ml" and node.op in _SHAPED:
-        for tensor, (kind, shape) in zip(node.outputs, _SHAPED[node.op](node), strict=False):
+    told = record(node.op).outputs if node.domain == "ai.onnx.ml" else None
+    if told is not None:
+        for tensor, (kind, shape) in zip(node.outputs, _OUTPUTS[told](node), strict=False):
             tensor.dtype = tensor.dtype if kind is None else np.dtype(kind)
             tensor.shape = shape
         return
@@ -394,17 +395,16 @@ def _classes(node: Node) -> list[tuple[Any, Any]]:
     return [(None, [samples]), (np.float32, [samples, max(len(labels), 1)])]
 
 
-#: Types and shapes of the outputs of operators of ai.onnx.ml, which ONNX does not infer.
-_SHAPED: dict[str, Callable[[Node], list[tuple[Any, Any]]]] = {
-    "Imputer": _as_input,
-    "Normalizer": _as_input,
-    "OneHotEncoder": _one_hot,
-    "LinearRegressor": _targets,
-    "SVMRegressor": lambda node: [(np.float32, [*(node.inputs[0].shape or [None])[:1], 1])],
-    "TreeEnsembleRegressor": _targets,
-    "LinearClassifier": _classes,
-    "SVMClassifier": _classes,
-    "TreeEnsembleClassifier": _classes,
+def _one_number(node: Node) -> list[tuple[Any, Any]]:
+    return [(np.float32, [*(node.inputs[0].shape or [None])[:1], 1])]
+
+
+_OUTPUTS: dict[Outputs, Callable[[Node], list[tuple[Any, Any]]]] = {
+    "as-input": _as_input,
+    "one-hot": _one_hot,
+    "targets": _targets,
+    "one-number": _one_number,
+    "classes": _classes,
 }
 
 

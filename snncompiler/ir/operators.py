@@ -6,14 +6,17 @@ the batch axis, whether spikes stay spikes, which input holds weights, and so on
 the record names the rule, and the pass that alone needs this rule holds its function, in a table by the
 rule's name.  So an operator that behaves as others do is added by one record, here.
 
-Four things are not in it.  The rewriting of one operator by one pass (`spell_linear`,
-`spell_rectifiers`, `spell_ml`, `spell_quantized`) is dispatched in that pass: the function is the fact.
-Two operators that a rewriting tells apart at once, as `Add` and `Sub`, are named where it does so.
-`ir.patterns` lists what exporters write one layer with, which says nothing about the single operator.
-And `network.unrounded` knows nothing of this, as it checks the passes that do.
+Four things are not in it:
 
-Operators of onnx and of ai.onnx.ml are here; no two of them have one name.  Who asks looks at the
-domain of a node before.  An operator without a record is one of which nothing is known.
+- What one module alone does with one operator: the rewriting by `spell_linear`, `spell_rectifiers`,
+  `spell_ml` and `spell_quantized`, and the shapes that onnx leaves open (`ir.symbolic`).  A table in
+  that module maps the operator to its function; the function is the fact.
+- Two operators that a rewriting tells apart at once, as Add and Sub.  It names them.
+- What exporters write one layer with (`ir.patterns`).  That says nothing about a single operator.
+- What `network.unrounded` knows.  It checks the passes, so it does not share their table.
+
+The table has the operators of onnx and of ai.onnx.ml.  No two of them have the same name, and a pass
+looks at the domain of a node first.  Of an operator without a record nothing is known.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ Amplitude = Literal[
     "same", "signs", "pool", "channels", "resize", "reshape", "squeeze", "unsqueeze", "transpose",
     "slice", "pad", "reduce", "uniform", "joined",
 ]  # fmt: skip
+
+#: What the outputs of an operator are, for each sample (`snncompiler.ir.graph`).
+Outputs = Literal["as-input", "one-hot", "targets", "one-number", "classes"]
 
 #: How the weights of a trained layer, its input 1, are laid out: [M, C/group, ...], [C, M/group, ...],
 #: [K, M], or as its equation says.
@@ -128,6 +134,8 @@ class Operator:
     #: The shape of its output follows from its attributes and its inputs' shapes, or from these and the
     #: values of all inputs but the first.
     shape_from: Literal["shapes", "values"] | None = None
+    #: The types and shapes of its outputs, where onnx infers none.
+    outputs: Outputs | None = None
     #: What it pools, and over what of a sample: a window with strides, pads and dilations (which a
     #: convolution has, too), the whole map, or some axes.
     pools: Literal["average", "maximum"] | None = None
@@ -353,10 +361,16 @@ _TABLE: tuple[Operator, ...] = (
         "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
     ),
     # --- ai.onnx.ml ---
+    *_alike(Operator("Imputer", batch="leading", outputs="as-input"), "Normalizer"),
+    Operator("LabelEncoder", batch="leading"),
+    Operator("OneHotEncoder", batch="leading", outputs="one-hot"),
     *_alike(
-        Operator("Imputer", batch="leading"),
-        "LabelEncoder", "LinearClassifier", "LinearRegressor", "Normalizer", "OneHotEncoder",
-        "SVMClassifier", "SVMRegressor", "TreeEnsembleClassifier", "TreeEnsembleRegressor",
+        Operator("LinearRegressor", batch="leading", outputs="targets"), "TreeEnsembleRegressor",
+    ),
+    Operator("SVMRegressor", batch="leading", outputs="one-number"),
+    *_alike(
+        Operator("LinearClassifier", batch="leading", outputs="classes"),
+        "SVMClassifier", "TreeEnsembleClassifier",
     ),
     Operator("ArrayFeatureExtractor", batch="embedding"),
 )

@@ -17,6 +17,7 @@ import pytest
 from helpers import Array, assert_close, compile_text, op_counts, parse, random, refused, run_model
 
 from snncompiler import pipeline
+from snncompiler.ir import graph
 from snncompiler.ir.linear import CONDITIONS
 from snncompiler.ir.operators import (
     _TABLE,
@@ -26,6 +27,7 @@ from snncompiler.ir.operators import (
     Integers,
     Linear,
     Operator,
+    Outputs,
     Sign,
     Span,
     Weights,
@@ -796,10 +798,24 @@ def test_every_rule_that_a_record_names_exists_and_is_named() -> None:
         "weights": (Weights, set(fold_amplitude._INTO)),
         "integers": (Integers, set(drop_fake_quant._ON_INTEGERS)),
         "span": (Span, set(drop_fake_quant._SPANS)),
+        "outputs": (Outputs, set(graph._OUTPUTS)),
     }
     for fact, (names, functions) in rules.items():
         assert set(get_args(names)) == functions == named(fact), fact
     assert set(get_args(Sign)) == named("sign")
+
+
+def test_an_operator_is_added_by_its_record_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its record Trilu is refused, and one says all that the compiler needs to know of it."""
+    text, constants = network(CASES["Trilu"][0], "currents")
+    model = parse(text, {name: a for name, a in constants.items() if name in text})
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    monkeypatch.delitem(OPERATORS, "Trilu")
+    found = refused(model)
+    assert [(one.code, "no rule" in one.message) for one in found] == [("SNNC202", True)]
+    monkeypatch.setitem(OPERATORS, "Trilu", Operator("Trilu", linear="first", batch="matrices"))
+    prepared = pipeline.prepare(model)
+    assert prepared.any_batch and "Trilu" in {node.op for node in prepared.graph.nodes}
 
 
 def test_every_operator_of_the_records_was_tested() -> None:
