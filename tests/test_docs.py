@@ -79,6 +79,24 @@ def test_codes_that_are_used_are_those_that_are_listed() -> None:
     assert used == set(CODES)
 
 
+@pytest.mark.parametrize("page", [*PAGES, *OUTSIDE], ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = without_code(page.read_text(encoding="utf-8"))
+    named = re.findall(r"`((?:passes|runtime|snncompiler|tests|bench)/[\w/.-]*)`", text)
+    assert [file for file in named if not (ROOT / file).exists()] == []
+
+
+def test_every_pass_is_in_the_design() -> None:
+    page = (DOCS / "explanation" / "design.md").read_text(encoding="utf-8")
+    passes = [
+        file.relative_to(ROOT).as_posix()
+        for file in (ROOT / "passes").glob("*/*.py")
+        if re.search(r"^class \w+\(Pass\):", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
+    assert len(passes) > 20
+    assert [file for file in passes if f"`{file}`" not in page] == []
+
+
 def test_every_key_of_the_metadata_is_described() -> None:
     page = (DOCS / "reference" / "metadata.md").read_text(encoding="utf-8")
     described = set(re.findall(r"`(snnc\.\w+)`", page))
