@@ -233,3 +233,9 @@ def test_importing_the_package_needs_no_base_package_that_is_not_declared() -> N
         "import snncompiler, snncompiler.cli.main\n"
     )
     succeed(sys.executable, "-c", code)
+
+
+def test_errors_load_neither_onnx_nor_numpy_nor_rich() -> None:
+    """A script that catches our errors, and `snnc --version`, do not wait for them."""
+    code = "import sys, snncompiler.errors; print({'onnx', 'numpy', 'rich'} & set(sys.modules))"
+    assert succeed(sys.executable, "-c", code).strip() == "set()"
