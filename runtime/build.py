@@ -55,8 +55,12 @@ NVCC_FLAGS = [
     "-Xcompiler",
     "-fPIC,-fvisibility=hidden",
 ]
-#: Native code for A100 and H100/H200; newer GPUs take the PTX of the newest known architecture.
-CUDA_NATIVE = (80, 90)
+#: Native code for V100, T4, A100 and H100/H200, where the toolkit still has them; newer GPUs take the
+#: PTX of the newest architecture that it knows.
+CUDA_NATIVE = (70, 75, 80, 90)
+#: The one unit that knows whether there are CUDA kernels.
+REGISTRATION = "ops.cc"
+KERNELS = "cuda_kernels.cu"
 #: Where the CUDA toolkit usually is.
 CUDA_HOME = "/usr/local/cuda"
 
@@ -108,8 +112,9 @@ def build(
 ) -> Path:
     """Builds the library into the folder `out` and returns its path.
 
-    `cuda` is None for "where nvcc is found".  `sanitize` adds AddressSanitizer and
-    UndefinedBehaviorSanitizer.  Raises BuildFailed.
+    `cuda` is None for "where nvcc is found".  Where nvcc fails the library is built without CUDA
+    kernels, which its `cuda_failed` says, and BuildFailed is raised only if `cuda` is True.
+    `sanitize` adds AddressSanitizer and UndefinedBehaviorSanitizer.  Raises BuildFailed.
     """
     if not SOURCES.is_dir():
         raise BuildFailed(f"the sources are not installed: {SOURCES} is missing")
@@ -120,46 +125,79 @@ def build(
     if cuda and nvcc is None:
         raise BuildFailed("nvcc not found; install the CUDA toolkit, or set CUDA_HOME")
 
-    targets = _cuda_targets(nvcc) if nvcc else []
-    info = {
+    flags = list(CXX_FLAGS)
+    if sanitize:
+        flags += SANITIZE_FLAGS
+    if headers := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
+        flags += [f"-I{headers}", "-DSNNC_ORT_HEADER=<onnxruntime_c_api.h>"]
+    info: dict[str, Any] = {
         "compiler": _run([cxx, "--version"]).splitlines()[0],
         "machine": platform.machine(),
-        "cuda": _cuda_version(nvcc) if nvcc else None,
-        "cuda_targets": targets,
+        "cuda": None,
+        "cuda_targets": [],
+        "cuda_failed": None,
         "sanitized": sanitize,
         "sources": source_digest(),
     }
-    flags = [*CXX_FLAGS, f"-DSNNC_BUILD_INFO={json.dumps(json.dumps(info))}"]
-    if sanitize:
-        flags += SANITIZE_FLAGS
-    if nvcc:
-        flags.append("-DSNNC_CUDA")
-    if headers := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
-        flags += [f"-I{headers}", "-DSNNC_ORT_HEADER=<onnxruntime_c_api.h>"]
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as work:
-        commands: list[list[str]] = []
-        link: list[str] = []
-        # The longest first.
-        if nvcc:
-            commands.append([nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets])
-            commands[0] += ["-c", str(SOURCES / "cuda_kernels.cu"), "-o", f"{work}/cuda.o"]
-            link += [*_cuda_library_dirs(nvcc), "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
-        for unit in sorted(SOURCES.glob("*.cc"), key=lambda path: -path.stat().st_size):
-            commands.append([cxx, *flags, "-c", str(unit), "-o", f"{work}/{unit.stem}.o"])
+
+        def compile_unit(unit: Path, *more: str) -> str:
+            made = f"{work}/{unit.stem}.o"
+            _run([cxx, *flags, *more, "-c", str(unit), "-o", made])
+            return made
+
         with ThreadPoolExecutor(os.cpu_count()) as compilers:
-            list(compilers.map(_run, commands))
-        objects = [command[-1] for command in commands]
+            # The longest first.
+            kernels = compilers.submit(_compile_cuda, nvcc, cxx, work) if nvcc else None
+            units = sorted(SOURCES.glob("*.cc"), key=lambda path: -path.stat().st_size)
+            compiled = [
+                compilers.submit(compile_unit, unit) for unit in units if unit.name != REGISTRATION
+            ]
+            link: list[str] = []
+            more: list[str] = []
+            if kernels is not None:
+                try:
+                    found, link = kernels.result()
+                    info |= found
+                    more = ["-DSNNC_CUDA"]
+                except (BuildFailed, OSError) as error:
+                    info["cuda_failed"] = _last_line(str(error))
+                    print(f"{error}\nnvcc failed: no CUDA kernels are built", file=sys.stderr)
+            more.append(f"-DSNNC_BUILD_INFO={json.dumps(json.dumps(info))}")
+            compiled.append(compilers.submit(compile_unit, SOURCES / REGISTRATION, *more))
+            objects = [unit.result() for unit in compiled]
         if sanitize:
             link += SANITIZE_FLAGS
         built = Path(work) / LIBRARY_NAME
         _link(cxx, objects, link, built, static=not sanitize)
         library = out / LIBRARY_NAME
         os.replace(built, library)  # whoever has the old one loaded keeps it
-    without = " only" if cuda is False else " only, because nvcc was not found"
-    say(f"{library}: CPU" + (f" and CUDA {info['cuda']}" if nvcc else without))
+    if info["cuda"]:
+        has = f"CPU and CUDA {info['cuda']}"
+    elif info["cuda_failed"]:
+        has = "CPU only, because nvcc failed"
+    else:
+        has = "CPU only" + ("" if cuda is False else ", because nvcc was not found")
+    say(f"{library}: {has}")
+    if cuda and info["cuda_failed"]:
+        raise BuildFailed(f"{library} has no CUDA kernels, because nvcc failed")
     return library
+
+
+def _compile_cuda(nvcc: str, cxx: str, work: str) -> tuple[dict[str, Any], list[str]]:
+    """Compiles the CUDA kernels: what is known of them, and what is linked with them."""
+    version, targets = _cuda_version(nvcc), _cuda_targets(nvcc)
+    made = f"{work}/cuda.o"
+    _run([nvcc, *NVCC_FLAGS, "-ccbin", cxx, *targets, "-c", str(SOURCES / KERNELS), "-o", made])
+    link = [made, *_cuda_library_dirs(nvcc), "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
+    _run([cxx, "-shared", *link, "-o", f"{work}/cuda.so"])  # whether it links is known now
+    return {"cuda": version, "cuda_targets": targets}, link
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def _link(cxx: str, objects: list[str], link: list[str], built: Path, static: bool) -> None:
@@ -190,6 +228,8 @@ def _cuda_targets(nvcc: str) -> list[str]:
         for name in _run([nvcc, "--list-gpu-arch"]).split()
         if name.removeprefix("compute_").isdigit()
     )
+    if not known:
+        raise BuildFailed(f"{nvcc} --list-gpu-arch names no architecture")
     native = [arch for arch in CUDA_NATIVE if arch in known]
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in native]
     # PTX of the oldest serves the GPUs between, of the newest those that are still to come.

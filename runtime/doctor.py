@@ -115,10 +115,12 @@ def _library(missing: list[dict[str, str]]) -> dict[str, Any]:
     if build.SOURCES.is_dir():
         found["older_than_its_sources"] = found["build"].get("sources") != build.source_digest()
     if not found["build"].get("cuda"):
+        failed = found["build"].get("cuda_failed")
         missing.append(
             {
-                "what": "CUDA kernels in the native library (optional)",
-                "remedy": f"{library.REMEDY} where nvcc is found",
+                "what": "CUDA kernels in the native library (optional)"
+                + (f": nvcc failed when it was built: {failed}" if failed else ""),
+                "remedy": f"{library.REMEDY} where nvcc {'works' if failed else 'is found'}",
             }
         )
     return found

@@ -66,7 +66,7 @@ def check_isa() -> None:
 def cpu_isa() -> str | None:
     """The best instruction set that the CPU kernels find here, one of ISAS; None where it is not known.
 
-    By the rule of `detect_isa` in cpu_kernels.cc, from what Linux says of the processor;
+    By the rule of `detect_isa` in cpu_isa.cc, from what Linux says of the processor;
     that a process may be denied the tiles is not seen.
     Raises EnvironmentMissing as `check_isa`.
     """
@@ -78,7 +78,7 @@ def cpu_isa() -> str | None:
     flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     needed: tuple[set[str], ...] = (
         set(),
-        {"avx2", "f16c"},
+        {"avx2", "f16c", "fma", "popcnt", "bmi2"},
         {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
         {"amx_tile", "amx_int8"},
     )

@@ -53,11 +53,8 @@ template <typename T>
 void poisson(const PoissonTask<T>& task, std::int64_t first, std::int64_t count,
              Isa isa = best_isa());
 
-/// Floats of scratch memory that one plane of max pooling needs.
-std::int64_t pool_scratch(const Window& window);
-
-/// One plane of a task.
+/// One plane of a task.  False where memory ran out.
 template <typename T>
-void pool(const PoolTask<T>& task, std::int64_t plane, float* scratch, Isa isa = best_isa());
+bool pool(const PoolTask<T>& task, std::int64_t plane, Isa isa = best_isa());
 
 }  // namespace snnc::cpu

@@ -11,8 +11,6 @@
 
 namespace snnc::events {
 
-void Free::operator()(void* memory) const { std::free(memory); }
-
 namespace {
 
 constexpr std::int64_t max_runs = max_sources * max_kernel;
@@ -30,223 +28,12 @@ constexpr std::int64_t jobs_of_many_blocks = 1024;
 /// Dense arithmetic takes as many time-steps together as make so many places.
 constexpr std::int64_t dense_cells = 24;
 
-/// The lanes of the bits of a byte, in order.
-constexpr auto lanes_of_byte = [] {
-  std::array<std::array<std::uint8_t, 8>, 256> table{};
-  for (unsigned mask = 0; mask < 256; ++mask) {
-    std::size_t count = 0;
-    for (std::uint8_t lane = 0; lane < 8; ++lane) {
-      if (mask >> lane & 1) table[mask][count++] = lane;
-    }
-  }
-  return table;
-}();
+// --- parts of vectors ----------------------------------------------------------------------------
 
-// --- what an instruction set brings -------------------------------------------------------------
-
-template <int size>
-struct Block {
-  std::uint8_t bytes[size];
-};
-
-struct Generic {
-  static constexpr int bytes = 16;
-  template <typename Body>
-  SNNC_APART static void apart(const Body& body) {
-    body();
-  }
-  /// A tile of dense arithmetic: its sums fill the registers.
-  static constexpr int dense_vectors(int) { return 4; }
-  static constexpr int dense_pixels(int) { return 2; }
-
-  /// One bit for every byte of `from` that is larger than `level`, sixteen to a mask.  May write
-  /// four masks where one is left.
-  static void masks(const std::uint8_t* from, std::int64_t count, std::uint8_t level,
-                    std::uint16_t* to) {
-    for (std::int64_t i = 0; i < count; i += 16) {
-      const std::int64_t here = std::min<std::int64_t>(16, count - i);
-      unsigned mask = 0;
-      for (std::int64_t lane = 0; lane < here; ++lane) {
-        mask |= static_cast<unsigned>(from[i + lane] > level) << lane;
-      }
-      to[i / 16] = static_cast<std::uint16_t>(mask);
-    }
-  }
-
-  /// Appends `place` + lane * `scale` for the lanes of a mask.  May write 16 numbers.
-  struct Lister {
-    std::uint32_t scale;
-
-    SNNC_BODY explicit Lister(std::uint32_t the_scale) : scale(the_scale) {}
-    SNNC_BODY std::uint32_t* operator()(unsigned mask, std::uint32_t place,
-                                        std::uint32_t* end) const {
-      for (; mask; mask &= mask - 1) {
-        *end++ = place + static_cast<std::uint32_t>(__builtin_ctz(mask)) * scale;
-      }
-      return end;
-    }
-  };
-
-  template <typename Vector>
-  SNNC_BODY static void spread(const float* value, Vector& vector) {
-    vector = Vector{} + *value;
-  }
-  /// sum + weight * value.  One of the factors is 0 or 1, or rounding does not matter.
-  template <typename Vector>
-  SNNC_BODY static void multiply_add(const Vector& weight, const Vector& value, Vector& sum) {
-    sum = sum + weight * value;
-  }
-  /// As many bytes as `vector` has integers.
-  template <typename Vector>
-  SNNC_BODY static void widen(const std::uint8_t* from, Vector& vector) {
-    for (int i = 0; i < 4; ++i) vector[i] = from[i];
-  }
-};
-
-#ifdef SNNC_X86
-// Where an instruction has no spelling in plain C++ it stands as assembly: the compiler refuses
-// intrinsics in a body that is for any instruction set.
-struct Avx2 {
-  static constexpr int bytes = 32;
-  template <typename Body>
-  SNNC_AVX2 SNNC_APART static void apart(const Body& body) {
-    body();
-  }
-  static constexpr int dense_vectors(int) { return 2; }
-  static constexpr int dense_pixels(int) { return 6; }
-
-  SNNC_AVX2 static void masks(const std::uint8_t* from, std::int64_t count, std::uint8_t level,
-                              std::uint16_t* to) {
-    const __m256i least = _mm256_set1_epi8(static_cast<char>(level));
-    for (; count >= 32; count -= 32, from += 32, to += 2) {
-      const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-      const int mask = _mm256_movemask_epi8(_mm256_cmpgt_epi8(values, least));
-      std::memcpy(to, &mask, sizeof(mask));
-    }
-    Generic::masks(from, count, level, to);
-  }
-
-  struct Lister {
-    using Places __attribute__((vector_size(32))) = std::int32_t;
-    std::int32_t scale;
-
-    SNNC_BODY explicit Lister(std::uint32_t the_scale)
-        : scale(static_cast<std::int32_t>(the_scale)) {}
-    SNNC_BODY std::uint32_t* operator()(unsigned mask, std::uint32_t place,
-                                        std::uint32_t* end) const {
-      end = half(mask & 0xff, static_cast<std::int32_t>(place), end);
-      return half(mask >> 8, static_cast<std::int32_t>(place) + 8 * scale, end);
-    }
-    SNNC_BODY std::uint32_t* half(unsigned mask, std::int32_t place, std::uint32_t* end) const {
-      Places places;
-      widen(lanes_of_byte[mask].data(), places);
-      places = places * scale + place;
-      std::memcpy(end, &places, sizeof(places));
-      return end + __builtin_popcount(mask);
-    }
-  };
-
-  template <typename Vector>
-  SNNC_BODY static void spread(const float* value, Vector& vector) {
-    Vector result;
-    asm("vbroadcastss %1, %0" : "=x"(result) : "m"(*value));
-    vector = result;
-  }
-  template <typename Vector>
-  SNNC_BODY static void multiply_add(const Vector& weight, const Vector& value, Vector& sum) {
-    Vector total = sum;
-    asm("vfmadd231ps %2, %1, %0" : "+x"(total) : "x"(weight), "x"(value));
-    sum = total;
-  }
-  template <typename Vector>
-  SNNC_BODY static void widen(const std::uint8_t* from, Vector& vector) {
-    Vector result;
-    asm("vpmovzxbd %1, %0" : "=x"(result) : "m"(*reinterpret_cast<const Block<8>*>(from)));
-    vector = result;
-  }
-};
-
-struct Avx512 {
-  static constexpr int bytes = 64;
-  template <typename Body>
-  SNNC_AVX512 SNNC_APART static void apart(const Body& body) {
-    body();
-  }
-  static constexpr int dense_vectors(int units) { return units; }
-  static constexpr int dense_pixels(int vectors) { return vectors > 2 ? 6 : 8; }
-
-  SNNC_AVX512 static void masks(const std::uint8_t* from, std::int64_t count, std::uint8_t level,
-                                std::uint16_t* to) {
-    const __m512i least = _mm512_set1_epi8(static_cast<char>(level));
-    for (; count > 0; count -= 64, from += 64, to += 4) {
-      const std::uint64_t here = count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
-      const __m512i values = _mm512_maskz_loadu_epi8(here, from);
-      const std::uint64_t mask = _mm512_cmpgt_epu8_mask(values, least);
-      std::memcpy(to, &mask, sizeof(mask));
-    }
-  }
-
-  struct Lister {
-    using Places __attribute__((vector_size(64))) = std::int32_t;
-    Places lanes;
-
-    SNNC_BODY explicit Lister(std::uint32_t scale) {
-      for (int i = 0; i < 16; ++i) lanes[i] = i * static_cast<std::int32_t>(scale);
-    }
-    SNNC_BODY std::uint32_t* operator()(unsigned mask, std::uint32_t place,
-                                        std::uint32_t* end) const {
-      Places places = lanes + static_cast<std::int32_t>(place);
-      asm("kmovw %1, %%k1\n\tvpcompressd %0, %0%{%%k1%}" : "+v"(places) : "r"(mask) : "k1");
-      std::memcpy(end, &places, sizeof(places));
-      return end + __builtin_popcount(mask);
-    }
-  };
-
-  template <typename Vector>
-  SNNC_BODY static void spread(const float* value, Vector& vector) {
-    Vector result;
-    asm("vbroadcastss %1, %0" : "=v"(result) : "m"(*value));
-    vector = result;
-  }
-  template <typename Vector>
-  SNNC_BODY static void multiply_add(const Vector& weight, const Vector& value, Vector& sum) {
-    Vector total = sum;
-    asm("vfmadd231ps %2, %1, %0" : "+v"(total) : "v"(weight), "v"(value));
-    sum = total;
-  }
-  template <typename Vector>
-  SNNC_BODY static void widen(const std::uint8_t* from, Vector& vector) {
-    Vector result;
-    asm("vpmovzxbd %1, %0" : "=v"(result) : "m"(*reinterpret_cast<const Block<16>*>(from)));
-    vector = result;
-  }
-};
-#endif
-
-template <typename Set>
-using Floats __attribute__((vector_size(Set::bytes))) = float;
-template <typename Set>
-using Ints __attribute__((vector_size(Set::bytes))) = std::int32_t;
-template <typename Set>
-using Bytes __attribute__((vector_size(Set::bytes / 4))) = std::uint8_t;
 using Four __attribute__((vector_size(16))) = std::uint32_t;
-
-/// Lanes of a vector, and vectors of sixteen channels.
-template <typename Set>
-constexpr int lanes = Set::bytes / 4;
+/// Vectors of sixteen channels.
 template <typename Set>
 constexpr int per_unit = 16 / lanes<Set>;
-
-// By reference: vectors of an instruction set that the file is not compiled for do not travel by
-// value.
-template <typename Vector>
-SNNC_BODY void load(const void* from, Vector& vector) {
-  std::memcpy(&vector, from, sizeof(vector));
-}
-template <typename Vector>
-SNNC_BODY void store(void* to, const Vector& vector) {
-  std::memcpy(to, &vector, sizeof(vector));
-}
 
 /// A vector of which only the first `left` lanes exist in memory, unless it is `whole`.
 template <bool whole, typename Vector, typename T>
@@ -269,7 +56,7 @@ SNNC_BODY void widen_some(const std::uint8_t* from, std::int64_t left, Ints<Set>
     std::memcpy(some, from, static_cast<std::size_t>(left));
     from = some;
   }
-  Set::widen(from, vector);
+  Set::widen_bytes(from, vector);
 }
 
 /// row += `vectors` vectors of weights.
@@ -764,7 +551,7 @@ SNNC_BODY void write_values(const Strip& strip, std::int64_t y, std::int64_t t, 
         std::int64_t c = 0;
         for (; c + lanes<Set> <= channels; c += lanes<Set>) {
           Ints<Set> values;
-          Set::widen(spikes + c, values);
+          Set::widen_bytes(spikes + c, values);
           store(place + c, __builtin_convertvector(values, Floats<Set>));
         }
         for (; c < channels; ++c) place[c] = static_cast<float>(spikes[c]);
@@ -823,7 +610,7 @@ SNNC_BODY void multiply_all(const Strip& strip, const float* weights, const Begi
       const Run* const runs_end = list_runs(strip, y, strip.values, runs);
       for (std::int64_t part = 0; part < parts; ++part) {
         const std::int64_t from = part * count / parts, cells = (part + 1) * count / parts - from;
-        Cell cell[most];
+        Cell cell[most] = {};
         for (std::int64_t i = 0; i < cells; ++i) {
           const std::int64_t t = (from + i) / columns, x = (from + i) % columns;
           const std::int64_t pixel = (y - tile.top) * columns + x;
@@ -868,7 +655,7 @@ SNNC_BODY void depthwise_all(const Strip& strip, std::int64_t block, const float
               const std::uint8_t* from = spikes + column * source.pixel;
               Ints<Set> values;
               if (left >= lanes<Set>) {
-                Set::widen(from, values);
+                Set::widen_bytes(from, values);
               } else {
                 widen_some<Set, false>(from, left, values);
               }
@@ -1116,162 +903,6 @@ SNNC_BODY bool run_units(const Layer& layer, const Call& call, std::int64_t samp
   }
 }
 
-// --- max pooling ---------------------------------------------------------------------------------
-
-/// Kernel rows, or columns, through which an output at `at` sees the input.
-struct Taps {
-  std::int64_t begin, end;
-
-  Taps(const Source& source, int axis, std::int64_t at) : begin(0), end(source.kernel[axis]) {
-    const std::int64_t first = at * source.stride[axis] - source.begin[axis];
-    while (begin < end && first + begin * source.dilation[axis] < 0) ++begin;
-    while (end > begin && first + (end - 1) * source.dilation[axis] >= source.in[axis]) --end;
-  }
-};
-
-/// One output row after the other through all time-steps, so that the counts stay in the cache: a
-/// pooled spike for every one by which the largest count of a window has grown.
-template <typename Set>
-SNNC_BODY bool pool_rows(const Pooling& call, std::int64_t sample, std::int64_t first,
-                         std::int64_t count) {
-  using F = Floats<Set>;
-  const Source& source = call.source;
-  const std::int64_t channels = source.pixel, width = (channels + 15) / 16 * 16;
-  const std::int64_t across = source.in[1], out_across = call.out[1];
-  // The first input row that no output row before `y` counts.
-  const auto top_of = [&](std::int64_t y) {
-    return y == 0 ? 0 : y == call.out[0] ? source.in[0] : std::clamp<std::int64_t>(source.row(y, 0), 0, source.in[0]);
-  };
-  const auto bottom_of = [&](std::int64_t y) {
-    const std::int64_t last = source.row(y, source.kernel[0] - 1) + 1;
-    return std::max(top_of(y + 1), std::clamp<std::int64_t>(last, 0, source.in[0]));
-  };
-  std::int64_t most_rows = 0;
-  for (std::int64_t y = first; y < first + count; ++y) {
-    most_rows = std::max(most_rows, bottom_of(y) - top_of(y));
-  }
-  static thread_local Scratch scratch;
-  if (!scratch.reserve(Scratch::room<float>(most_rows * across * width) +
-                       Scratch::room<float>(out_across * width) +
-                       2 * Scratch::room<std::uint8_t>(width))) {
-    return false;
-  }
-  float* const counts = scratch.take<float>(most_rows * across * width);
-  float* const largest = scratch.take<float>(out_across * width);
-  std::uint8_t* const fired = scratch.take<std::uint8_t>(width);
-  std::uint8_t* const grown = scratch.take<std::uint8_t>(width);
-  std::memset(fired, 0, static_cast<std::size_t>(width));
-  const auto floats = static_cast<std::size_t>(channels) * sizeof(float);
-  const std::int64_t image = source.in[0] * across * channels;
-
-  for (std::int64_t y = first; y < first + count; ++y) {
-    const std::int64_t top = top_of(y), places = (bottom_of(y) - top) * across;
-    const std::int64_t offset = sample * image + top * across * channels;
-    for (std::int64_t i = 0; i < places; ++i) {
-      float* to = counts + i * width;
-      std::memset(to + channels, 0, static_cast<std::size_t>(width - channels) * sizeof(float));
-      if (call.before_spread) {
-        std::fill_n(to, channels, *call.before);
-      } else {
-        std::memcpy(to, call.before + offset + i * channels, floats);
-      }
-    }
-    const Taps rows(source, 0, y);
-    /// Calls visit(channel, largest count before, largest count now) for every vector of a place.
-    const auto windows = [&](std::int64_t x, const auto& visit) SNNC_INLINE {
-      const Taps columns(source, 1, x);
-      const std::int64_t row_apart = source.dilation[0] * across * width;
-      const std::int64_t column_apart = source.dilation[1] * width;
-      const float* const corner =
-          counts + ((source.row(y, rows.begin) - top) * across + source.column(x, columns.begin)) * width;
-      float* const was = largest + x * width;
-      for (std::int64_t r = 0; r < width; r += lanes<Set>) {
-        F most = {}, before;
-        for (std::int64_t kh = rows.begin; kh < rows.end; ++kh) {
-          const float* from = corner + (kh - rows.begin) * row_apart + r;
-          for (std::int64_t kw = columns.begin; kw < columns.end; ++kw, from += column_apart) {
-            F one;
-            load(from, one);
-            most = most < one ? one : most;
-          }
-        }
-        load(was + r, before);
-        store(was + r, most);
-        visit(r, before, most);
-      }
-    };
-    for (std::int64_t x = 0; x < out_across; ++x) windows(x, [](std::int64_t, const F&, const F&) {});
-    for (std::int64_t t = 0; t < call.steps; ++t) {
-      const std::uint8_t* from = call.spikes + t * call.samples * image + offset;
-      for (std::int64_t i = 0; i < places; ++i, from += channels) {
-        const std::uint8_t* spikes = from;
-        if (width != channels) {
-          std::memcpy(fired, from, static_cast<std::size_t>(channels));
-          spikes = fired;
-        }
-        float* to = counts + i * width;
-        for (std::int64_t r = 0; r < width; r += lanes<Set>) {
-          Ints<Set> more;
-          Set::widen(spikes + r, more);
-          F sum;
-          load(to + r, sum);
-          sum = sum + __builtin_convertvector(more, F);
-          store(to + r, sum);
-        }
-      }
-      std::uint8_t* to = call.pooled +
-                         (((t * call.samples + sample) * call.out[0] + y) * out_across) * channels;
-      for (std::int64_t x = 0; x < out_across; ++x, to += channels) {
-        std::uint8_t* const place = width == channels ? to : grown;
-        windows(x, [&](std::int64_t r, const F& before, const F& most) SNNC_INLINE {
-          const Ints<Set> more = __builtin_convertvector(most - before, Ints<Set>);
-          store(place + r, __builtin_convertvector(more, Bytes<Set>));
-        });
-        if (place != to) std::memcpy(to, place, static_cast<std::size_t>(channels));
-      }
-    }
-    // What the windows of the next row see is counted there once more, from what was before.
-    const std::int64_t done = (top_of(y + 1) - top) * across;
-    for (std::int64_t i = 0; i < done; ++i) {
-      std::memcpy(call.after + offset + i * channels, counts + i * width, floats);
-    }
-  }
-  return true;
-}
-
-// --- one wrapper per instruction set -------------------------------------------------------------
-
-#ifdef SNNC_X86
-SNNC_AVX2 bool pool_avx2(const Pooling& call, std::int64_t sample, std::int64_t first,
-                         std::int64_t count) {
-  return pool_rows<Avx2>(call, sample, first, count);
-}
-SNNC_AVX512 bool pool_avx512(const Pooling& call, std::int64_t sample, std::int64_t first,
-                             std::int64_t count) {
-  return pool_rows<Avx512>(call, sample, first, count);
-}
-SNNC_AVX2 bool run_avx2(const Layer& layer, const Call& call, std::int64_t sample,
-                        std::int64_t first, std::int64_t count, std::int64_t block,
-                        std::int64_t block_count, Way way) {
-  return run_units<Avx2>(layer, call, sample, first, count, block, block_count, way);
-}
-SNNC_AVX512 bool run_avx512(const Layer& layer, const Call& call, std::int64_t sample,
-                            std::int64_t first, std::int64_t count, std::int64_t block,
-                            std::int64_t block_count, Way way) {
-  return run_units<Avx512>(layer, call, sample, first, count, block, block_count, way);
-}
-
-/// best_isa() does not ask for these; every machine with AVX2 that is made has them.
-bool has_multiply_add() {
-  static const bool has = [] {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt") &&
-           __builtin_cpu_supports("bmi2");
-  }();
-  return has;
-}
-#endif
-
 }  // namespace
 
 Weights::Weights(const std::vector<Source>& sources, bool is_depthwise, std::int64_t out_channels,
@@ -1361,26 +992,9 @@ bool run(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t
     return run_digits(layer, call, sample, first, count, block, block_count);
   }
 #endif
-#ifdef SNNC_X86
-  if (isa >= Isa::avx512 && has_multiply_add()) {
-    return run_avx512(layer, call, sample, first, count, block, block_count, way);
-  }
-  if (isa != Isa::generic && has_multiply_add()) {
-    return run_avx2(layer, call, sample, first, count, block, block_count, way);
-  }
-#endif
-  (void)isa;
-  return run_units<Generic>(layer, call, sample, first, count, block, block_count, way);
-}
-
-bool max_pool(const Pooling& call, std::int64_t sample, std::int64_t first, std::int64_t count,
-              Isa isa) {
-#ifdef SNNC_X86
-  if (isa >= Isa::avx512 && has_multiply_add()) return pool_avx512(call, sample, first, count);
-  if (isa != Isa::generic && has_multiply_add()) return pool_avx2(call, sample, first, count);
-#endif
-  (void)isa;
-  return pool_rows<Generic>(call, sample, first, count);
+  return on(isa, [&](auto set) SNNC_INLINE {
+    return run_units<decltype(set)>(layer, call, sample, first, count, block, block_count, way);
+  });
 }
 
 }  // namespace snnc::events

@@ -19,10 +19,10 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "cpu_kernels.h"
+#include "scratch.h"
 
 namespace snnc::events {
 
@@ -64,13 +64,6 @@ constexpr int max_sources = 2;
 constexpr std::int64_t max_kernel = 16;
 /// The largest value of a byte.
 constexpr std::int64_t max_levels = 64;
-
-struct Free {
-  void operator()(void* memory) const;
-};
-/// Memory aligned to cache lines.
-template <typename T>
-using Buffer = std::unique_ptr<T[], Free>;
 
 /// The weights of a group of output channels, packed; what stays between calls.
 struct Weights {

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <limits>
-#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -149,17 +149,16 @@ struct Cpu {
 
   template <typename T>
   static void run(const Context& context, const PoolTask<T>& task) {
-    const std::int64_t each = cpu::pool_scratch(task.window);
-    // Allocated here because nothing may throw on onnxruntime's threads.
-    const std::unique_ptr<float[]> scratch(new float[static_cast<std::size_t>(task.planes * each)]);
+    std::atomic<bool> good{true};  // nothing may throw on onnxruntime's threads
     const auto plane = [&](std::int64_t index) {
-      cpu::pool(task, index, scratch.get() + index * each);
+      if (!cpu::pool(task, index)) good = false;
     };
     if (task.planes * task.window.inputs() * task.steps < small) {
       for (std::int64_t index = 0; index < task.planes; ++index) plane(index);
     } else {
       context.parallel(task.planes, plane);
     }
+    if (!good) throw std::runtime_error("out of memory");
   }
 };
 

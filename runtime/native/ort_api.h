@@ -177,16 +177,22 @@ static_assert(offsetof(OrtApiBase, GetApi) == offsetof(ApiBase, GetApi));
 static_assert(offsetof(OrtApiBase, GetVersionString) == offsetof(ApiBase, GetVersionString));
 
 static_assert(offsetof(OrtCustomOp, version) == offsetof(CustomOp, version));
+static_assert(offsetof(OrtCustomOp, CreateKernel) == offsetof(CustomOp, CreateKernel));
 static_assert(offsetof(OrtCustomOp, GetName) == offsetof(CustomOp, GetName));
 static_assert(offsetof(OrtCustomOp, GetExecutionProviderType) == offsetof(CustomOp, GetExecutionProviderType));
 static_assert(offsetof(OrtCustomOp, GetInputType) == offsetof(CustomOp, GetInputType));
 static_assert(offsetof(OrtCustomOp, GetInputTypeCount) == offsetof(CustomOp, GetInputTypeCount));
 static_assert(offsetof(OrtCustomOp, GetOutputType) == offsetof(CustomOp, GetOutputType));
 static_assert(offsetof(OrtCustomOp, GetOutputTypeCount) == offsetof(CustomOp, GetOutputTypeCount));
+static_assert(offsetof(OrtCustomOp, KernelCompute) == offsetof(CustomOp, KernelCompute));
 static_assert(offsetof(OrtCustomOp, KernelDestroy) == offsetof(CustomOp, KernelDestroy));
 static_assert(offsetof(OrtCustomOp, GetInputCharacteristic) == offsetof(CustomOp, GetInputCharacteristic));
 static_assert(offsetof(OrtCustomOp, GetOutputCharacteristic) == offsetof(CustomOp, GetOutputCharacteristic));
 static_assert(offsetof(OrtCustomOp, GetInputMemoryType) == offsetof(CustomOp, GetInputMemoryType));
+static_assert(offsetof(OrtCustomOp, GetVariadicInputMinArity) == offsetof(CustomOp, GetVariadicInputMinArity));
+static_assert(offsetof(OrtCustomOp, GetVariadicInputHomogeneity) == offsetof(CustomOp, GetVariadicInputHomogeneity));
+static_assert(offsetof(OrtCustomOp, GetVariadicOutputMinArity) == offsetof(CustomOp, GetVariadicOutputMinArity));
+static_assert(offsetof(OrtCustomOp, GetVariadicOutputHomogeneity) == offsetof(CustomOp, GetVariadicOutputHomogeneity));
 static_assert(offsetof(OrtCustomOp, CreateKernelV2) == offsetof(CustomOp, CreateKernelV2));
 static_assert(offsetof(OrtCustomOp, KernelComputeV2) == offsetof(CustomOp, KernelComputeV2));
 static_assert(offsetof(OrtCustomOp, InferOutputShapeFn) == offsetof(CustomOp, InferOutputShapeFn));
@@ -196,6 +202,8 @@ static_assert(offsetof(OrtCustomOp, GetMayInplace) == offsetof(CustomOp, GetMayI
 static_assert(offsetof(OrtCustomOp, ReleaseMayInplace) == offsetof(CustomOp, ReleaseMayInplace));
 static_assert(offsetof(OrtCustomOp, GetAliasMap) == offsetof(CustomOp, GetAliasMap));
 static_assert(offsetof(OrtCustomOp, ReleaseAliasMap) == offsetof(CustomOp, ReleaseAliasMap));
+// Later members come after ours; `version` tells onnxruntime that they are not there.
+static_assert(sizeof(OrtCustomOp) >= sizeof(CustomOp));
 // clang-format on
 
 #endif

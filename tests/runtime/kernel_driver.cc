@@ -92,9 +92,8 @@ void run(const AnalogTask<T>& task, cpu::Isa isa) {
 }
 template <typename T>
 void run(const PoolTask<T>& task, cpu::Isa isa) {
-  std::vector<float> scratch(cpu::pool_scratch(task.window));
   for (std::int64_t plane = 0; plane < task.planes; ++plane) {
-    cpu::pool(task, plane, scratch.data(), isa);
+    if (!cpu::pool(task, plane, isa)) std::puts("out of memory");
   }
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from snncompiler.runtime import build, create_session, library
 pytest.importorskip("onnxruntime")
 
 STEPS, SAMPLES = 24, 6
-NATIVE = ("event_kernels.cc", "event_digits.cc", "cpu_kernels.cc")
+NATIVE = ("event_kernels.cc", "event_digits.cc", "event_pooling.cc", "cpu_isa.cc")
 
 
 def compile_driver(folder: Path, *flags: str) -> Path:
@@ -74,6 +75,15 @@ def test_optimized_kernels_and_every_limit_give_the_same_bits(tmp_path: Path) ->
         fewer, found = drive(program, most=isa)
         assert found == isa
         assert fewer < cases
+
+
+@pytest.mark.slow
+def test_clang_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain C++ in place of the assembly, against the same plain loops."""
+    if not shutil.which("clang++"):
+        pytest.skip("no clang++")
+    monkeypatch.setenv("CXX", "clang++")
+    assert drive(compile_driver(tmp_path, "-O1"))[0] > 1000
 
 
 @pytest.mark.slow

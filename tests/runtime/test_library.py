@@ -460,7 +460,7 @@ def compile_driver(folder: Path, *flags: str, kernels: Path | None = None) -> Pa
         pytest.skip("no C++ compiler")
     program = folder / "kernel_driver"
     here = Path(__file__).parent
-    sources = [str(here / "kernel_driver.cc"), str(build.SOURCES / "cpu_kernels.cc")]
+    sources = [str(here / "kernel_driver.cc"), *map(str, build.SOURCES.glob("cpu_*.cc"))]
     if kernels is not None:
         sources.append(str(kernels))
     base = ["-std=c++17", "-ffp-contract=off", "-fno-trapping-math", f"-I{build.SOURCES}"]
@@ -468,8 +468,8 @@ def compile_driver(folder: Path, *flags: str, kernels: Path | None = None) -> Pa
     return program
 
 
-def run_driver(program: Path) -> int:
-    done = subprocess.run([program], capture_output=True, text=True)
+def run_driver(program: Path, *runner: str) -> int:
+    done = subprocess.run([*runner, program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return int(done.stdout.split()[0])
 
@@ -482,6 +482,39 @@ def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_optimized_kernels_give_the_same_bits(tmp_path: Path) -> None:
     assert run_driver(compile_driver(tmp_path, "-O2")) > 0
+
+
+#: Other compilers, how they link, and what runs that.
+COMPILERS = {
+    "clang++": ((), ()),
+    "aarch64-linux-gnu-g++": (("-static",), ("qemu-aarch64",)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_other_compilers_give_the_same_bits(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags, runner = COMPILERS[compiler]
+    for tool in (compiler, *runner):
+        if not shutil.which(tool):
+            pytest.skip(f"no {tool}")
+    monkeypatch.setenv("CXX", compiler)
+    assert run_driver(compile_driver(tmp_path, "-O1", *flags), *runner) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the other instruction sets are x86's")
+def test_clang_builds_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shutil.which("clang++"):
+        pytest.skip("no clang++")
+    monkeypatch.setenv("CXX", "clang++")
+    built = build.build(tmp_path, cuda=False)
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(built))
+    assert "clang" in inspect_library(built)["compiler"]
+    got = create_session(NEURON, native=True).run(None, FEEDS)
+    assert_same_bits(got, run("RMPNeuron", FEEDS, native=False))
 
 
 @pytest.mark.slow
@@ -545,6 +578,83 @@ def test_cuda_kernels_run_on_the_cpu(how: str, tmp_path: Path) -> None:
     assert run_driver(compile_driver(tmp_path, *flags, kernels=kernels)) > 0
 
 
+#: Stands in for nvcc: knows some architectures, and fails where it should compile.
+FAKE_NVCC = """#!/bin/sh
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release 12.9, V12.9.86" ;;
+  *--list-gpu-arch*) printf "compute_%s\\n" {known} ;;
+  *) echo "cuda_kernels.cu(1): error: no kernel image" >&2; exit 2 ;;
+esac
+"""
+
+
+def fake_nvcc(monkeypatch: pytest.MonkeyPatch, folder: Path, known: str) -> Path:
+    nvcc = folder / "nvcc"
+    nvcc.write_text(FAKE_NVCC.format(known=known))
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("NVCC", str(nvcc))
+    return nvcc
+
+
+@pytest.mark.parametrize(
+    ("known", "native", "ptx"),
+    [
+        ("50 60 70 75 80 86 90 100 120", [70, 75, 80, 90], [70, 120]),  # CUDA 12
+        ("75 80 86 90 100 120 121", [75, 80, 90], [75, 121]),  # CUDA 13
+        ("35 37 50", [], [35, 50]),
+        ("100 120", [], [100, 120]),
+    ],
+)
+def test_architectures_are_those_that_the_toolkit_has(
+    known: str, native: list[int], ptx: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = fake_nvcc(monkeypatch, tmp_path, known)
+    assert build.find_nvcc() == str(nvcc)
+    wanted = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in native]
+    wanted += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ptx]
+    assert build._cuda_targets(str(nvcc)) == wanted
+
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_a_failing_nvcc_leaves_the_cpu_kernels(
+    asked: bool | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is said when the library is built and by `doctor`; whoever asked for CUDA gets an error."""
+    if build.find_cxx() is None:
+        pytest.skip("no C++ compiler")
+    fake_nvcc(monkeypatch, tmp_path, "80 90")
+    units = tmp_path / "native"
+    shutil.copytree(build.SOURCES, units)
+    for unit in units.glob("*.cc"):  # the rest of the library compiles for minutes
+        if unit.name != build.REGISTRATION:
+            unit.write_text("")
+    (units / build.REGISTRATION).write_text(
+        'static const char info[] = "snnc-build-info:" SNNC_BUILD_INFO;\n'
+        "#ifdef SNNC_CUDA\n#error kernels that are not there\n#endif\n"
+        'extern "C" __attribute__((visibility("default"))) void* RegisterCustomOps() {\n'
+        '  asm volatile("" : : "r"(info));\n  return nullptr;\n}\n'
+    )
+    monkeypatch.setattr(build, "SOURCES", units)
+    said: list[str] = []
+    if asked:
+        with pytest.raises(build.BuildFailed, match="has no CUDA kernels, because nvcc failed"):
+            build.build(tmp_path, cuda=asked, say=said.append)
+    else:
+        build.build(tmp_path, cuda=asked, say=said.append)
+    built = tmp_path / build.LIBRARY_NAME
+    assert said == [f"{built}: CPU only, because nvcc failed"]
+    error = capsys.readouterr().err
+    assert "no kernel image" in error and error.endswith("nvcc failed: no CUDA kernels are built\n")
+    info = inspect_library(built)
+    failed = "cuda_kernels.cu(1): error: no kernel image"
+    assert (info["cuda"], info["cuda_targets"], info["cuda_failed"]) == (None, [], failed)
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(built))
+    assert any(failed in missing["what"] for missing in doctor()["missing"])
+
+
 @pytest.mark.slow
 def test_cuda_kernels_compile_and_the_library_loads_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -602,6 +712,8 @@ def test_wrong_places_do_not_compile(tmp_path: Path) -> None:
     struct = text.split("struct CustomOp {")[1].split("};")[0]
     members = re.findall(r"\(\*(\w+)\)", struct)
     assert len(members) == 25
+    assert re.findall(r"offsetof\(OrtCustomOp, (\w+)\) ==", text) == ["version", *members]
+    assert set(re.findall(r"offsetof\(OrtApi, (\w+)\) ==", text)) == set(places.values())
 
     def compiles(places: dict[int, str], members: list[str]) -> bool:
         (tmp_path / "onnxruntime_c_api.h").write_text(stub_header(places, members))
