@@ -72,14 +72,13 @@ class Parsed(Generic[T]):
         return value
 
     def __set__(self, instance: object, value: T | str) -> None:
-        if isinstance(value, str):
-            try:
-                value = self.parse(value)
-            except ValueError as error:
-                raise UsageError(f"{flag_of(self.name)}: {error}") from None
-        elif not isinstance(value, self.kind):
+        if not isinstance(value, (str, self.kind)):
             raise UsageError(f"{flag_of(self.name)} is {value!r}, it should be a text")
-        vars(instance)[self.name] = value
+        try:
+            # An object by its text too: what no text stands for is not an option.
+            vars(instance)[self.name] = self.parse(str(value))
+        except ValueError as error:
+            raise UsageError(f"{flag_of(self.name)}: {error}") from None
 
 
 @dataclass(frozen=True)

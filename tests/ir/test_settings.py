@@ -17,10 +17,12 @@ from snncompiler import models, pipeline
 from snncompiler.calibration import search
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import Refused, UsageError
-from snncompiler.ir.growth import STEADY
+from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.option import written
+from snncompiler.ir.readout import ReadOut
 from snncompiler.ir.rectifiers import depth_of, rectifiers_of
 from snncompiler.ir.settings import MAX_SCHEDULE, Options
+from snncompiler.ir.spikes import Spikes
 from snncompiler.network.task import task_of
 from snncompiler.pipeline import prepare
 
@@ -109,6 +111,34 @@ GOOD: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", GOOD, ids=str)
 def test_the_ends_of_the_ranges_are_allowed(options: dict[str, Any]) -> None:
     Options(**options).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("neuron", "burst:4", Spikes("burst", 4)),
+        ("readout", "delay:3", ReadOut("delay", 3)),
+        ("growth", "1.15@33,1.3@65", Growth(((33, 1.15), (65, 1.3)))),
+    ],
+)
+def test_a_text_and_its_object_are_the_same(name: str, text: str, value: object) -> None:
+    by_text, by_object = Options(**{name: text}), Options(**{name: value})  # type: ignore[arg-type]
+    assert by_text == by_object and hash(by_text) == hash(by_object)
+    assert getattr(by_text, name) == value and written(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("neuron", Spikes("burst", 500)),
+        ("readout", ReadOut("ramp", power=7)),
+        ("growth", Growth(((5, 2.0), (3, 1.0)))),
+        ("readout", Spikes()),
+    ],
+)
+def test_an_object_that_no_text_stands_for_is_refused(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"--{name}"):
+        Options(**{name: value})  # type: ignore[arg-type]
 
 
 def test_the_python_function_takes_every_option_with_its_default() -> None:
