@@ -24,7 +24,6 @@ from snncompiler.calibration.charges import (
 from snncompiler.calibration.observe import bounded, calibrate, observe
 from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.statistics import gaussian_thresholds
-from snncompiler.calibration.thresholds import Settings
 from snncompiler.calibration.window import Window, window_of
 from snncompiler.errors import Refused, UsageError
 from snncompiler.ir.growth import STEADY, Growth
@@ -100,14 +99,8 @@ def _from_data(
         progress=_telling(progress, "calibrating"),
     )
     from_running = options.threshold == "vin-max"
-    thresholds, findings = calibrate(
-        observation,
-        rectifiers_of(prepared.graph),
-        method="max" if from_running else options.threshold,
-        settings=Settings(options.percentile, options.tau, options.steps),
-        per_channel=bool(options.per_channel),
-        alpha=float(options.alpha),
-    )
+    seen = replace(options, threshold="max") if from_running else options
+    thresholds, findings = calibrate(observation, rectifiers_of(prepared.graph), seen)
     prepared.context.findings += findings
     scales = {}
     if options.encode == "poisson":
@@ -128,14 +121,7 @@ def _without_data(
 
     Raises UsageError where these statistics cannot do what the method does.
     """
-    found = gaussian_thresholds(
-        prepared.graph,
-        prepared.context,
-        method=options.threshold,
-        percentile=options.percentile,
-        per_channel=bool(options.per_channel),
-        alpha=float(options.alpha),
-    )
+    found = gaussian_thresholds(prepared.graph, prepared.context, options)
     if found and options.threshold not in ("percentile", "max"):
         raise UsageError(
             f"--threshold {options.threshold} needs calibration data: batch-norm statistics, "

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from snncompiler.calibration.histogram import Histogram
-from snncompiler.calibration.thresholds import STRATEGIES, Settings
+from snncompiler.calibration.thresholds import STRATEGIES
 from snncompiler.errors import refuse
 from snncompiler.findings import Finding
 from snncompiler.ir.graph import Graph, Node, label, producer, value, with_outputs
@@ -26,6 +26,7 @@ from snncompiler.ir.rectifiers import (
     rectifiers_of,
     values_of,
 )
+from snncompiler.ir.settings import Options
 from snncompiler.runtime.session import LARGE_GRAPH, create_session
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -92,26 +93,22 @@ def observe(
 def calibrate(
     observation: Observation,
     nodes: Sequence[Node],
-    *,
-    method: str,
-    settings: Settings,
-    per_channel: bool,
-    alpha: float,
+    options: Options,
 ) -> tuple[dict[str, NDArray[np.float32]], list[Finding]]:
     """Thresholds of every rectifier from an observation, and what there is to say about them.
 
-    `method` names one of `thresholds.STRATEGIES`; per channel or per layer; then times α (the paper's
-    scale).  A channel that never fires takes the layer's threshold.  A rectifier with an upper bound
-    (ReLU6) never gets a larger θ.
+    By `options.threshold`, one of `thresholds.STRATEGIES`; per channel or per layer; then times α (the
+    paper's scale).  A channel that never fires takes the layer's threshold.  A rectifier with an upper
+    bound (ReLU6) never gets a larger θ.
     """
-    strategy = STRATEGIES[method]
+    strategy = STRATEGIES[options.threshold]
     thresholds: dict[str, NDArray[np.float32]] = {}
     findings: list[Finding] = []
     for node in nodes:
         histogram = observation.histograms[node.name]
         pooled = histogram.pooled()
-        layer = strategy(pooled, settings)
-        theta = strategy(histogram, settings) if per_channel else layer
+        layer = strategy(pooled, options)
+        theta = strategy(histogram, options) if options.per_channel else layer
         if float(layer[0]) <= 0.0:
             layer = pooled.maximum
         if float(layer[0]) <= 0.0:
@@ -119,7 +116,7 @@ def calibrate(
             findings.append(_never_met(node) if limit else _never_fires(node))
             layer = np.full(1, limit or 1, np.float32)
         theta = np.where(theta > 0, theta, layer)
-        thresholds[node.name] = bounded(node, theta * np.float32(alpha))
+        thresholds[node.name] = bounded(node, theta * np.float32(options.alpha))
     return thresholds, findings
 
 

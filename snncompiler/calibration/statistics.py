@@ -9,6 +9,7 @@ from snncompiler.calibration.observe import bounded
 from snncompiler.ir.graph import Graph
 from snncompiler.ir.operators import record
 from snncompiler.ir.rectifiers import rectified_input, rectifier
+from snncompiler.ir.settings import Options
 from snncompiler.passes.base import Context, Moments
 
 #: Standard deviations above the mean that stand for the percentile, and for the maximum of about
@@ -19,11 +20,7 @@ _GAUSSIAN_MAX = 4.0
 def gaussian_thresholds(
     graph: Graph,
     context: Context,
-    *,
-    method: str,
-    percentile: float,
-    per_channel: bool,
-    alpha: float,
+    options: Options,
 ) -> dict[str, NDArray[np.float32]]:
     """Thresholds from batch-norm statistics alone, for the rectifiers whose input they describe.
 
@@ -34,10 +31,11 @@ def gaussian_thresholds(
     # Inverse of the normal distribution function without scipy: Python's own.
     from statistics import NormalDist
 
-    if method != "percentile":
+    if options.threshold != "percentile":
         reach = _GAUSSIAN_MAX
     else:
-        reach = min(NormalDist().inv_cdf(min(percentile, 100.0 - 1e-9) / 100.0), _GAUSSIAN_MAX)
+        part = min(options.percentile, 100.0 - 1e-9) / 100.0
+        reach = min(NormalDist().inv_cdf(part), _GAUSSIAN_MAX)
     known: dict[str, Moments] = dict(context.moments)
     thresholds: dict[str, NDArray[np.float32]] = {}
     for node in graph.nodes:
@@ -50,8 +48,10 @@ def gaussian_thresholds(
             theta = moments[0] + reach * moments[1]
             layer = max(float(theta.max()), 1e-6)
             # A channel that is almost always negative still has a finite, positive threshold.
-            theta = np.maximum(theta, 1e-3 * layer) if per_channel else np.array([layer])
-            thresholds[node.name] = bounded(node, np.float32(alpha) * theta.astype(np.float32))
+            theta = np.maximum(theta, 1e-3 * layer) if options.per_channel else np.array([layer])
+            thresholds[node.name] = bounded(
+                node, np.float32(options.alpha) * theta.astype(np.float32)
+            )
             known[result] = _rectified(moments)
         elif result in known:
             continue

@@ -7,12 +7,12 @@ spiking network, is in `snncompiler.calibration.charges`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snncompiler.calibration.histogram import BINS, Histogram
+from snncompiler.ir.settings import Options
 
 #: Thresholds that `mmse` tries, as parts of the largest activation.
 _MMSE_GRID = np.linspace(1.0, 0.02, 99)
@@ -20,35 +20,23 @@ _MMSE_GRID = np.linspace(1.0, 0.02, 99)
 _MMSE_JOIN = 4
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The parameters of the strategies.
-
-    percentile: of all activations, zeros included.  tau: how long `balance` runs.  steps: the number
-    of time-steps T that `mmse` aims at.
-    """
-
-    percentile: float = 99.9
-    tau: float = 500.0
-    steps: int = 32
+#: From what a layer was seen to do, and the options (percentile, tau, T) to θ, [C].
+Strategy = Callable[[Histogram, Options], NDArray[np.float32]]
 
 
-Strategy = Callable[[Histogram, Settings], NDArray[np.float32]]
-
-
-def largest(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
+def largest(histogram: Histogram, options: Options) -> NDArray[np.float32]:
     """The largest activation seen, per channel: nothing is clipped."""
     return histogram.maximum
 
 
-def percentile(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
+def percentile(histogram: Histogram, options: Options) -> NDArray[np.float32]:
     """The given percentile of all activations, per channel."""
-    return histogram.percentile(settings.percentile)
+    return histogram.percentile(options.percentile)
 
 
-def mmse(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
+def mmse(histogram: Histogram, options: Options) -> NDArray[np.float32]:
     """The θ that minimises E(a - clip(round(T·a/θ), 0, T)·θ/T)² for T steps, per channel."""
-    levels = settings.steps
+    levels = options.steps
     values = histogram.centres.reshape(histogram.channels, -1, _MMSE_JOIN).mean(axis=2)
     weights = histogram.counts.reshape(histogram.channels, -1, _MMSE_JOIN).sum(axis=2)
     best = histogram.maximum.astype(np.float64)
@@ -63,7 +51,7 @@ def mmse(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
     return best.astype(np.float32)
 
 
-def balance(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
+def balance(histogram: Histogram, options: Options) -> NDArray[np.float32]:
     """Local threshold balancing in the limit of small updates, per channel.
 
     Integrates dθ/dτ = 2·E[(x - θ)·1(x > θ)] from θ = 0 to τ.  Its only fixed point is the maximum, so
@@ -78,9 +66,9 @@ def balance(histogram: Histogram, settings: Settings) -> NDArray[np.float32]:
         # wherever there is any.
         spent = np.where(before <= 0, np.inf, np.log(before / after) / (2 * slope))
         total = np.concatenate([np.zeros((histogram.channels, 1)), np.cumsum(spent, axis=1)], 1)
-        at = np.minimum((total <= settings.tau).sum(axis=1) - 1, BINS - 1)
+        at = np.minimum((total <= options.tau).sum(axis=1) - 1, BINS - 1)
         rows = np.arange(histogram.channels)
-        start, rate, left = before[rows, at], slope[rows, at], settings.tau - total[rows, at]
+        start, rate, left = before[rows, at], slope[rows, at], options.tau - total[rows, at]
         inside = start * -np.expm1(-2 * rate * left) / rate
     theta = edges[rows, at] + np.where(start > 0, inside, 0.0)
     return np.asarray(np.minimum(theta, histogram.maximum), np.float32)

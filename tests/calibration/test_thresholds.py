@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from snncompiler import pipeline
 from snncompiler.calibration.histogram import BINS, Histogram
-from snncompiler.calibration.thresholds import STRATEGIES, Settings
+from snncompiler.calibration.thresholds import STRATEGIES
 from snncompiler.ir.graph import with_outputs
 from snncompiler.ir.settings import Options
 
@@ -36,8 +36,8 @@ def histogram(values: Array, *parts: int) -> Histogram:
     return made
 
 
-def thresholds(method: str, values: Array, *parts: int, **settings: Any) -> Array:
-    return STRATEGIES[method](histogram(values, *parts), Settings(**settings))
+def thresholds(method: str, values: Array, *parts: int, **options: Any) -> Array:
+    return STRATEGIES[method](histogram(values, *parts), Options(**options))
 
 
 def width(values: Array) -> float:
