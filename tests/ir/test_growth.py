@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, compile_text, op_counts, parse, random, run_model, told
+from helpers import Array, assert_close, compile_text, op_counts, parse, random, run_model, told
 from onnx import numpy_helper
 
 import snncompiler
@@ -225,6 +225,21 @@ def test_thresholds_stay_where_a_bias_is_not_one_for_a_channel(name: str) -> Non
     # One value for a channel is fine, wherever it comes from.
     even = parse(f"g ({text} }}", {"w": random(1, 4, 4), "k": np.full((1, 1), 0.5, np.float32)})
     assert pipeline.compile_model(even, options, x).calibration.growth != STEADY
+
+
+def test_every_layer_that_the_input_drives_is_driven() -> None:
+    """Also one that stands behind a layer of spikes."""
+    text = """g (float[N,4] x) => (float[N,3] y)
+    { a = MatMul (x, w)  p = Relu (a)  b = MatMul (p, v)  q = Relu (b)
+      c = MatMul (x, u)  r = Relu (c)  s = Add (q, r)  y = MatMul (s, o) }"""
+    shapes = {"w": (4, 4), "v": (4, 4), "u": (4, 4), "o": (4, 3)}
+    weights = {name: random(at, *shape) for at, (name, shape) in enumerate(shapes.items())}
+    model, x = parse(text, weights), random(9, 50, 4)
+    snn = compile_text(model, x, growth="2@3", correction="schedule", schedule_steps=5, steps=64)
+    assert op_counts(snn)["Drive"] == 2
+    (wanted,), (found,) = run_model(model, x=x), run_model(snn, x=x)
+    # C/T: two layers of four neurons, each off by a spike of the end, 2θ, with weights of a few units.
+    assert_close(found, wanted, relative=20 / 64)
 
 
 def test_growth_is_refused_where_time_cannot_be_folded() -> None:

@@ -231,6 +231,8 @@ MOVES: dict[str, Move] = {
     "on the left": Move("y = MatMul (w, s)", 1, "N,4,4", {"w": (3, 4)}),
     "a product of axis 1 by Gemm": Move("t = Transpose <perm = [1, 0]> (s)  y = Gemm (t, w)", 1, "4,4",
         {"w": (4, 3)}),
+    "a product of axis 1 without an order": Move("t = Transpose (s)  y = Gemm (t, w)", 1, "4,4",
+        {"w": (4, 3)}),
     # Sampling along the channels mixes them, along space it does not.
     "resize channels": Move('y = Resize <mode = "nearest"> (s, , double1)', 1),
     "resize channels, linear": Move('y = Resize <mode = "linear"> (s, , double1)', 1, "2,4,4"),
@@ -239,6 +241,9 @@ MOVES: dict[str, Move] = {
     "resize to sizes": Move("g = Resize (s, , , sizes)  y = Conv (g, w)", 0, weights=ONE),
     "resize to sizes, axes": Move("g = Resize <axes = [-1, 2]> (s, , , six)  y = Conv (g, w)", 0,
         weights=ONE, opset=18),
+    "resize to sizes, as many": Move("g = Resize <axes = [1, 2]> (s, , , six)  y = Conv (g, w)", 0,
+        weights=ONE, opset=18),
+    "resize to sizes, more channels": Move("y = Resize <axes = [1]> (s, , , i9)", 1, opset=18),
     "resize to sizes, channels": Move("y = Resize <axes = [1]> (s, , , two)", 1, opset=18),
     "resize channels by name": Move("y = Resize <axes = [-3]> (s, , double)", 1, opset=18),
     "resize beyond the edge": Move("""y = Resize <coordinate_transformation_mode = "tf_crop_and_resize",
@@ -382,7 +387,7 @@ def cut(graph: Graph) -> onnx.ModelProto:
 
 
 def test_every_move_ran() -> None:
-    assert len(MOVES) == 68
+    assert len(MOVES) == 71
 
 
 # --- at random ---
