@@ -44,6 +44,7 @@ class AverageMaxPool(Pass):
                 node=label(node),
             )
             node.op = node.op.replace("Max", "Average")
+            node.outputs = node.outputs[:1]  # the indices, which nothing reads
             node.attrs.pop("storage_order", None)
             if not dilated:
                 node.attrs.pop("dilations", None)

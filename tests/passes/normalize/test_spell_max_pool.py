@@ -106,6 +106,8 @@ CASES = {
     "a kernel of 1 without strides": Case("p = MaxPool <kernel_shape = [1, 1]> (c)", 0, 0),
     "subsampled line": Case(
         "p = MaxPool <kernel_shape = [1], strides = [2], dilations = [3]> (c)", 0, 0, shape=(3, 7)),
+    "subsampled long line": Case(
+        "p = MaxPool <kernel_shape = [1], strides = [3]> (c)", 0, 0, shape=(3, 70)),
     "subsampled volume": Case(
         "p = MaxPool <kernel_shape = [1, 1, 1], strides = [2, 1, 2]> (c)", 0, 0, shape=(3, 3, 4, 4)),
     # --- reductions ---
