@@ -19,6 +19,7 @@ from snncompiler.findings import Finding
 from snncompiler.ir.phases import TIME_MEAN
 from snncompiler.ir.settings import Options
 from snncompiler.network import prepared
+from snncompiler.runtime.stream import Stream
 
 #: MaxPool, a residual, and a static side branch that meets temporal values: the Tile path.
 SIDE = """g (float[N,2,8,8] x) => (float[N,3] y)
@@ -366,3 +367,15 @@ def test_the_result_is_valid_and_old_enough_for_old_runtimes() -> None:
         "Drive", "RMPNeuron", "SpikeMaxPool", "TimeSteps", "TimeSum",
     }  # fmt: skip
     assert helper.make_opsetid("", 17) in snn.opset_import
+
+
+def test_an_input_of_a_stream_that_the_read_out_reads_is_averaged() -> None:
+    """y is the mean of x, in steps of the same model; in a window x does not change."""
+    text = "g (float[N,3] x) => (float[N,3] y) { r = Relu (x)  z = MatMul (r, w)  y = Add (z, x) }"
+    model = parse(text, {"w": np.zeros((3, 3), np.float32)})
+    first, second = np.float32([[1, -2, 0.5]]), np.float32([[0, 4, 0.25]])
+    stream = Stream(compile_text(model, first, steps=4, emit="step"))
+    assert np.array_equal(stream.step({"x": first})["y"], first)
+    assert np.array_equal(stream.step({"x": second})["y"], (first + second) / 2)
+    window = compile_text(model, first, steps=4)
+    assert np.array_equal(run_model(window, x=second)[0], second)
