@@ -683,7 +683,6 @@ def main() -> None:
         " ".join(["python bench/zoo.py", *given]),
         steps=options.steps.split(","),
         seconds=(options.seconds, REAL_TIME * options.seconds),
-        jobs=options.jobs,
         small=SMALL,
         least=AT_LEAST,
     )

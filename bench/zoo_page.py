@@ -55,13 +55,14 @@ def cells(name: str, row: Row, steps: list[str]) -> list[str]:
 
 INTRO = """# Networks that were converted
 
-All rows are from one run of `make zoo`, that is
+Written by `make zoo`, that is
 
     {command}
 
 with snnc {snnc} at commit {commit}, onnx {onnx}, onnxruntime {onnxruntime}, Python {python},
-{machine}; it took {minutes:.0f} minutes, beside other work. The real networks are not part of this
-repository; `SNNC_MATERIAL` names the folder with them.
+{machine}. Every row was measured with these very sources, libraries and options (a run that was
+cut goes on where it was); all of them add up to {minutes:.0f} minutes, on a machine busy with other
+work. The real networks are not part of this repository; `SNNC_MATERIAL` names the folder with them.
 
 {summary}
 
@@ -161,7 +162,6 @@ def page(
     *,
     steps: list[str],
     seconds: tuple[float, float],
-    jobs: int,
     small: float,
     least: int,
 ) -> str:
@@ -184,7 +184,7 @@ def page(
         onnxruntime=onnxruntime.__version__,
         python=platform.python_version(),
         machine=f"{os.cpu_count()} cores, {platform.machine()}",
-        minutes=sum(row.get("seconds", 0) for row in rows.values()) / jobs / 60,
+        minutes=sum(row.get("seconds", 0) for row in rows.values()) / 60,
         seconds=seconds[0],
         real=seconds[1],
         small=small,
