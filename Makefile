@@ -54,7 +54,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/unroll.py
 
 # The networks are written once, by PyTorch's exporters and tf2onnx, each in an environment of its own
-# (some minutes); to convert them all takes about an hour on two cores. What was measured is kept in
+# (a quarter of an hour); to convert them all takes about an hour on two cores. What was measured is kept in
 # $(ZOO)/rows.jsonl, and a run that was cut goes on there.
 zoo: $(VENV)/.dev $(ZOO)/.written
 	$(BIN)/python bench/zoo.py --networks $(ZOO)/networks --rows $(ZOO)/rows.jsonl \
