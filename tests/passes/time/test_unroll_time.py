@@ -379,3 +379,21 @@ def test_an_input_of_a_stream_that_the_read_out_reads_is_averaged() -> None:
     assert np.array_equal(stream.step({"x": second})["y"], (first + second) / 2)
     window = compile_text(model, first, steps=4)
     assert np.array_equal(run_model(window, x=second)[0], second)
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+@pytest.mark.parametrize("form", [{}, {"unroll": "loop"}, {"emit": "step"}])
+def test_the_weights_of_time_sum_to_one(form: dict[str, Any], power: int) -> None:
+    """A neuron that fires in every step gives its θ: for any weights t^P, and after any step."""
+    x = np.float32([[0.75]])
+    model = parse("g (float[N,1] x) => (float[N,1] y) { y = Relu (x) }")
+    chosen = {"readout": f"ramp:{power}", "correction": "none", "threshold": "max", **form}
+    snn = compile_text(model, x, **chosen)
+    stream = Stream(snn) if "emit" in form else None
+    for steps in range(1, 9):
+        if stream is not None:
+            found = stream.step({"x": x})["y"]
+        else:
+            (found,) = run_model(snn, x=x, snnc_steps=np.array(steps))
+        # Weights and sums round a few times.
+        assert_close(found, x, relative=8 * 2.0**-24)
