@@ -111,7 +111,7 @@ STEPS = (4, 8, 16, 32, 64, 128)
 OUTPUT_STEPS = (32, 64, 128, 256)
 #: Samples that run at once, and the most bytes of one such batch.
 BATCH, BATCH_BYTES = 50, 12 << 20
-#: What is to be reached: (networks, setting, figure, bound by T).  A drop at most, an agreement at
+#: The goals: (networks, setting, figure, bound by T).  A drop at most, an agreement at
 #: least.
 _CIFAR = tuple(
     name
@@ -624,7 +624,7 @@ def regressor_table(content: Row) -> str:
 
 
 def verdict(content: Row) -> list[str]:
-    """What is to be reached, and whether it is, on how many images."""
+    """The goals, whether they are reached, and on how many images."""
     found = all_figures(content)
     lines = []
     for names, given, figure, bounds in TARGETS:

@@ -82,7 +82,7 @@ PAUSE_SECONDS = 0.2
 SETUP_LIMIT, CELL_LIMIT, SESSION_LIMIT = 120, 120, 60
 #: Share of the machine's memory that one cell may use.
 MEMORY_SHARE = 0.75
-#: What is to be reached: dense SNN time over T times that of the ANN; SpikingJelly's over the SNN's.
+#: The goals: dense SNN time over T times that of the ANN; SpikingJelly's over the SNN's.
 MOST_OVER_ANN, LEAST_OVER_SPIKINGJELLY = 1.25, 3.0
 
 
@@ -450,7 +450,7 @@ COLUMNS = (
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """How many rows reach what is to be reached."""
+    """How many rows reach the goals."""
     over_ann = [row["over_ann"]["dense"] for row in rows if "dense" in row["over_ann"]]
     found = [row["ratios"] for row in rows]
     better = [
