@@ -28,7 +28,12 @@ OUTSIDE = [
     ROOT / "models" / "README.md",
 ]
 #: Pages whose blocks of `sh` and `python` are run, one after the other, in a folder of their own.
-RUN = [ROOT / "README.md", *sorted(DOCS.glob("tutorial/*.md")), *sorted(DOCS.glob("how-to/*.md"))]
+RUN = [
+    ROOT / "README.md",
+    *sorted(DOCS.glob("tutorial/*.md")),
+    *sorted(DOCS.glob("how-to/*.md")),
+    DOCS / "explanation" / "accuracy.md",
+]
 #: Set up an environment or build something: what they name has to exist, but they are not run.
 NOT_RUN = ("pip ", "make ", "git ", "python -m snncompiler.runtime.build")
 
