@@ -35,3 +35,15 @@ def test_the_largest_weight_is_that_of_float16(size: float, fits: bool) -> None:
         return
     with pytest.raises(Refused, match="does not fit float16"):
         compile_text(model, x, precision="fp16")
+
+
+def test_an_input_of_the_read_out_alone_stays_exact() -> None:
+    """It isn't cast: 1 + 2^-20 is no number of float16."""
+    text = """g (float[N,2] x, float[N,2] z) => (float[N,2] y)
+    { r = Relu (x)  c = MatMul (r, w)  y = Add (c, z) }"""
+    model = parse(text, {"w": np.zeros((2, 2), np.float32)})
+    feeds = {"x": np.float32([[1, -1]]), "z": np.float32([[1 + 2.0**-20, 3]])}
+    snn = compile_text(model, feeds, precision="fp16")
+    assert np.array_equal(run_model(snn, **feeds)[0], feeds["z"])
+    cast = [node.input[0] for node in snn.graph.node if node.op_type == "Cast"]
+    assert "x" in cast and "z" not in cast

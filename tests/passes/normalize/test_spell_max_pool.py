@@ -80,6 +80,9 @@ CASES = {
     "windows in padding below zero": Case(
         "d = Pad (s, more, minus)  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (d)",
         3, 2, noted=True),
+    "wider windows in padding below zero": Case(
+        "d = Pad (s, more, minus)  p = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (d)",
+        3, 2, noted=True),
     "pad with more than zero": Case(
         "d = Pad (s, one, plus)  p = MaxPool <kernel_shape = [3, 3]> (d)", 2, noted=True),
     "pad and dilations": Case(
