@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,14 +91,14 @@ def _built_with(ort: Any) -> Version | None:
 
 
 def _runtime_library(ort: Any) -> ctypes.CDLL | None:
-    """The CUDA runtime that onnxruntime uses."""
+    """The CUDA runtime that onnxruntime uses: of its version, or, where it does not tell that (before
+    1.21), the one that it has loaded."""
     built = _built_with(ort)
-    if built is None:
-        return None
-    try:
-        return ctypes.CDLL(f"libcudart.so.{built[0]}")
-    except OSError:
-        return None
+    mode = ctypes.DEFAULT_MODE if built else os.RTLD_NOW | os.RTLD_NOLOAD
+    for major in (built[0],) if built else (13, 12, 11):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(f"libcudart.so.{major}", mode=mode)
+    return None
 
 
 def _number(call: Any, *arguments: Any) -> int | None:

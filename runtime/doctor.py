@@ -74,6 +74,12 @@ def _cuda(ort: Any, report: dict[str, Any], missing: list[dict[str, str]]) -> No
         missing.append({"what": "CUDA in onnxruntime (optional)", "remedy": cuda.REMEDY})
         return
     report["preload"] = cuda.preload(ort) or "done"
+    try:
+        check_cuda(ort)
+        report["runs"] = True
+    except SnncError as error:
+        report["why_not"] = error.findings[0].message
+        _note(missing, error)
     found = cuda.versions(ort)
     report["built_with"] = cuda.text(found.onnxruntime)
     report["runtime"] = cuda.text(found.runtime)
@@ -82,12 +88,6 @@ def _cuda(ort: Any, report: dict[str, Any], missing: list[dict[str, str]]) -> No
         f"{one.name}, sm_{one.capability[0]}{one.capability[1]}, {one.memory >> 20:,} MiB"
         for one in cuda.devices(ort)
     ]
-    try:
-        check_cuda(ort)
-        report["runs"] = True
-    except SnncError as error:
-        report["why_not"] = error.findings[0].message
-        _note(missing, error)
 
 
 def _library(missing: list[dict[str, str]]) -> dict[str, Any]:

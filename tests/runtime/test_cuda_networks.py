@@ -306,8 +306,9 @@ def test_doctor_tells_what_runs(cuda_library: Path) -> None:
     told = doctor()["cuda"]
     assert told["runs"] and told["kernels_built"] and not told["why_not"]
     assert told["devices"] and told["architectures"]
-    # Versions as "13.0", the driver's no older than what it has to run.
-    built, runtime, driver = (
-        [int(part) for part in told[key].split(".")] for key in ("built_with", "runtime", "driver")
+    # Versions as "13.0", the driver's no older than what it has to run; onnxruntime 1.20 has none.
+    runtime, driver = (
+        [int(part) for part in told[key].split(".")] for key in ("runtime", "driver")
     )
-    assert built[0] == runtime[0] <= driver[0]
+    assert runtime[0] <= driver[0]
+    assert told["built_with"] is None or int(told["built_with"].split(".")[0]) == runtime[0]
