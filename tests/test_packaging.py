@@ -137,7 +137,8 @@ def expected_in_wheel() -> set[str]:
         ("runtime", "snncompiler/runtime"),
         ("models", "snncompiler/models"),
     ):
-        wanted |= {f"{package}/{path.name}" for path in (ROOT / place).glob("*.py")}
+        files = (ROOT / place).rglob("*.py")
+        wanted |= {f"{package}/{path.relative_to(ROOT / place).as_posix()}" for path in files}
     for kind in ("*.onnx", "*.npz"):
         wanted |= {f"snncompiler/models/{path.name}" for path in (ROOT / "models").glob(kind)}
     return wanted
