@@ -5,9 +5,9 @@
 
 Compiles the bundled networks, the stored small ones of `tests/zoo` and the real ones that
 `material.json` in the folder `SNNC_MATERIAL` lists, each in every form: every way to unroll and to
-emit, every neuron, encoding, threshold and correction.  For each (network, form) there are two SHA-256:
-of the model without its metadata (nodes, weights, functions, inputs, outputs), and of the metadata.
-A refusal is noted by its codes.
+emit, every neuron, encoding, threshold and correction.  For each (network, form) there are three
+SHA-256: of the graph (nodes, weights, functions, inputs, outputs), of its doc strings, and of the
+metadata.  A refusal is noted by its codes.
 
     git stash; python bench/emissions.py --write before.json; git stash pop
     python bench/emissions.py --against before.json
@@ -32,6 +32,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+from google.protobuf.message import Message
 
 import snncompiler
 from snncompiler import Calibration, Dataset, Refused, UsageError
@@ -130,18 +131,31 @@ def networks(material: str | None) -> Iterator[Network]:
 
 
 def digests(model: onnx.ModelProto) -> dict[str, str]:
-    """SHA-256 of the model without its metadata, and of the metadata."""
+    """SHA-256 of the model without its metadata and doc strings, and of these."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.metadata_props[:]
     bare.producer_version = ""
+    words = list(_without_words(bare))
     entries = {entry.key: entry.value for entry in model.metadata_props}
     entries.pop("snnc.version", None)
-    text = json.dumps(entries, sort_keys=True).encode()
     return {
         "graph": hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest(),
-        "metadata": hashlib.sha256(text).hexdigest(),
+        "doc strings": hashlib.sha256("\n".join(words).encode()).hexdigest(),
+        "metadata": hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest(),
     }
+
+
+def _without_words(message: Any) -> Iterator[str]:
+    """Every doc string below a message, which loses it."""
+    for field, value in message.ListFields():
+        if field.name == "doc_string":
+            yield value
+            message.ClearField("doc_string")
+        elif field.message_type is not None:
+            repeated = not isinstance(value, Message)
+            for part in value if repeated else [value]:
+                yield from _without_words(part)
 
 
 def emissions(network: Network, few: bool = False, keep: Path | None = None) -> Digests:
@@ -197,12 +211,12 @@ def differences(before: Mapping[str, Digests], now: Mapping[str, Digests]) -> li
                 became = f"now refused: {new['refused']}" if "refused" in new else "now emitted"
                 lines.append(f"{name}, {form}: {became}")
                 continue
-            lines += [f"{name}, {form}: {what} differs" for what in old if old[what] != new[what]]
+            lines += [f"{name}, {form}: {what} changed" for what in old if old[what] != new[what]]
     return lines
 
 
 #: How a line of `differences` ends that tells of no changed emission.
-HARMLESS = (": metadata differs", ": only now")
+HARMLESS = (": metadata changed", ": doc strings changed", ": only now")
 
 
 def main(arguments: list[str] | None = None) -> int:
