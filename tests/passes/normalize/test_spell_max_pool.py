@@ -362,10 +362,10 @@ def test_maps_of_any_size(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["a chain of norms", "a sum of itself"])
 def test_what_is_pooled_may_be_deep(kind: str) -> None:
-    """3,000 steps above a pooling, and 60 of which each is read twice: no walk is recursive without a
+    """1,200 steps above a pooling, and 60 of which each is read twice: no walk is recursive without a
     bound, none goes every way."""
     count, step = {
-        "a chain of norms": (3000, "t%d = Mul (t%d, k)"),
+        "a chain of norms": (1200, "t%d = Mul (t%d, k)"),
         "a sum of itself": (60, "t%d = Add (t%d, t%d)"),
     }[kind]
     lines = [step % ((i + 1, *[i] * (step.count("%d") - 1))) for i in range(count)]
