@@ -305,14 +305,22 @@ class _Writer(GraphWriter):
     # --- the three ways ---
 
     def time_steps(
-        self, nodes: list[onnx.NodeProto], name: str, iteration: str, total: str, chunk: str
+        self,
+        nodes: list[onnx.NodeProto],
+        name: str,
+        iteration: str,
+        total: str,
+        chunk: str,
+        end: str = "",
     ) -> tuple[Time, str]:
-        """A TimeSteps node: its time-steps, and the name of whether others follow.
+        """A TimeSteps node: its time-steps, and the name of whether others follow.  `end`: the wanted
+        name of its output with the steps after it.
 
         Whatever may be overridden is read by such nodes only (see its body).
         """
         none = self.constant("snnc_none", 0)
-        made = [self.name(f"{name}_{x}") for x in ("start", "steps", "end", "going")]
+        wanted = [f"{name}_start", f"{name}_steps", end or f"{name}_end", f"{name}_going"]
+        made = [self.name(output) for output in wanted]
         nodes.append(
             helper.make_node(
                 "TimeSteps",
@@ -418,7 +426,7 @@ class _Writer(GraphWriter):
         one = self.constant("snnc_one", 1)
         step = self.parameter("snnc_step", 0)
         endless = self.constant("snnc_endless", ENDLESS)
-        time, _ = self.time_steps(self.nodes, "snnc_trip", step, endless, one)
+        time, _ = self.time_steps(self.nodes, "snnc_trip", step, endless, one, "snnc_step_next")
         time = replace(time, steps=one)
         self.initializers.update(_constants_of(self.temporal))
         starts = {name: (start.values, size) for name, start, size in self.states()}

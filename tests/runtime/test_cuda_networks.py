@@ -271,7 +271,7 @@ def test_a_cuda_graph_has_no_node_on_the_cpu(tmp_path: Path) -> None:
 def test_a_step_counts_on_the_cpu(tmp_path: Path) -> None:
     host, copies = placed(compiled(emit="step"), tmp_path)
     assert host == {"TimeSteps"}
-    assert copies == ["MemcpyFromHost snnc_trip_end"]
+    assert copies == ["MemcpyFromHost snnc_step_next"]
 
 
 # --- what a session on CUDA is given ---
