@@ -47,10 +47,17 @@ using cudaStream_t = Stream*;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
+/// Every other launch begins with its last thread: no thread may read what another one writes.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, std::size_t,
             const Arguments&... arguments) {
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) kernel(arguments...);
+  static bool backwards = false;
+  backwards = !backwards;
+  for (unsigned block = 0; block < blocks; ++block) {
+    for (unsigned thread = 0; thread < threads; ++thread) {
+      blockIdx.x = backwards ? blocks - 1 - block : block;
+      threadIdx.x = backwards ? threads - 1 - thread : thread;
+      kernel(arguments...);
+    }
   }
 }
