@@ -146,6 +146,7 @@ def _swap_all(writer: Writer, pool: Node) -> None:
         rectified = _unpooled(writer, result, relu.inputs[rectified_input(relu)])
         relu.outputs[0] = rectified
         made = max_over(writer, pool, rectified, way.signs)
+        result.shape = made.shape
         made.inputs[0].outputs[0] = result
     pool.inputs.clear()
     pool.outputs.clear()
