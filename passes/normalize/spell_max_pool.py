@@ -17,6 +17,7 @@ from snncompiler.ir.graph import (
     Node,
     axes_of,
     drop_dead,
+    infer_shapes,
     known,
     rank,
     readers,
@@ -62,6 +63,8 @@ class SpellMaxPool(Pass):
                 absorb_pad(writer, node)
                 _subsample(writer, node)
         drop_dead(graph)
+        # With ceil_mode ONNX counts a window that starts behind the end; a Slice has none.
+        infer_shapes(graph)
 
 
 def _drop_indices(graph: Graph, pool: Node) -> None:
