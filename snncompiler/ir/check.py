@@ -48,7 +48,7 @@ def faults(graph: Graph, shapes: bool = True, checked: Snapshot | None = None) -
     found += [
         f"the output '{tensor.name}' is made by nothing"
         for tensor in graph.outputs
-        if id(tensor) not in made
+        if is_live(tensor) and id(tensor) not in made
     ]
     if not found and _has_cycle(graph):
         found.append("its nodes depend on each other in a circle")
