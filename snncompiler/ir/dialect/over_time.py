@@ -369,7 +369,7 @@ TIME_OPERATORS: dict[str, Operator] = {
         Operator(
             name="Drive",
             summary="A static current, multiplied by another factor at each of the first steps: what "
-            "thresholds that grow with time come to (ir/growth.py).",
+            "thresholds that grow with time come to.",
             equation="out_t = d_min(t, D-1) * x, with t counted from 0",
             inputs=(
                 Port("values", "T", "[N, ...]", "x, the same at every step"),
