@@ -629,6 +629,3 @@ def _make_resumable(
             graph.output.append(helper.make_tensor_value_info(after, kind, None))
         states[name] = (first, after)
     return start, states
-
-
-# --- thresholds, as a table ---

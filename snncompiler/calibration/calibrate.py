@@ -156,9 +156,6 @@ _SOURCES = {
 }
 
 
-# --- the scale of the thresholds, by search ---
-
-
 # --- calibration on the running network ---
 
 

@@ -158,6 +158,3 @@ def bounded(node: Node, theta: NDArray[np.float32]) -> NDArray[np.float32]:
     cap = None if found is None else found.cap
     bounded = theta if cap is None else np.minimum(theta, np.float32(cap))
     return np.maximum(bounded, np.finfo(np.float32).tiny).astype(np.float32)
-
-
-# --- without data ---

@@ -254,9 +254,3 @@ def _normalized(
 def _spec(tensor: Tensor) -> InputSpec:
     shape = tuple(int(dim) if known(dim) else None for dim in tensor.shape or ())
     return InputSpec(tensor.name, shape, np.dtype(tensor.dtype))
-
-
-# --- checks that run the network ---
-
-
-# --- what the network is for ---
