@@ -19,6 +19,7 @@ from snncompiler import models, pipeline
 from snncompiler.errors import InternalError
 from snncompiler.ir.check import Snapshot, faults
 from snncompiler.ir.graph import Graph, import_model
+from snncompiler.ir.growth import Growth
 from snncompiler.ir.settings import Options
 from snncompiler.network.load import load
 from snncompiler.network.prepare import normalization_passes
@@ -119,6 +120,25 @@ def test_spiking_passes_are_idempotent(name: str) -> None:
     ]  # fmt: skip
     changed = {step.name for step in steps if run_twice(step, graph, context)}
     assert {"encode-poisson", "insert-neurons", "sink-time-mean", "lower-precision"} <= changed
+
+
+def test_what_a_pass_says_of_a_second_run_is_true() -> None:
+    """Each of those with `again` does change its own result."""
+    compiled = pipeline.compile_model(
+        source("digits-resnet"), Options(steps=4), random(0, 16, 1, 8, 8)
+    )
+    calibration, prepared = compiled.calibration, compiled.prepared.apart()
+    graph, context = prepared.graph.copy(), prepared.context
+    neurons = InsertNeurons(calibration.thresholds, 0.5, "soft", schedules=calibration.schedules)
+    growth = Growth.parse("0.5@1,1@3")
+    steps = [neurons, FoldAmplitude(), SinkTimeMean(), DriveInput(growth), LowerPrecision()]
+    again = set()
+    for step in steps:
+        assert run_passes([step], graph, context) == [step.name]
+        if step.again:
+            assert run_passes([step], graph.copy(), context.apart()) == [step.name]
+            again.add(step.name)
+    assert again == {"sink-time-mean", "drive-input", "lower-precision"}
 
 
 def test_every_pass_is_in_one_of_these_tests() -> None:
