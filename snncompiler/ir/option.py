@@ -42,6 +42,8 @@ class Option:
     flags: its spelling on the command line, where that is not its name with dashes.  range: the values
     that are allowed.  applies: other options, and their values with which this one means anything.
     read: how the command line reads it, where its type does not say; called with the flag and the text.
+    untold: a file does not tell it where it has its default, so that files stay the bytes that they
+    were before there was this option.
     """
 
     help: str
@@ -51,6 +53,7 @@ class Option:
     range: Range | None = None
     applies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     read: Callable[[str, str], Any] | None = None
+    untold: bool = False
 
 
 class Parsed(Generic[T]):
@@ -218,11 +221,13 @@ def check_applies(options: Any) -> None:
 
 
 def applying(options: Any) -> dict[str, Any]:
-    """The values of the options that mean something beside the others."""
+    """The values of the options that mean something beside the others, without those that are not told
+    because they have their default."""
     return {
         one.name: getattr(options, one.name)
         for one in options_of(type(options))
         if all(getattr(options, other) in values for other, values in one.option.applies.items())
+        and not (one.option.untold and getattr(options, one.name) == one.default)
     }
 
 

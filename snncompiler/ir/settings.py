@@ -22,6 +22,7 @@ from snncompiler.ir.option import (
 )
 from snncompiler.ir.readout import MEAN, ReadOut
 from snncompiler.ir.spikes import BINARY, Spikes
+from snncompiler.ir.whole import REAL, Weights
 
 Value = TypeVar("Value")
 Auto = Literal["auto"]
@@ -243,6 +244,33 @@ class Options:
         Literal["fp32", "fp16"],
         Option("fp16: weights and currents in float16, for GPUs.", panel=FORM),
     ] = "fp32"
+    weights: Annotated[
+        Parsed[Weights],
+        Option(
+            "float32; or whole numbers, int8, int4, int16 or any intB: every sum is exact then, and "
+            "every machine gives the same spikes.",
+            untold=True,
+        ),
+    ] = Parsed(Weights.parse, Weights, REAL)
+    input_bits: Annotated[
+        int | None,
+        Option(
+            "Bits of a real-valued input beside weights that are whole numbers.",
+            unset="as many as leave every sum exact, at most 16",
+            panel=FORM,
+            range=Range("4 to 16", lambda bits: 4 <= bits <= 16),
+            untold=True,
+        ),
+    ] = None
+    compact: Annotated[
+        bool,
+        Option(
+            "Store weights that are whole numbers in 8 or 16 bits, with a Cast behind them.",
+            panel=FORM,
+            flags=("--compact",),
+            untold=True,
+        ),
+    ] = False
     target: Annotated[
         Target,
         Option("portable: for any device; cpu: lowered to event-driven operators in the file."),
@@ -265,6 +293,13 @@ class Options:
             raise UsageError(f"--reset hard is for binary neurons, not for {self.neuron}")
         if self.reset == "hard" and self.correction not in ("auto", "none"):
             raise UsageError(f"--reset hard takes no correction, not {self.correction}")
+        if not self.weights and (self.input_bits is not None or self.compact):
+            flag = "--compact" if self.compact else "--input-bits"
+            raise UsageError(
+                f"{flag} belongs to weights that are whole numbers", hint="give --weights int8 too"
+            )
+        if self.weights:
+            raise UsageError(f"--weights {self.weights} is not built yet", hint="leave it out")
         if self.target == "cpu":
             self._check_lowerable()
         poisson = self.encode == "poisson" or (self.paper and self.encode == "auto")
