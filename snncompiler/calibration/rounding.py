@@ -148,8 +148,8 @@ def _feedback(grams: Floats, order: NDArray[np.int64], damping: float) -> Floats
     mean = sorted_[:, diagonal, diagonal].mean(axis=1)
     # Without any input every rounding is as good: feed nothing back.
     sorted_[:, diagonal, diagonal] += np.where(mean > 0, damping * mean, 1.0)[:, None]
-    root: Floats = np.linalg.cholesky(sorted_[:, ::-1, ::-1])[:, ::-1, ::-1]
-    inverse = _inverse(root)
+    root = np.linalg.cholesky(sorted_[:, ::-1, ::-1])[:, ::-1, ::-1]
+    inverse = _inverse(np.asarray(root, np.float64))
     inverse /= inverse[:, diagonal, diagonal][:, :, None].copy()
     inverse[:, diagonal, diagonal] = 0.0
     return inverse

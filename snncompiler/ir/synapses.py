@@ -18,7 +18,7 @@ neurons themselves are no synapses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -50,19 +50,26 @@ class Axis:
 
     def reads(self, size: int) -> NDArray[np.int64]:
         """How many pairs of an output position and a tap read each of `size` places, [size]."""
+        taps = self.taps(size)
+        return np.bincount(taps[taps >= 0], minlength=size)
+
+    def taps(self, size: int) -> NDArray[np.int64]:
+        """Which of `size` places every output position reads with each tap, [positions, kernel]; -1
+        where that is none: in the padding, or between the strides of a transposed convolution."""
         reach = (self.kernel - 1) * self.dilation + 1
-        taps = np.arange(self.kernel) * self.dilation
+        steps = np.arange(self.kernel) * self.dilation
         if self.transposed:
             before, length = self._written(size, reach)
-            written = np.arange(size)[:, None] * self.stride + taps - before
-            return np.asarray(((written >= 0) & (written < length)).sum(axis=1))
-        before, behind = self.pads
-        if self.same:
-            total = max((-(-size // self.stride) - 1) * self.stride + reach - size, 0)
-            before, behind = self._halves(total, self.same == "SAME_LOWER")
-        length = max((size + before + behind - reach) // self.stride + 1, 0)
-        read = (np.arange(length)[:, None] * self.stride + taps - before).reshape(-1)
-        return np.bincount(read[(read >= 0) & (read < size)], minlength=size)
+            shifted = np.arange(length)[:, None] - steps + before
+            read = np.where(shifted % self.stride == 0, shifted // self.stride, -1)
+        else:
+            before, behind = self.pads
+            if self.same:
+                total = max((-(-size // self.stride) - 1) * self.stride + reach - size, 0)
+                before, behind = self._halves(total, self.same == "SAME_LOWER")
+            length = max((size + before + behind - reach) // self.stride + 1, 0)
+            read = np.arange(length)[:, None] * self.stride + steps - before
+        return np.where((read >= 0) & (read < size), read, -1)
 
     def _written(self, size: int, reach: int) -> tuple[int, int]:
         """A transposed convolution's padding at the start, and its output positions."""
@@ -135,7 +142,7 @@ def synapses_of(node: onnx.NodeProto, values: Mapping[str, onnx.TensorProto]) ->
     dims = values[right].dims
     transposed = layout == "inputs-first"
     outputs = dims[1] if transposed else dims[0] // int(attributes.get("group", 1))
-    return [Synapses(node.name, left, int(outputs), _axes(dims[2:], attributes, transposed))]
+    return [Synapses(node.name, left, int(outputs), axes_of(dims[2:], attributes, transposed))]
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -172,7 +179,7 @@ def _of_event(node: onnx.NodeProto, values: Mapping[str, onnx.TensorProto]) -> l
             continue
         window = {key: attributes[more + key] for key in ("strides", "pads", "dilations")}
         source = node.input[names.index(f"{more}spikes")]
-        axes = _axes(weights.dims[:2], window, False)
+        axes = axes_of(weights.dims[:2], window, False)
         group = 1 if more else int(attributes["group"])
         found.append(Synapses(node.name, source, int(weights.dims[3]) // group, axes))
     return found
@@ -185,10 +192,14 @@ def _moves_only(weights: onnx.TensorProto) -> bool:
     return one_tap and bool(((matrix != 0).sum(axis=-1) <= 1).all())
 
 
-def _axes(kernel: Any, attributes: Mapping[str, Any], transposed: bool) -> tuple[Axis, ...]:
+def axes_of(
+    kernel: Sequence[int], attributes: Mapping[str, Any], transposed: bool
+) -> tuple[Axis, ...]:
+    """The axes of a convolution with a kernel of this size and these attributes of its node."""
     rank = len(kernel)
     pads = list(attributes.get("pads") or [0] * 2 * rank)
-    same = attributes.get("auto_pad", b"NOTSET").decode()
+    same = attributes.get("auto_pad", "NOTSET")
+    same = same.decode() if isinstance(same, bytes) else same
     ones, none = [1] * rank, [0] * rank
     return tuple(
         Axis(
