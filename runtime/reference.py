@@ -190,6 +190,33 @@ def signed_neuron(
     return spikes, v, n
 
 
+def layered_rmp_neuron(
+    current: Array,
+    threshold: Array,
+    membrane: Array,
+    steps: int,
+    static_current: bool = False,
+    radix: bool = False,
+) -> Array:
+    """A whole window of current first, then a whole window of spikes, with soft reset.
+
+    `X = Σ w_t·x_t; v = v_0 + X`, then `s = (v >= w_t·θ); v = v - w_t·θ·s` for every t, where w_t is 1,
+    or `2^(T-t)` with `radix`.  Returns spikes `[steps*N, ...]`.
+    """
+    held = _steps_of(current, 1 if static_current else steps)
+    weights = [np.float32(2.0 ** (steps - t) if radix else 1.0) for t in range(1, steps + 1)]
+    x: Array = np.zeros(held.shape[1:], dtype=np.float32)
+    for w, part in zip(weights[steps - len(held) :], held, strict=True):
+        x = x + w * part
+    v: Array = np.broadcast_to(np.float32(membrane), x.shape) + x
+    spikes = np.empty((steps, *x.shape), np.float32)
+    for t, w in enumerate(weights):
+        level = np.broadcast_to(w * np.float32(threshold), x.shape)
+        spikes[t] = binary_spikes(v, level)
+        v = soft_reset(v, level, spikes[t])
+    return spikes.reshape(steps * x.shape[0], *x.shape[1:]).astype(current.dtype)
+
+
 def time_sum(values: Array, total: Array, steps: int) -> Array:
     """`total` plus the values of every step, one step after the other.  Returns `[N, ...]`."""
     held = _steps_of(values, steps)

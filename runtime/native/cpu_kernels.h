@@ -33,6 +33,11 @@ template <typename T>
 void scheduled(const ScheduledTask<T>& task, std::int64_t first, std::int64_t count,
                Isa isa = best_isa());
 
+/// The neurons [first, first + count) of a task of layered time; count is at most `block`.
+template <typename T>
+void layered(const LayeredTask<T>& task, std::int64_t first, std::int64_t count,
+             Isa isa = best_isa());
+
 /// The sums [first, first + count) of a task; count is at most `block`.
 template <typename T>
 void time_sum(const SumTask<T>& task, std::int64_t first, std::int64_t count,

@@ -406,6 +406,104 @@ SNNC_BODY void scheduled_body(const ScheduledTask<T>& task, std::int64_t first,
   }
 }
 
+// --- neuron of layered time -------------------------------------------------------------------
+
+/// One tile: its current is received in registers, and what fires stays in them.
+template <typename Set, bool stream, typename T>
+SNNC_BODY void layered_tile(const LayeredTask<T>& task, const float* theta,
+                            const float* potentials, std::int64_t first) {
+  constexpr std::int64_t width = Set::bytes / sizeof(float);
+  alignas(64) float wide[tile<Set>];
+  Floats<Set> v[Set::registers] = {};
+  float weight = task.first_weight(task.held());
+  for (std::int64_t t = 0; t < task.held(); ++t, weight *= task.fading()) {
+    const float* x = as_floats<Set>(task.current + t * task.neurons + first, tile<Set>, wide);
+#pragma GCC unroll 16
+    for (int r = 0; r < Set::registers; ++r) {
+      Floats<Set> value;
+      std::memcpy(&value, x + r * width, Set::bytes);
+      v[r] = v[r] + weight * value;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Set::registers; ++r) {
+    Floats<Set> before;
+    std::memcpy(&before, potentials + r * width, Set::bytes);
+    v[r] = before + v[r];
+  }
+  weight = task.first_weight(task.steps);
+  for (std::int64_t t = 0; t < task.steps; ++t, weight *= task.fading()) {
+    T* spikes = task.spikes + t * task.neurons + first;
+#pragma GCC unroll 16
+    for (int r = 0; r < Set::registers; ++r) {
+      Floats<Set> threshold;
+      std::memcpy(&threshold, theta + r * width, Set::bytes);
+      const Floats<Set> zero = {}, level = weight * threshold;
+      const auto fires = v[r] >= level;
+      v[r] = v[r] - (fires ? zero + 1.0f : zero) * level;
+      std::conditional_t<sizeof(T) == sizeof(float), Floats<Set>, Shorts<Set>> fired;
+      make_spikes<Set>(fires, spikes, fired);
+      if constexpr (stream) {
+        Set::stream(fired, spikes + r * width);
+      } else {
+        std::memcpy(spikes + r * width, &fired, sizeof(fired));
+      }
+    }
+  }
+}
+
+SNNC_BODY void receive(const float* __restrict__ x, float weight, std::int64_t count,
+                       float* __restrict__ sum) {
+  for (std::int64_t i = 0; i < count; ++i) sum[i] = sum[i] + weight * x[i];
+}
+
+template <typename T>
+SNNC_BODY void layered_row(const float* __restrict__ theta, float weight, std::int64_t count,
+                           float* __restrict__ v, T* __restrict__ spikes) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float level = weight * theta[i];
+    const bool fires = v[i] >= level;
+    v[i] = v[i] - spike_or_silence<float>(fires) * level;
+    spikes[i] = spike_or_silence<T>(fires);
+  }
+}
+
+template <typename Set, typename T>
+SNNC_BODY void layered_body(const LayeredTask<T>& task, std::int64_t first, std::int64_t count) {
+  alignas(64) float theta_buffer[block], potentials[block], current_buffer[block], sums[block];
+  const float* theta = task.threshold + first;
+  if (!task.threshold_over.full()) {
+    expand(task.threshold, task.threshold_over, Place(task.threshold_over, first), count,
+           theta_buffer);
+    theta = theta_buffer;
+  }
+  expand(task.membrane, task.membrane_over, Place(task.membrane_over, first), count, potentials);
+
+  std::int64_t done = 0;
+  for (; done + tile<Set> <= count; done += tile<Set>) {
+    if (task.stream) {
+      layered_tile<Set, true>(task, theta + done, potentials + done, first + done);
+    } else {
+      layered_tile<Set, false>(task, theta + done, potentials + done, first + done);
+    }
+  }
+  if (task.stream) Set::end_of_streams();
+  const std::int64_t left = count - done;
+  if (!left) return;
+  std::memset(sums, 0, left * sizeof(float));
+  float weight = task.first_weight(task.held());
+  for (std::int64_t t = 0; t < task.held(); ++t, weight *= task.fading()) {
+    const T* current = task.current + t * task.neurons + first + done;
+    receive(as_floats<Set>(current, left, current_buffer), weight, left, sums);
+  }
+  float* v = potentials + done;
+  for (std::int64_t i = 0; i < left; ++i) v[i] = v[i] + sums[i];
+  weight = task.first_weight(task.steps);
+  for (std::int64_t t = 0; t < task.steps; ++t, weight *= task.fading()) {
+    layered_row(theta + done, weight, left, v, task.spikes + t * task.neurons + first + done);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -418,9 +516,16 @@ void scheduled(const ScheduledTask<T>& task, std::int64_t first, std::int64_t co
   on(isa, [&](auto set) SNNC_INLINE { scheduled_body<decltype(set)>(task, first, count); });
 }
 
+template <typename T>
+void layered(const LayeredTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+  on(isa, [&](auto set) SNNC_INLINE { layered_body<decltype(set)>(task, first, count); });
+}
+
 template void neuron(const NeuronTask<float>&, std::int64_t, std::int64_t, Isa);
 template void neuron(const NeuronTask<Half>&, std::int64_t, std::int64_t, Isa);
 template void scheduled(const ScheduledTask<float>&, std::int64_t, std::int64_t, Isa);
 template void scheduled(const ScheduledTask<Half>&, std::int64_t, std::int64_t, Isa);
+template void layered(const LayeredTask<float>&, std::int64_t, std::int64_t, Isa);
+template void layered(const LayeredTask<Half>&, std::int64_t, std::int64_t, Isa);
 
 }  // namespace snnc::cpu

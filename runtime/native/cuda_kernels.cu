@@ -238,6 +238,53 @@ __global__ void __launch_bounds__(threads)
   if (firing == Firing::balanced) store_floats(task.balance_out + first, balance);
 }
 
+// --- neuron of layered time --------------------------------------------------------------------
+
+/// Each thread receives the whole current of `width` neurons, then lets them fire.
+template <typename T, int width>
+__global__ void __launch_bounds__(threads)
+    layered_kernel(const LayeredTask<T> task, const Spread membrane, const Spread threshold,
+                   const std::uint32_t count) {
+  const std::uint32_t first = first_of_thread<width>();
+  if (first >= count) return;
+  const T* __restrict__ current = task.current + first;
+  T* __restrict__ spikes = task.spikes + first;
+  float v[width], theta[width], sum[width] = {};
+  load_spread(membrane, first, v);
+  load_spread(threshold, first, theta);
+
+  const float fading = task.fading();
+  float weight = task.first_weight(task.held());
+  Pack<T, width> x[ahead];
+  for (std::int64_t left = task.held(); left > 0; left -= ahead) {
+#pragma unroll
+    for (int a = 0; a < ahead; ++a, current += task.neurons) {
+      if (a < left) x[a] = load<width>(current);
+    }
+#pragma unroll
+    for (int a = 0; a < ahead; ++a, weight *= fading) {
+      if (a >= left) break;
+#pragma unroll
+      for (int i = 0; i < width; ++i) sum[i] = sum[i] + weight * widened(x[a].value[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < width; ++i) v[i] = v[i] + sum[i];
+
+  weight = task.first_weight(task.steps);
+  for (std::int64_t t = 0; t < task.steps; ++t, spikes += task.neurons, weight *= fading) {
+    Pack<T, width> fired;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const float level = weight * theta[i];
+      const float s = v[i] >= level ? 1.0f : 0.0f;
+      v[i] = v[i] - s * level;
+      fired.value[i] = narrowed<T>(s);
+    }
+    store<width>(spikes, fired);
+  }
+}
+
 // --- sum over time -----------------------------------------------------------------------------
 
 template <typename T, int width, bool weighted>
@@ -554,6 +601,26 @@ const char* scheduled(const ScheduledTask<T>& task, void* raw) {
 }
 
 template <typename T>
+const char* layered(const LayeredTask<T>& task, void* raw) {
+  const auto stream = static_cast<cudaStream_t>(raw);
+  const std::int64_t piece =
+      piece_of(task.neurons, {&task.membrane_over, &task.threshold_over}, piece_limit);
+  return in_pieces(task.neurons, piece, [&](std::int64_t first, std::uint32_t count) {
+    LayeredTask<T> part = task;
+    part.current += first;
+    part.spikes += first;
+    const Spread membrane(task.membrane, task.membrane_over, first);
+    const Spread threshold(task.threshold, task.threshold_over, first);
+    const bool wide =
+        packed<T>(task.neurons, count, {&membrane, &threshold}, part.current, part.spikes);
+    in_packs<T>(count, wide, [&](unsigned blocks, auto pack) {
+      constexpr int width = decltype(pack)::value;
+      layered_kernel<T, width><<<blocks, threads, 0, stream>>>(part, membrane, threshold, count);
+    });
+  });
+}
+
+template <typename T>
 const char* time_sum(const SumTask<T>& task, void* raw) {
   const auto stream = static_cast<cudaStream_t>(raw);
   const std::int64_t piece = piece_of(task.neurons, {&task.total_over}, piece_limit);
@@ -724,6 +791,8 @@ template const char* neuron(const NeuronTask<float>&, void*);
 template const char* neuron(const NeuronTask<Half>&, void*);
 template const char* scheduled(const ScheduledTask<float>&, void*);
 template const char* scheduled(const ScheduledTask<Half>&, void*);
+template const char* layered(const LayeredTask<float>&, void*);
+template const char* layered(const LayeredTask<Half>&, void*);
 template const char* time_sum(const SumTask<float>&, void*);
 template const char* time_sum(const SumTask<Half>&, void*);
 template const char* drive(const DriveTask<float>&, void*);

@@ -13,6 +13,9 @@ template <typename T>
 const char* scheduled(const ScheduledTask<T>& task, void* stream);
 
 template <typename T>
+const char* layered(const LayeredTask<T>& task, void* stream);
+
+template <typename T>
 const char* time_sum(const SumTask<T>& task, void* stream);
 
 template <typename T>

@@ -120,6 +120,14 @@ struct Cpu {
   }
 
   template <typename T>
+  static void run(const Context& context, LayeredTask<T> task) {
+    task.stream = streams(task);
+    in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
+      cpu::layered(task, first, count);
+    });
+  }
+
+  template <typename T>
   static void run(const Context& context, const SumTask<T>& task) {
     in_blocks(context, task.neurons, task.steps, [&](std::int64_t first, std::int64_t count) {
       cpu::time_sum(task, first, count);
@@ -176,6 +184,10 @@ struct Cuda {
   template <typename T>
   static void run(const Context& context, const ScheduledTask<T>& task) {
     check(cuda::scheduled(task, context.stream()));
+  }
+  template <typename T>
+  static void run(const Context& context, const LayeredTask<T>& task) {
+    check(cuda::layered(task, context.stream()));
   }
   template <typename T>
   static void run(const Context& context, const SumTask<T>& task) {
@@ -348,6 +360,51 @@ class ScheduledNeuron {
  private:
   bool static_current_;
   std::int64_t levels_;
+};
+
+class LayeredNeuron {
+ public:
+  static constexpr const char* name = "LayeredRMPNeuron";
+  static constexpr ort::ElementType inputs[] = {ort::undefined, ort::float32, ort::float32,
+                                                ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::undefined};
+  static constexpr std::array<int, 0> states_in{}, states_out{};
+  /// The numbers of more digits are not all exact in float32.
+  static constexpr std::int64_t most_digits = 24;
+
+  explicit LayeredNeuron(const Attributes& attributes)
+      : static_current_(attributes.integer("static_current", 0) != 0),
+        radix_(attributes.integer("radix", 0) != 0) {}
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input current = context.input(0), threshold = context.input(1);
+    const Input membrane = context.input(2);
+    const std::int64_t steps = number_of("steps", context.input(3), 1);
+    if (radix_ && steps > most_digits) {
+      throw std::invalid_argument("`steps` must be at most " + std::to_string(most_digits) +
+                                  " with `radix`, not " + std::to_string(steps));
+    }
+    const Shape sample = samples_of("current", current.shape, static_current_ ? 1 : steps);
+    for_type(current.type, [&](auto zero) {
+      using T = decltype(zero);
+      LayeredTask<T> task{};
+      task.current = current.as<T>();
+      task.threshold = threshold.as<float>();
+      task.membrane = membrane.as<float>();
+      task.threshold_over = broadcast("threshold", threshold.shape, sample);
+      task.membrane_over = broadcast("membrane", membrane.shape, sample);
+      task.spikes = context.output<T>(0, folded(sample, steps));
+      task.steps = steps;
+      task.neurons = elements(sample);
+      task.static_current = static_current_;
+      task.radix = radix_;
+      if (task.neurons) Device::run(context, task);
+    });
+  }
+
+ private:
+  bool static_current_, radix_;
 };
 
 template <bool weighted>
@@ -652,6 +709,7 @@ void add_all(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<ScheduledNeuron<Firing::single>, Device>(api, domain);
   add<ScheduledNeuron<Firing::burst>, Device>(api, domain);
   add<ScheduledNeuron<Firing::balanced>, Device>(api, domain);
+  add<LayeredNeuron, Device>(api, domain);
   add<TimeSum<false>, Device>(api, domain);
   add<TimeSum<true>, Device>(api, domain);
   add<SpikeMaxPool, Device>(api, domain);

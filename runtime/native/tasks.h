@@ -91,6 +91,32 @@ struct ScheduledTask {
   }
 };
 
+/// A neuron of layered time: it receives a whole window of current, then it fires for as many steps.
+/// A spike of step t, counted from 0, weighs 2^(steps - 1 - t) with `radix`, else 1.
+template <typename T>
+struct LayeredTask {
+  const T* current;
+  const float* threshold;
+  const float* membrane;
+  T* spikes;
+  Broadcast threshold_over;
+  Broadcast membrane_over;
+  std::int64_t steps;
+  std::int64_t neurons;
+  bool static_current;  // the current is complete: one row
+  bool radix;
+  bool stream;  // on the CPU: write the spikes past the caches
+
+  /// Rows of the current.
+  SNNC_DEVICE std::int64_t held() const { return static_current ? 1 : steps; }
+  /// What the first of `rows` rows weighs; each later one weighs `fading()` times what is before it,
+  /// and the last one 1.
+  SNNC_DEVICE float first_weight(std::int64_t rows) const {
+    return radix ? static_cast<float>(std::uint64_t{1} << (rows - 1)) : 1.0f;
+  }
+  SNNC_DEVICE float fading() const { return radix ? 0.5f : 1.0f; }
+};
+
 template <typename T>
 struct SumTask {
   const T* values;

@@ -18,7 +18,9 @@ from snncompiler.ir.option import (
     check_range,
     check_values,
     number_or_auto,
+    options_of,
     plain_numbers,
+    written,
 )
 from snncompiler.ir.readout import MEAN, ReadOut
 from snncompiler.ir.spikes import BINARY, Spikes
@@ -36,10 +38,16 @@ Task = Literal["auto", "classification", "regression"]
 MaxPooling = Literal["exact", "average"]
 Target = Literal["portable", "cpu"]
 Encoding = Literal["auto", "constant", "poisson"]
+#: When neurons fire: while their input arrives, or when a window of it is complete.
+Timing = Literal["streaming", "layered"]
+#: What the spikes of a window are: their number, or the binary digits of a number.
+Coding = Literal["rate", "radix"]
 
 DEFAULT_STEPS = 64
 #: More steps than this are a slip of the finger: float32 counts end at 2^24.
 MAX_STEPS = 1 << 24
+#: Digits of a radix number: its levels are counted exactly in float32, and in 16-bit integers.
+MAX_DIGITS = 16
 #: A schedule of more steps would be longer than any window in which it helps.
 MAX_SCHEDULE = 1024
 #: How θ of a classifier grows (docs/explanation/accuracy.md).
@@ -65,6 +73,24 @@ class Options:
             range=Range(f"1 to {MAX_STEPS:,} time-steps", lambda steps: 1 <= steps <= MAX_STEPS),
         ),
     ] = DEFAULT_STEPS
+    timing: Annotated[
+        Timing,
+        Option(
+            "streaming: all layers run at once, step by step; layered: a layer fires when it has "
+            "received all T steps of its input.",
+            untold=True,
+        ),
+    ] = "streaming"
+    coding: Annotated[
+        Coding | None,
+        Option(
+            "rate: a value is the number of its spikes, 0 to T; radix: its spikes are the binary "
+            "digits of a number from 0 to 2^T - 1, the most significant first.",
+            unset="rate",
+            applies={"timing": ("layered",)},
+            untold=True,
+        ),
+    ] = None
     task: Annotated[Task, Option("What the outputs are; it decides what is left at auto.")] = "auto"
     threshold: Annotated[
         Method,
@@ -119,7 +145,7 @@ class Options:
         Option(
             "How many of the first steps the schedule corrects one by one.",
             panel=ACCURACY,
-            applies={"correction": ("auto", "schedule")},
+            applies={"timing": ("streaming",), "correction": ("auto", "schedule")},
             range=Range(f"1 to {MAX_SCHEDULE:,}", lambda steps: 1 <= steps <= MAX_SCHEDULE),
         ),
     ] = 32
@@ -128,6 +154,7 @@ class Options:
         Option(
             "How θ grows with time: none; or factor@step pairs, as 1.15@33,1.3@65, each of which holds "
             "from its step on, counted from 1.",
+            applies={"timing": ("streaming",)},
             panel=ACCURACY,
         ),
     ] = Parsed(lambda text: "auto" if text == "auto" else Growth.parse(text), Growth, "auto")
@@ -137,6 +164,7 @@ class Options:
             "How outputs over time become one: mean; ramp:P, where step t weighs t^P; or delay:D, "
             "where the first D steps do not count.",
             unset="by task and depth",
+            applies={"timing": ("streaming",)},
             panel=ACCURACY,
         ),
     ] = Parsed(lambda text: "auto" if text == "auto" else ReadOut.parse(text), ReadOut, "auto")
@@ -145,6 +173,7 @@ class Options:
         Option(
             "binary; burst:G, up to G spikes a step; or signed:G, also negative ones, which take back "
             "earlier ones.",
+            applies={"timing": ("streaming",)},
             panel=NEURONS,
         ),
     ] = Parsed(Spikes.parse, Spikes, BINARY)
@@ -153,6 +182,7 @@ class Options:
         Option(
             "How time is unrolled: fold computes chunks of steps at once, loop one step at a time, "
             "steps writes every step.",
+            applies={"timing": ("streaming",)},
             panel=FORM,
         ),
     ] = "fold"
@@ -162,19 +192,24 @@ class Options:
             "Steps that are computed at once.",
             unset="by memory",
             panel=FORM,
-            applies={"unroll": ("fold",), "emit": ("window",)},
+            applies={"timing": ("streaming",), "unroll": ("fold",), "emit": ("window",)},
             range=Range("at least 1 time-step", lambda steps: 1 <= steps <= MAX_STEPS),
         ),
     ] = None
     reset: Annotated[
         Literal["soft", "hard"],
-        Option("soft keeps the residual potential, as RMP-SNN does; hard drops it.", panel=NEURONS),
+        Option(
+            "soft keeps the residual potential, as RMP-SNN does; hard drops it.",
+            applies={"timing": ("streaming",)},
+            panel=NEURONS,
+        ),
     ] = "soft"
     initial: Annotated[
         float | None,
         Option(
             "Membrane potential at the start, in units of θ.",
             unset="0.5, with --paper 0",
+            applies={"timing": ("streaming",)},
             panel=NEURONS,
             range=Range("0 to below 1, in units of θ", lambda potential: 0 <= potential < 1),
         ),
@@ -192,6 +227,7 @@ class Options:
         Option(
             "As RMP-SNN has it: --strict, --encode poisson, --threshold vin-max with one θ per layer, "
             "--initial 0, no correction; each can be set otherwise.",
+            applies={"timing": ("streaming",)},
             panel=NEURONS,
             flags=("--paper",),
         ),
@@ -300,6 +336,8 @@ class Options:
             )
         if self.weights:
             raise UsageError(f"--weights {self.weights} is not built yet", hint="leave it out")
+        if self.layered:
+            self._check_layered()
         if self.target == "cpu":
             self._check_lowerable()
         poisson = self.encode == "poisson" or (self.paper and self.encode == "auto")
@@ -308,6 +346,39 @@ class Options:
                 "--encode poisson makes spikes of one image; a stream brings its own input",
                 hint="leave out --encode, and feed the spikes",
             )
+
+    def _check_layered(self) -> None:
+        """Raises UsageError for what was asked for and has no meaning in layered time, or no form."""
+        for one in options_of(type(self)):
+            timings, given = one.option.applies.get("timing", ()), getattr(self, one.name)
+            if timings and self.timing not in timings and given != one.default:
+                text = f"{one.flag} {written(given)} belongs to --timing {timings[0]}"
+                raise UsageError(f"{text}, not to {self.timing}")
+        raise UsageError("--timing layered is not built yet", hint="leave it out")
+        reason = ""
+        if self.correction not in ("auto", "none"):
+            reason = f"--correction {self.correction} corrects a network that runs step by step"
+        elif self.threshold == "vin-max":
+            reason = "--threshold vin-max looks at a network that runs step by step"
+        elif self.alpha == "auto":
+            reason = "--alpha auto searches on a network that runs step by step"
+        elif self.encode == "poisson":
+            reason = (
+                "--encode poisson needs a mean over time, and the input of a window is constant"
+            )
+        elif self.emit != "window":
+            reason = f"--emit {self.emit} has no form in layered time yet"
+        elif self.precision == "fp16":
+            reason = "--precision fp16 has no form in layered time yet"
+        elif self.target == "cpu":
+            reason = "--target cpu lowers a loop over time, and layered time has none"
+        if reason:
+            raise UsageError(
+                reason, hint="leave one of the two out, or compile with --timing streaming"
+            )
+        if self.coding == "radix" and self.steps > MAX_DIGITS:
+            allowed = f"1 to {MAX_DIGITS} digits with --coding radix; 8 of them make 255 levels"
+            check_range("--steps", self.steps, False, allowed)
 
     def _check_lowerable(self) -> None:
         """Raises UsageError for a form that has nothing to lower for the CPU."""
@@ -320,6 +391,19 @@ class Options:
             reason = "computes in float32, not in --precision fp16"
         if reason:
             raise UsageError(f"--target cpu {reason}", hint="leave one of the two out")
+
+    @property
+    def layered(self) -> bool:
+        return self.timing == "layered"
+
+    @property
+    def radix(self) -> bool:
+        return self.layered and self.coding == "radix"
+
+    @property
+    def levels(self) -> int:
+        """L, the largest number that the spikes of a window stand for in layered time."""
+        return (1 << self.steps) - 1 if self.radix else self.steps
 
     @property
     def is_strict(self) -> bool:
@@ -349,6 +433,8 @@ class Options:
         they cannot.
         """
         classifies = task == "classification"
+        if self.layered:
+            return self._resolved_layered(task, data)
         threshold: Method = "balance" if classifies else "max"
         correction: Correction = "schedule"
         if self.paper:
@@ -392,6 +478,26 @@ class Options:
             readout=read_out if self.readout == "auto" else self.readout,
             per_channel=not self.paper if self.per_channel is None else self.per_channel,
             initial=(0.0 if self.paper else 0.5) if self.initial is None else self.initial,
+            encode=self.encoding,
+            strict=self.is_strict,
+        )
+
+    def _resolved_layered(
+        self, task: Literal["classification", "regression"], data: bool
+    ) -> "Options":
+        """The same in layered time, where nothing is uneven that could be corrected."""
+        return replace(
+            self,
+            task=task,
+            coding=self.coding or "rate",
+            threshold=("max" if data else "percentile")
+            if self.threshold == "auto"
+            else self.threshold,
+            correction="none",
+            growth=STEADY,
+            readout=MEAN,
+            per_channel=True if self.per_channel is None else self.per_channel,
+            initial=0.5,
             encode=self.encoding,
             strict=self.is_strict,
         )

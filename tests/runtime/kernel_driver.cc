@@ -32,6 +32,10 @@ void run(const ScheduledTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::scheduled(task, nullptr)) std::puts(error);
 }
 template <typename T>
+void run(const LayeredTask<T>& task, cpu::Isa) {
+  if (const char* error = cuda::layered(task, nullptr)) std::puts(error);
+}
+template <typename T>
 void run(const PoissonTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::poisson(task, nullptr)) std::puts(error);
 }
@@ -64,6 +68,12 @@ template <typename T>
 void run(const ScheduledTask<T>& task, cpu::Isa isa) {
   for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
     cpu::scheduled(task, first, std::min(cpu::block, task.neurons - first), isa);
+  }
+}
+template <typename T>
+void run(const LayeredTask<T>& task, cpu::Isa isa) {
+  for (std::int64_t first = 0; first < task.neurons; first += cpu::block) {
+    cpu::layered(task, first, std::min(cpu::block, task.neurons - first), isa);
   }
 }
 template <typename T>
@@ -365,6 +375,61 @@ void schedules(cpu::Isa isa) {
   }
 }
 
+/// A neuron of layered time, with a threshold and a start for each channel.
+template <typename T>
+void layered(cpu::Isa isa, std::int64_t samples, std::int64_t channels, std::int64_t each,
+             std::int64_t steps, bool radix, bool is_static) {
+  const std::int64_t neurons = samples * channels * each, held = is_static ? 1 : steps;
+  std::vector<T> current(neurons * held), spikes(neurons * steps), wanted(neurons * steps);
+  std::vector<float> threshold(channels), membrane(channels);
+  for (T& x : current) x = random_value<T>();
+  for (float& theta : threshold) theta = 0.8f + random_float();
+  for (float& v : membrane) v = random_float();
+  const auto weight = [&](std::int64_t t, std::int64_t rows) {
+    return radix ? std::ldexp(1.0f, static_cast<int>(rows - 1 - t)) : 1.0f;
+  };
+  for (std::int64_t i = 0; i < neurons; ++i) {
+    const std::int64_t channel = i / each % channels;
+    float sum = 0.0f;
+    for (std::int64_t t = 0; t < held; ++t) {
+      sum = sum + weight(t, held) * value_of(current[t * neurons + i]);
+    }
+    float v = membrane[channel] + sum;
+    for (std::int64_t t = 0; t < steps; ++t) {
+      const float level = weight(t, steps) * threshold[channel];
+      const float s = v >= level ? 1.0f : 0.0f;
+      v = v - level * s;
+      wanted[t * neurons + i] = rounded<T>(s);
+    }
+  }
+  LayeredTask<T> task{};
+  task.current = current.data();
+  task.threshold = threshold.data();
+  task.membrane = membrane.data();
+  task.spikes = spikes.data();
+  task.threshold_over = over(samples, channels, each);
+  task.membrane_over = over(samples, channels, each);
+  task.steps = steps;
+  task.neurons = neurons;
+  task.static_current = is_static;
+  task.radix = radix;
+  run(task, isa);
+  expect(same(spikes, wanted), "layered", neurons, steps);
+}
+
+template <typename T>
+void layers(cpu::Isa isa) {
+  for (const std::int64_t each : {1, 5, 49, 64, 257, 1000}) {
+    for (const bool radix : {false, true}) {
+      for (const bool is_static : {false, true}) {
+        layered<T>(isa, 1, 3, each, 1, radix, is_static);
+        layered<T>(isa, 2, 3, each, 6, radix, is_static);
+        layered<T>(isa, 1, 9, each, 16, radix, is_static);
+      }
+    }
+  }
+}
+
 /// Spikes at random, against the definition in integers of 64 bits, as the function body has it.
 template <typename T>
 void poisson(cpu::Isa isa, std::int64_t images, std::int64_t size, std::int64_t steps) {
@@ -643,6 +708,7 @@ void all(cpu::Isa isa) {
     }
   }
   schedules<T>(isa);
+  layers<T>(isa);
   for (const std::int64_t size : {1, 5, 64, 257, 3072}) {
     poisson<T>(isa, 1, size, 4);
     poisson<T>(isa, 3, size, 3);

@@ -80,6 +80,8 @@ def run(
     """The outputs of one node; the type of the first input is the type `T`."""
     if name in dialect.NEURONS:
         attributes = {"static_current": 0, **(attributes or {})}
+    if name == "LayeredRMPNeuron":
+        attributes = {"radix": 0, **(attributes or {})}
     arrays = {key: np.asarray(value) for key, value in feeds.items()}
     dtype = str(next(iter(arrays.values())).dtype)
     frozen = tuple(

@@ -83,6 +83,29 @@ def test_scheduled_neuron(name: str, dtype: str, static: bool) -> None:
     assert cases > 0
 
 
+@pytest.mark.parametrize("static", [False, True], ids=["temporal", "static"])
+@pytest.mark.parametrize("radix", [False, True], ids=["rate", "radix"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layered_neuron(dtype: str, radix: bool, static: bool) -> None:
+    rng = np.random.default_rng(9)
+    cases = 0
+    for sample in SAMPLES:
+        for steps in (1, 4, 7):
+            for threshold in thresholds(sample, rng):
+                leading = sample[0] * (1 if static else steps)
+                current = rng.normal(0.2, 1, (leading, *sample[1:])).astype(dtype)
+                membrane = rng.normal(0, 1, sample).astype(np.float32)
+                feeds = {"current": current, "threshold": threshold, "membrane": membrane}
+                wanted = reference.layered_rmp_neuron(
+                    current, threshold, membrane, steps, static, radix
+                )
+                attributes = {"static_current": int(static), "radix": int(radix)}
+                got = on_gpu("LayeredRMPNeuron", {**feeds, "steps": steps}, attributes)
+                assert_same_bits(got, [wanted], (sample, steps, threshold.shape))
+                cases += 1
+    assert cases > 0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weighted_time_sum(dtype: str) -> None:
     rng = np.random.default_rng(6)

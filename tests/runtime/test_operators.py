@@ -138,6 +138,105 @@ def test_neuron_takes_special_values(name: str) -> None:
             assert (np.signbit(one) == np.signbit(other))[~np.isnan(other)].all()
 
 
+@pytest.mark.parametrize("static", [False, True], ids=["temporal", "static"])
+@pytest.mark.parametrize("radix", [False, True], ids=["rate", "radix"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layered_neuron(dtype: str, radix: bool, static: bool) -> None:
+    cases = 0
+
+    @given(SAMPLES, st.integers(1, 9), st.sampled_from([1, 2]), SEEDS, st.data())
+    def check(sample: list[int], steps: int, threads: int, seed: int, data: st.DataObject) -> None:
+        nonlocal cases
+        leading = sample[0] if static else steps * sample[0]
+        current = normal(seed, [leading, *sample[1:]], dtype)
+        threshold = positive(seed + 1, data.draw(broadcastable(sample)))
+        membrane = normal(seed + 2, data.draw(broadcastable(sample)))
+        feeds = {"current": current, "threshold": threshold, "membrane": membrane, "steps": steps}
+        wanted = reference.layered_rmp_neuron(current, threshold, membrane, steps, static, radix)
+        for native in (False, True):
+            attributes = {"static_current": int(static), "radix": int(radix)}
+            got = run(
+                "LayeredRMPNeuron", feeds, attributes=attributes, native=native, threads=threads
+            )
+            assert_same_bits(got, [wanted], f"native={native}")
+        cases += 1
+
+    check()
+    assert cases > 0
+
+
+@pytest.mark.parametrize("radix", [False, True], ids=["rate", "radix"])
+def test_layered_neuron_counts_levels(radix: bool) -> None:
+    """In whole numbers the spikes stand for clip(floor(X/θ + 1/2), 0, L), and in rate coding they come
+    without a gap."""
+    steps, theta = 5, 7  # odd: X/θ is never half-way between two whole numbers
+    levels = 2**steps - 1 if radix else steps
+    weights = 2 ** np.arange(steps)[::-1] if radix else np.ones(steps, np.int64)
+    current = np.arange(-3 * theta, (levels + 3) * theta, dtype=np.float32)[None]
+    feeds = {"threshold": np.float32(theta), "membrane": np.float32((theta - 1) // 2)}
+    attributes = {"static_current": 1, "radix": int(radix)}
+    (spikes,) = run(
+        "LayeredRMPNeuron", {"current": current, **feeds, "steps": steps}, attributes=attributes
+    )
+    wanted = np.clip((current[0] * 2 + theta) // (2 * theta), 0, levels)
+    np.testing.assert_array_equal(weights @ spikes, wanted)
+    if not radix:
+        assert (np.diff(spikes, axis=0) <= 0).all()
+
+
+@pytest.mark.parametrize("radix", [False, True], ids=["rate", "radix"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layered_neuron_at_the_edges_of_tiles_and_blocks(dtype: str, radix: bool) -> None:
+    cases = 0
+    for neurons in (1, 15, 16, 17, 63, 64, 255, 256, 257, 2047, 2049, 4097, 40_000):
+        for steps in (1, 3):
+            current = normal(neurons, [steps, neurons], dtype)
+            threshold, membrane = positive(1, [neurons]), np.float32(0.25)
+            feeds = {"current": current, "threshold": threshold, "membrane": membrane}
+            wanted = reference.layered_rmp_neuron(current, threshold, membrane, steps, radix=radix)
+            for threads in (1, 2):
+                got = run(
+                    "LayeredRMPNeuron",
+                    {**feeds, "steps": steps},
+                    attributes={"radix": int(radix)},
+                    threads=threads,
+                )
+                assert_same_bits(got, [wanted], f"{neurons} neurons, {steps} steps")
+                cases += 1
+    assert cases == 13 * 2 * 2
+
+
+def test_layered_neuron_takes_special_values() -> None:
+    """Infinities, NaN, zeros of both signs, subnormal numbers and ties at the threshold."""
+    values = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-45, -1e-45, 1.0, 3.4e38], np.float32)
+    current = np.tile(values, (4, 3))
+    threshold = np.resize(np.array([1.0, 0.5, 3e38, 1e-45], np.float32), current.shape[1])
+    feeds = {"current": current, "threshold": threshold, "membrane": np.float32(0), "steps": 4}
+    for radix in (False, True):
+        with np.errstate(invalid="ignore", over="ignore"):
+            wanted = reference.layered_rmp_neuron(
+                current, threshold, feeds["membrane"], 4, radix=radix
+            )
+        for native in (False, True):
+            attributes = {"radix": int(radix)}
+            got = run("LayeredRMPNeuron", feeds, attributes=attributes, native=native)
+            assert_same_bits(got, [wanted], (radix, native))
+
+
+def test_layered_neuron_takes_digits_that_float32_counts() -> None:
+    feeds = {"current": np.ones((1, 3), np.float32), "membrane": np.float32(0.5)}
+    attributes = {"static_current": 1, "radix": 1}
+    most = {**feeds, "threshold": np.float32(2.0**-23), "steps": 24}
+    wanted = reference.layered_rmp_neuron(
+        feeds["current"], most["threshold"], feeds["membrane"], 24, True, True
+    )
+    for native in (False, True):
+        got = run("LayeredRMPNeuron", most, attributes=attributes, native=native)
+        assert_same_bits(got, [wanted], native)
+    with pytest.raises(Exception, match="`steps` must be at most 24 with `radix`, not 25"):
+        run("LayeredRMPNeuron", {**most, "steps": 25}, attributes=attributes)
+
+
 def scheduled_feeds(
     name: str, current: Array, threshold: Array, membrane: Array, **others: Any
 ) -> dict[str, Any]:

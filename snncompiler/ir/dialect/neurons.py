@@ -143,6 +143,54 @@ _SIGNED_NEURON = _SCHEDULED_NEURON.format(
   balance_out = Reshape <allowzero = 1> (sent, sample)""",
 )
 
+# The first Scan completes the current, the second one fires.  A static current is complete, and weighs
+# what the last step weighs: 1.  BitShift makes exact powers of 2 on every device, which Pow need not.
+_LAYERED_NEURON = (
+    "LayeredRMPNeuron <static_current, radix> (current, threshold, membrane, steps) => (spikes)\n{"
+    + LAYOUT.format(held=HELD_BY_FLAG, input="current")
+    + """
+  last_place = Sub (k, one)
+  first_digit = Squeeze (last_place)
+  down = Constant <value_int = -1> ()
+  digits = Range (first_digit, down, down)
+  radix_int = Constant <value_int: int = @radix> ()
+  shifts = Mul (digits, radix_int)
+  places = Cast <to = 13> (shifts)
+  unit = Cast <to = 13> (one)
+  powers = BitShift <direction = "LEFT"> (unit, places)
+  numbers = Cast <to = 1> (powers)
+  column = Concat <axis = 0> (k, one)
+  weights = Reshape (numbers, column)
+  unheld = Sub (k, held)
+  axis = Constant <value_ints = [0]> ()
+  held_weights = Slice (weights, unheld, k, axis)
+  zero = Constant <value_float = 0.0> ()
+  nothing = Expand (zero, size)
+  complete = Scan <num_scan_inputs = 2, body = receive (float[?] y, float[?] x, float[1] w)
+    => (float[?] y_next) {
+    weighted = Mul (w, x)
+    y_next = Add (y, weighted)
+  }> (nothing, flat, held_weights)
+  threshold_full = Expand (threshold, sample)
+  theta = Reshape <allowzero = 1> (threshold_full, size)
+  membrane_full = Expand (membrane, sample)
+  before = Reshape <allowzero = 1> (membrane_full, size)
+  potential = Add (before, complete)
+  stop, fired = Scan <num_scan_inputs = 1, body = fire (float[?] v, float[1] w)
+    => (float[?] v_next, float[?] s) {
+    level = Mul (w, theta)
+    fires = GreaterOrEqual (v, level)
+    s = Cast <to = 1> (fires)
+    drop = Mul (s, level)
+    v_next = Sub (v, drop)
+  }> (potential, weights)
+  lead_out = Mul (k, batch)
+  shape_out = Concat <axis = 0> (lead_out, rest)
+  wide_spikes = Reshape <allowzero = 1> (fired, shape_out)
+  spikes = CastLike (wide_spikes, current)
+}"""
+)
+
 _NEURON_INPUTS = (
     Port(
         "current",
@@ -233,6 +281,42 @@ NEURON_OPERATORS: dict[str, Operator] = {
             attributes=(*NEURON_ATTRIBUTES, _LEVELS_ATTRIBUTE),
             body=_SIGNED_NEURON,
             states=((2, 1), (3, 2)),
+        ),
+        Operator(
+            name="LayeredRMPNeuron",
+            summary="RMPNeuron of layered time: it receives a whole window of current, then fires for "
+            "as many steps.  With `radix` a spike of step t weighs 2^(T-t), both where it is "
+            "received and where it is sent; else 1.",
+            equation="X = (...((0 + w_1·x_1) + w_2·x_2) + ...) + w_T·x_T, or the static current;  "
+            "v = v_0 + X;  then for t = 1 ... T: s = 1 if v >= w_t·θ else 0;  v = v - w_t·θ·s",
+            inputs=(
+                Port(
+                    "current",
+                    "T",
+                    "[steps*N, ...] or [N, ...]",
+                    "current of a window, or complete (its sum) if `static_current` = 1",
+                ),
+                Port(
+                    "threshold",
+                    "float32",
+                    "broadcasts to [N, ...]",
+                    "θ, positive: the charge of a spike that weighs 1",
+                ),
+                Port(
+                    "membrane",
+                    "float32",
+                    "broadcasts to [N, ...]",
+                    "v_0: θ/2, and every current that comes once",
+                ),
+                Port("steps", "int64", "[]", "T; 1 to 24 with `radix`"),
+            ),
+            outputs=(_NEURON_OUTPUTS[0],),
+            attributes=(
+                Attribute("static_current", "int", "1: `current` is [N, ...] and complete"),
+                Attribute("radix", "int", "1: w_t = 2^(T-t); 0: w_t = 1"),
+            ),
+            body=_LAYERED_NEURON,
+            states=(),
         ),
     )
 }
