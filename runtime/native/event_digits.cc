@@ -1,8 +1,11 @@
 // Layers by digits, on processors with tiles of 8-bit integers (AMX).
 //
-// A weight is a whole number times the scale of its channel, and three signed digits of 8 bits make
-// the number.  A tile of spikes (16 places by 64 inputs) times one of digits (64 inputs by 16 channels)
-// adds to 16 by 16 sums of 32 bits, which are exact.
+// A tile of spikes (16 places by 64 inputs) times one of digits (64 inputs by 16 channels) adds to 16 by 16 sums
+// of 32 bits, which are exact.
+//
+// Where all weights of a layer are whole numbers, one digit is the weight, if 8 bits hold it, and two are its
+// upper half with a sign and its lower one without.  Otherwise a weight is a whole number times the scale of its
+// channel, and three signed digits make the number:
 //
 // number = 256 upper + lower.  A spike is held as 255: read without a sign that is 255, with a sign -1.
 // So upper = 255 a + b takes two digits and one sum: a times 255, and -b times -1.  Where bytes are
@@ -22,9 +25,14 @@ namespace snnc::events {
 namespace {
 
 /// A panel is 64 inputs by 16 channels, the largest tile of bytes.
-constexpr std::int64_t panel_inputs = 64, panel = 16 * panel_inputs, digit_count = 3;
+constexpr std::int64_t panel_inputs = 64, panel = 16 * panel_inputs;
 /// The largest number that three digits make, either way.
 constexpr std::int64_t largest_number = (127 * 255 + 127) * 256 + 127;
+
+constexpr bool whole(Digits kind) { return kind == Digits::one || kind == Digits::two; }
+constexpr std::int64_t digits_of(Digits kind) {
+  return kind == Digits::one ? 1 : kind == Digits::two ? 2 : 3;
+}
 
 /// Inputs of a source that are neighbours in a row of pixels, as bytes: one kernel row, or, with
 /// dilation, one place of it.
@@ -41,6 +49,35 @@ std::int64_t panels_of(const Source& source) {
 /// The last eight bits of a number, with their sign.
 std::int8_t last_digit(std::int64_t number) { return static_cast<std::int8_t>(number & 255); }
 
+/// Writes the digits of a number, each into a panel of its own.
+void write_digits(Digits kind, std::int64_t number, std::int8_t* place) {
+  const std::int8_t lower = last_digit(number);
+  switch (kind) {
+    case Digits::one:
+      place[0] = lower;
+      break;
+    case Digits::two:  // the lower one is read without a sign
+      place[0] = lower;
+      place[panel] = static_cast<std::int8_t>((number - (number & 255)) / 256);
+      break;
+    case Digits::rounded_counts: {
+      const std::int8_t middle = last_digit((number - lower) / 256);
+      place[0] = lower;
+      place[panel] = middle;
+      place[2 * panel] = static_cast<std::int8_t>(((number - lower) / 256 - middle) / 256);
+      break;
+    }
+    default: {
+      const std::int8_t minus_lower = last_digit(-number);
+      const std::int64_t upper = (number + minus_lower) / 256;
+      const std::int64_t a = (upper + (upper < 0 ? -127 : 127)) / 255;
+      place[0] = static_cast<std::int8_t>(a);
+      place[panel] = minus_lower;
+      place[2 * panel] = static_cast<std::int8_t>(255 * a - upper);
+    }
+  }
+}
+
 }  // namespace
 
 /// False where they would be mostly padding, or where weights or sums are too large for them.
@@ -48,7 +85,7 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
   constexpr float largest_weight = 0x1p100f;
   constexpr int least_exponent = -100;
   panels = 0;
-  counts = false;
+  bool counts = false, all_whole = true;
   std::vector<float> largest(static_cast<std::size_t>(channels));
   std::vector<double> together(largest.size());
   double inputs = 0;
@@ -60,6 +97,7 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
       for (std::int64_t c = 0; c < channels; ++c) {
         const float size = std::fabs(from[s][i * channels + c]);
         if (!(size <= largest_weight)) return false;
+        all_whole = all_whole && std::trunc(size) == size;
         float& most = largest[static_cast<std::size_t>(c)];
         most = std::max(most, size);
         together[static_cast<std::size_t>(c)] += static_cast<double>(size) * sources[s].levels;
@@ -67,24 +105,39 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
     }
   }
   if (panels * panel_inputs > 4 * rows) return false;
-  // The sums of the upper part have to fit 32 bits.
-  for (std::size_t c = 0; c < largest.size(); ++c) {
-    if (largest[c] > 0 && 128 * together[c] / largest[c] + inputs >= 0x1p23) return false;
+  const float most_of_all = *std::max_element(largest.begin(), largest.end());
+  const double all_together = *std::max_element(together.begin(), together.end());
+  // All sums have to fit 32 bits.
+  if (all_whole && most_of_all <= two_digits && all_together + 256 * inputs < 0x1p31) {
+    kind = most_of_all <= one_digit ? Digits::one : Digits::two;
+  } else {
+    kind = counts ? Digits::rounded_counts : Digits::rounded;
+    for (std::size_t c = 0; c < largest.size(); ++c) {
+      if (largest[c] > 0 && 128 * together[c] / largest[c] + inputs >= 0x1p23) return false;
+    }
   }
-  const std::int64_t size = blocks * units * panels * digit_count * panel;
+  const std::int64_t of_panel = digits_of(kind) * panel;
+  const std::int64_t size = blocks * units * panels * of_panel;
   digits = allocate<std::int8_t>(size);
-  scales = allocate<float>(blocks * width());
-  if (!digits || !scales) throw std::bad_alloc();
+  Buffer<float>& of_channels = whole(kind) ? reaches : scales;
+  of_channels = allocate<float>(blocks * width());
+  if (!digits || !of_channels) throw std::bad_alloc();
   std::fill_n(digits.get(), size, std::int8_t{0});
-  std::fill_n(scales.get(), blocks * width(), 0.0f);
+  std::fill_n(of_channels.get(), blocks * width(), 0.0f);
   for (std::int64_t c = 0; c < channels; ++c) {
-    // The largest weight becomes a number of 23 bits, if three digits hold it, or of 22.
-    const float most = largest[static_cast<std::size_t>(c)];
-    int exponent = least_exponent;
-    if (most > 0) exponent = std::max(std::ilogb(most) + 1, least_exponent);
-    if (std::nearbyint(std::ldexp(static_cast<double>(most), 23 - exponent)) > largest_number) ++exponent;
-    scales[c] = std::ldexp(1.0f, exponent - 23);
-    std::int8_t* to = digits.get() + c / 16 * panels * digit_count * panel + c % 16 * 4;
+    int shift = 0;
+    if (whole(kind)) {
+      reaches[c] = static_cast<float>(together[static_cast<std::size_t>(c)]);
+    } else {
+      // The largest weight becomes a number of 23 bits, if three digits hold it, or of 22.
+      const float most = largest[static_cast<std::size_t>(c)];
+      int exponent = least_exponent;
+      if (most > 0) exponent = std::max(std::ilogb(most) + 1, least_exponent);
+      if (std::nearbyint(std::ldexp(static_cast<double>(most), 23 - exponent)) > largest_number) ++exponent;
+      shift = 23 - exponent;
+      scales[c] = std::ldexp(1.0f, -shift);
+    }
+    std::int8_t* to = digits.get() + c / 16 * panels * of_panel + c % 16 * 4;
     for (std::size_t s = 0; s < sources.size(); ++s) {
       const Source& source = sources[s];
       const std::int64_t span = span_of(source) * source.channels;
@@ -93,24 +146,10 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
       for (std::int64_t i = 0; i < source.rows(); i += span) {
         for (std::int64_t k = 0; k < span; ++k, weight += channels) {
           const auto number = static_cast<std::int64_t>(
-              std::nearbyint(std::ldexp(static_cast<double>(*weight), 23 - exponent)));
-          std::int8_t* const place = to + k / panel_inputs * digit_count * panel +
-                                     k % panel_inputs / 4 * 64 + k % 4;
-          if (counts) {
-            const std::int8_t lower = last_digit(number), middle = last_digit((number - lower) / 256);
-            place[0] = lower;
-            place[panel] = middle;
-            place[2 * panel] = static_cast<std::int8_t>(((number - lower) / 256 - middle) / 256);
-          } else {
-            const std::int8_t minus_lower = last_digit(-number);
-            const std::int64_t upper = (number + minus_lower) / 256;
-            const std::int64_t a = (upper + (upper < 0 ? -127 : 127)) / 255;
-            place[0] = static_cast<std::int8_t>(a);
-            place[panel] = minus_lower;
-            place[2 * panel] = static_cast<std::int8_t>(255 * a - upper);
-          }
+              std::nearbyint(std::ldexp(static_cast<double>(*weight), shift)));
+          write_digits(kind, number, to + k / panel_inputs * of_panel + k % panel_inputs / 4 * 64 + k % 4);
         }
-        to += panels_of_span(source) * digit_count * panel;
+        to += panels_of_span(source) * of_panel;
       }
     }
   }
@@ -121,10 +160,11 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
 namespace {
 
 /// A sixteen is so many places whose sums are made together: time-steps of a pixel, or pixels of a
-/// time-step.  Its sums are [2 or 3, 16 places, 16 channels], lowest first.
+/// time-step.  Its sums are [1 to 3, 16 places, 16 channels], lowest first.
 constexpr std::int64_t plane = 256;
-template <bool counts>
-constexpr std::int64_t sums_of_sixteen = (counts ? 3 : 2) * plane;
+template <Digits kind>
+constexpr std::int64_t sums_of_sixteen =
+    (kind == Digits::one ? 1 : kind == Digits::rounded_counts ? 3 : 2) * plane;
 
 /// The spikes of a source that the tile sees, with their padding: [rows held, steps, pixels of a row].
 /// A row stays until another one takes its place, so that each is copied once.
@@ -148,20 +188,20 @@ struct Sixteen {
   const std::int64_t* offsets[max_sources];  // of the panels from there
 };
 
-/// Copies counts of spikes, or spikes, which become 255.
-template <bool counts>
+/// Copies bytes as they are, or spikes, which become 255.
+template <Digits kind>
 SNNC_AVX512 void copy_spikes(const std::uint8_t* from, std::int64_t count, std::uint8_t* to) {
   for (std::int64_t i = 0; i < count; i += 64) {
     const auto here = count - i < 64 ? (std::uint64_t{1} << (count - i)) - 1 : ~std::uint64_t{0};
     __m512i bytes = _mm512_maskz_loadu_epi8(here, from + i);
-    if constexpr (!counts) bytes = _mm512_movm_epi8(_mm512_test_epi8_mask(bytes, bytes));
+    if constexpr (kind == Digits::rounded) bytes = _mm512_movm_epi8(_mm512_test_epi8_mask(bytes, bytes));
     _mm512_mask_storeu_epi8(to + i, here, bytes);
   }
 }
 
 /// Copies what the output rows see of a source, unless it is there, and tells where the panels of each
 /// row lie.  The padding beside a row has been zero from the beginning.
-template <bool counts>
+template <Digits kind>
 SNNC_AVX512 void hold_rows(const Strip& strip, std::size_t s) {
   const Source& source = strip.layer.sources[s];
   const Held& held = strip.held[s];
@@ -187,7 +227,7 @@ SNNC_AVX512 void hold_rows(const Strip& strip, std::size_t s) {
           const std::uint8_t* from =
               strip.call.spikes[s] + rows * source.in[1] * source.pixel + source.offset;
           for (std::int64_t i = 0; i < seen; i += piece, from += source.pixel) {
-            copy_spikes<counts>(from, std::min(piece, seen - i), to + i);
+            copy_spikes<kind>(from, std::min(piece, seen - i), to + i);
           }
         }
       }
@@ -211,7 +251,10 @@ struct Firing {
 
 /// The neurons of 16 channels: what `fire` does in event_kernels.cc, from sums of digits.  Where the
 /// whole sum is a float, so is every number on the way to it.
-template <bool counts>
+///
+/// Where weights are whole numbers, all else mostly is, too.  Then no float below 2^24 is ever rounded on the
+/// way, and integers give the same spikes and potentials in fewer instructions, which wait less for one another.
+template <Digits kind>
 class Neurons {
   using Floats __attribute__((vector_size(64))) = float;
   using Ints __attribute__((vector_size(64))) = std::int32_t;
@@ -225,10 +268,14 @@ class Neurons {
     const std::int64_t left = strip.layer.weights->channels - unit * 16;
     exist_ = static_cast<__mmask16>(left < 16 ? (1 << left) - 1 : 0xffff);
     theta_ = _mm512_maskz_loadu_ps(exist_, call_.threshold + channel_);
-    scale_ = _mm512_loadu_ps(strip.layer.weights->scales.get() + unit * 16);
     amplitude_ = theta_;
     if (call_.residual) amplitude_ = _mm512_maskz_loadu_ps(exist_, call_.amplitude + channel_);
     if (call_.schedule) schedule_ = call_.schedule + channel_;
+    if constexpr (whole(kind)) {
+      begin_whole(_mm512_loadu_ps(strip.layer.weights->reaches.get() + unit * 16));
+    } else {
+      scale_ = _mm512_loadu_ps(strip.layer.weights->scales.get() + unit * 16);
+    }
   }
 
   SNNC_AVX512 SNNC_INLINE void begin(const Firing& firing) {
@@ -251,6 +298,7 @@ class Neurons {
       begin_[p] = _mm512_maskz_loadu_ps(here_[p], current);
       v_[p] = _mm512_maskz_loadu_ps(here_[p], membrane + (spread ? channel_ : at));
     }
+    if constexpr (whole(kind)) begin_integers();
   }
 
   /// At most so many time-steps.
@@ -264,7 +312,12 @@ class Neurons {
     if (!here_[0]) return;
     for (; firing_.first < firing_.last; ++firing_.first) step();
 #pragma GCC unroll 2
-    for (int p = 0; p < 2; ++p) _mm512_mask_storeu_ps(membrane_out_ + p * apart_, here_[p], v_[p]);
+    for (int p = 0; p < 2; ++p) {
+      if constexpr (whole(kind)) {
+        if (integers_) v_[p] = __builtin_convertvector(over_[p] + whole_theta_, Floats);
+      }
+      _mm512_mask_storeu_ps(membrane_out_ + p * apart_, here_[p], v_[p]);
+    }
     here_[0] = here_[1] = 0;
   }
 
@@ -274,8 +327,59 @@ class Neurons {
     std::memcpy(&values, from, sizeof(values));
     return values;
   }
+  SNNC_AVX512 SNNC_INLINE static Ints ints(const Floats& values) {
+    return __builtin_convertvector(values, Ints);
+  }
+  SNNC_AVX512 SNNC_INLINE static Floats size_of(const Floats& values) {
+    return values < 0 ? -values : values;
+  }
+  /// The lanes of whole numbers, of 31 bits at most.
+  SNNC_AVX512 SNNC_INLINE static __mmask16 whole_lanes(const Floats& values) {
+    return _mm512_cmp_ps_mask(values, __builtin_convertvector(ints(values), Floats), _CMP_EQ_OQ);
+  }
+  /// The exact sum of products of a place.
+  SNNC_AVX512 SNNC_INLINE static Ints whole_sum(const std::int32_t* sum) {
+    if constexpr (kind == Digits::one) return ints(sum);
+    return ints(sum + plane) * 256 + ints(sum);
+  }
+
+  /// By how much a potential changes in a step at most but for its static current, and which channels have whole
+  /// numbers only.
+  SNNC_AVX512 SNNC_INLINE void begin_whole(const Floats& reach) {
+    whole_ = whole_lanes(theta_) & whole_lanes(amplitude_);
+    Floats charge = {};
+    for (std::int64_t t = 0; schedule_ && t < call_.steps; ++t) {
+      const std::int64_t row = call_.row(t, call_.scheduled);
+      const Floats here = _mm512_maskz_loadu_ps(exist_, schedule_ + row * apart_);
+      whole_ &= whole_lanes(here);
+      charge = size_of(here) > charge ? size_of(here) : charge;
+      if (row == call_.scheduled - 1) break;
+    }
+    most_ = reach + size_of(theta_) + size_of(amplitude_) + charge;
+    whole_theta_ = ints(theta_);
+    whole_amplitude_ = ints(amplitude_);
+  }
+
+  /// Whether the neurons of both pixels stay whole numbers below 2^24 until the last step, and then their state.
+  SNNC_AVX512 SNNC_INLINE void begin_integers() {
+    const auto steps = static_cast<float>(firing_.last - firing_.first);
+    __mmask16 good = whole_;
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+      // Below half of it, since this itself is rounded.
+      const Floats reach = size_of(v_[p]) + (most_ + size_of(begin_[p])) * steps;
+      good &= whole_lanes(begin_[p]) & whole_lanes(v_[p]) &
+              _mm512_cmp_ps_mask(reach, _mm512_set1_ps(0x1p23f), _CMP_LT_OQ);
+      whole_begin_[p] = ints(begin_[p]);
+      over_[p] = ints(v_[p]) - whole_theta_;
+    }
+    integers_ = good == 0xffff;
+  }
 
   SNNC_AVX512 SNNC_INLINE void step() {
+    if constexpr (whole(kind)) {
+      if (integers_) return step_in_integers();
+    }
     __m512 charge = theta_;
     if (schedule_) {
       const std::int64_t row = call_.row(firing_.first, call_.scheduled);
@@ -284,11 +388,16 @@ class Neurons {
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
       const std::int32_t* const sum = firing_.sums + p * firing_.pixel_apart;
-      Ints upper = ints(sum + plane);
-      if constexpr (counts) upper += ints(sum + 2 * plane) * 256;
-      __m512 x = _mm512_fmadd_ps(__builtin_convertvector(upper, Floats), _mm512_set1_ps(256.0f),
-                                 __builtin_convertvector(ints(sum), Floats));
-      x = _mm512_fmadd_ps(x, scale_, begin_[p]);
+      __m512 x;
+      if constexpr (whole(kind)) {
+        x = __builtin_convertvector(whole_sum(sum), Floats) + begin_[p];
+      } else {
+        Ints upper = ints(sum + plane);
+        if constexpr (kind == Digits::rounded_counts) upper += ints(sum + 2 * plane) * 256;
+        x = _mm512_fmadd_ps(__builtin_convertvector(upper, Floats), _mm512_set1_ps(256.0f),
+                            __builtin_convertvector(ints(sum), Floats));
+        x = _mm512_fmadd_ps(x, scale_, begin_[p]);
+      }
       if (residual_) {
         const __m128i before = _mm_maskz_loadu_epi8(here_[p], residual_ + p * apart_);
         x = _mm512_mask_add_ps(x, _mm_test_epi8_mask(before, before), x, amplitude_);
@@ -300,6 +409,38 @@ class Neurons {
       const __m128i spikes = _mm_maskz_mov_epi8(fires, _mm_set1_epi8(1));
       _mm_mask_storeu_epi8(spikes_ + p * apart_, here_[p], spikes);
     }
+    next();
+  }
+
+  /// The same; the state is by how much a potential is over the threshold.
+  SNNC_AVX512 SNNC_INLINE void step_in_integers() {
+    Ints charge = {};
+    if (schedule_) {
+      const std::int64_t row = call_.row(firing_.first, call_.scheduled);
+      charge = ints(_mm512_maskz_loadu_ps(exist_, schedule_ + row * apart_));
+    }
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+      Ints x = whole_sum(firing_.sums + p * firing_.pixel_apart) + whole_begin_[p];
+      if (residual_) {
+        const __m128i before = _mm_maskz_loadu_epi8(here_[p], residual_ + p * apart_);
+        x = masked_sum(_mm_test_epi8_mask(before, before), x, whole_amplitude_);
+      }
+      if (schedule_) x += charge;
+      x += over_[p];
+      const __mmask16 fires = _mm512_cmpge_epi32_mask(reinterpret_cast<__m512i>(x), _mm512_setzero_si512());
+      over_[p] = masked_sum(fires, x, -whole_theta_);
+      const __m128i spikes = _mm_maskz_mov_epi8(fires, _mm_set1_epi8(1));
+      _mm_mask_storeu_epi8(spikes_ + p * apart_, here_[p], spikes);
+    }
+    next();
+  }
+  SNNC_AVX512 SNNC_INLINE static Ints masked_sum(__mmask16 mask, const Ints& x, const Ints& more) {
+    const auto before = reinterpret_cast<__m512i>(x);
+    return reinterpret_cast<Ints>(_mm512_mask_add_epi32(before, mask, before, reinterpret_cast<__m512i>(more)));
+  }
+
+  SNNC_AVX512 SNNC_INLINE void next() {
     firing_.sums += firing_.step_apart;
     spikes_ += row_;
     if (residual_) residual_ += row_;
@@ -308,12 +449,17 @@ class Neurons {
   const Call& call_;
   std::int64_t apart_, channel_, row_;
   __mmask16 exist_, here_[2] = {};
-  __m512 theta_, scale_, amplitude_, begin_[2] = {}, v_[2] = {};
+  __m512 theta_, scale_ = {}, amplitude_, begin_[2] = {}, v_[2] = {};
   const float* schedule_ = nullptr;
   const std::uint8_t* residual_ = nullptr;
   std::uint8_t* spikes_ = nullptr;
   float* membrane_out_ = nullptr;
   Firing firing_ = {};
+  // Of whole numbers.
+  __mmask16 whole_ = 0;
+  bool integers_ = false;
+  __m512 most_ = {};
+  Ints whole_theta_ = {}, whole_amplitude_ = {}, whole_begin_[2] = {}, over_[2] = {};
 };
 
 #define SNNC_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile ::)
@@ -321,11 +467,13 @@ class Neurons {
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(apart) : "memory")
 #define SNNC_TILE_STORE(tile, to) \
   asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(std::int64_t{64}) : "memory")
-/// Adds products to 32-bit integers: of bytes without and with a sign, or both with one.
+/// Adds products to 32-bit integers: of bytes without and with a sign, both with one, or both without.
 #define SNNC_TILE_ADD(sum, spikes, digits) \
   asm volatile("tdpbusd %%tmm" #digits ", %%tmm" #spikes ", %%tmm" #sum ::)
 #define SNNC_TILE_SUBTRACT(sum, spikes, digits) \
   asm volatile("tdpbssd %%tmm" #digits ", %%tmm" #spikes ", %%tmm" #sum ::)
+#define SNNC_TILE_ADD_UNSIGNED(sum, spikes, digits) \
+  asm volatile("tdpbuud %%tmm" #digits ", %%tmm" #spikes ", %%tmm" #sum ::)
 
 /// Digits that are needed later: those of a wide layer come from far away.
 struct Ahead {
@@ -339,12 +487,13 @@ struct Ahead {
 
 /// The sums of one or two sixteens for 16 channels, while the neurons of others fire: the tiles leave
 /// nearly all that these need unused.
-template <bool counts, bool two>
+template <Digits kind, bool two>
 SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* sixteens,
                                              const std::int64_t* apart, const std::int8_t* digits,
                                              Ahead& ahead, std::int64_t pace,
-                                             Neurons<counts>& neurons, std::int32_t* sums) {
-  constexpr std::int64_t packed = 64, sixteen = sums_of_sixteen<counts>;
+                                             Neurons<kind>& neurons, std::int32_t* sums) {
+  constexpr std::int64_t packed = 64, sixteen = sums_of_sixteen<kind>;
+  constexpr bool counts = kind == Digits::rounded_counts;
   SNNC_TILE_ZERO(0);
   SNNC_TILE_ZERO(1);
   SNNC_TILE_ZERO(2);
@@ -357,8 +506,22 @@ SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* 
     const std::int64_t panels = panels_of(strip.layer.sources[s]), from_place = apart[s];
     const std::uint8_t *const first = sixteens[0].spikes[s], *const second = sixteens[two].spikes[s];
     const std::int64_t *const firsts = sixteens[0].offsets[s], *const seconds = sixteens[two].offsets[s];
-    for (std::int64_t k = 0; k < panels; ++k, digits += digit_count * panel) {
-      if constexpr (counts) {
+    for (std::int64_t k = 0; k < panels; ++k, digits += digits_of(kind) * panel) {
+      if constexpr (whole(kind)) {
+        SNNC_TILE_LOAD(4, first + firsts[k], from_place);
+        SNNC_TILE_LOAD(6, digits, packed);
+        if constexpr (two) SNNC_TILE_LOAD(5, second + seconds[k], from_place);
+        if constexpr (kind == Digits::one) {
+          SNNC_TILE_ADD(0, 4, 6);
+          if constexpr (two) SNNC_TILE_ADD(2, 5, 6);
+        } else {
+          SNNC_TILE_ADD_UNSIGNED(0, 4, 6);
+          if constexpr (two) SNNC_TILE_ADD_UNSIGNED(2, 5, 6);
+          SNNC_TILE_LOAD(7, digits + panel, packed);
+          SNNC_TILE_ADD(1, 4, 7);
+          if constexpr (two) SNNC_TILE_ADD(3, 5, 7);
+        }
+      } else if constexpr (counts) {
         SNNC_TILE_LOAD(6, first + firsts[k], from_place);
         SNNC_TILE_LOAD(7, digits, packed);
         SNNC_TILE_ADD(0, 6, 7);
@@ -395,6 +558,10 @@ SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* 
     }
   }
   SNNC_TILE_STORE(0, sums);
+  if constexpr (kind == Digits::one) {
+    if constexpr (two) SNNC_TILE_STORE(2, sums + sixteen);
+    return;
+  }
   SNNC_TILE_STORE(1, sums + plane);
   if constexpr (counts) SNNC_TILE_STORE(2, sums + 2 * plane);
   if constexpr (two && counts) {
@@ -420,28 +587,28 @@ struct Plan {
 };
 
 /// Sixteen channels of a tile.  Where `more` follow, their digits come closer meanwhile.
-template <bool counts>
+template <Digits kind>
 SNNC_AVX512 SNNC_APART void run_unit(const Strip& strip, const Plan& plan, std::int64_t unit,
                                      bool more) {
-  constexpr std::int64_t sixteen = sums_of_sixteen<counts>;
+  constexpr std::int64_t sixteen = sums_of_sixteen<kind>;
   const Weights& weights = *strip.layer.weights;
-  const std::int64_t size = weights.panels * digit_count * panel;
+  const std::int64_t size = weights.panels * digits_of(kind) * panel;
   const std::int8_t* const digits = weights.digits.get() + unit * size;
   const std::int64_t steps = strip.call.steps, pixel = strip.layer.pixel;
   const std::int64_t pace = (16 + weights.panels - 1) / weights.panels;
   const Sixteen* sixteens = plan.sixteens;
   Ahead ahead{digits + size, 0};
   if (more) {
-    constexpr auto lines = digit_count * panel / static_cast<std::int64_t>(line);
+    constexpr auto lines = digits_of(kind) * panel / static_cast<std::int64_t>(line);
     const std::int64_t pairs = (plan.count + 1) / 2;
     ahead.lines = (lines + pairs - 1) / pairs;
   }
-  Neurons<counts> neurons(strip, unit);
+  Neurons<kind> neurons(strip, unit);
   const auto sums_of = [&](std::int64_t i, std::int64_t end, std::int32_t* sums) SNNC_AVX512 SNNC_INLINE {
     if (i + 1 < end) {
-      multiply<counts, true>(strip, sixteens + i, plan.apart, digits, ahead, pace, neurons, sums);
+      multiply<kind, true>(strip, sixteens + i, plan.apart, digits, ahead, pace, neurons, sums);
     } else {
-      multiply<counts, false>(strip, sixteens + i, plan.apart, digits, ahead, pace, neurons, sums);
+      multiply<kind, false>(strip, sixteens + i, plan.apart, digits, ahead, pace, neurons, sums);
     }
   };
   if (plan.in_time) {
@@ -471,7 +638,7 @@ SNNC_AVX512 SNNC_APART void run_unit(const Strip& strip, const Plan& plan, std::
   }
 }
 
-template <bool counts>
+template <Digits kind>
 bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t first,
               std::int64_t count, std::int64_t block, std::int64_t block_count) {
   const std::int64_t steps = call.steps, across = layer.out[1];
@@ -501,7 +668,7 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
     bytes += Scratch::room<std::uint8_t>(sizes[s]) + Scratch::room<std::int64_t>(held.rows) +
              Scratch::room<std::int64_t>(tile_rows * panels_of(source));
   }
-  const std::int64_t sums = (in_time ? 4 : steps) * sums_of_sixteen<counts>;
+  const std::int64_t sums = (in_time ? 4 : steps) * sums_of_sixteen<kind>;
   const std::int64_t sixteens = tile_rows * outer * sixteens_of(inner);
   bytes += Scratch::room<std::int32_t>(sums) + Scratch::room<Sixteen>(sixteens);
   static thread_local Scratch scratch;
@@ -526,7 +693,7 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
     std::uint8_t rows[16] = {};
   } shapes;
   for (int tile = 0; tile < 8; ++tile) {
-    const bool of_digits = tile == 7 || (tile == 6 && !counts);
+    const bool of_digits = tile == 7 || (tile == 6 && kind != Digits::rounded_counts);
     shapes.bytes[tile] = 64;
     shapes.rows[tile] = static_cast<std::uint8_t>(of_digits ? 16 : std::min<std::int64_t>(inner, 16));
   }
@@ -537,7 +704,7 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
       std::min(unit + block_count * layer.weights->units, sixteens_of(layer.weights->channels));
   for (strip.top = first; strip.top < first + count; strip.top = strip.bottom) {
     strip.bottom = std::min(strip.top + tile_rows, first + count);
-    for (std::size_t s = 0; s < layer.source_count; ++s) hold_rows<counts>(strip, s);
+    for (std::size_t s = 0; s < layer.source_count; ++s) hold_rows<kind>(strip, s);
     plan.pixels = (strip.bottom - strip.top) * across;
     plan.place = (sample * layer.out[0] + strip.top) * across * layer.pixel;
     Sixteen* next = all;
@@ -565,7 +732,7 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
     plan.count = next - all;
     // Those of a tile are still near for the next one, or there are too many of them.
     const bool far = strip.top == first;
-    for (std::int64_t u = unit; u < end; ++u) run_unit<counts>(strip, plan, u, far && u + 1 < end);
+    for (std::int64_t u = unit; u < end; ++u) run_unit<kind>(strip, plan, u, far && u + 1 < end);
   }
   asm volatile("tilerelease" ::);
   return true;
@@ -575,8 +742,19 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
 
 bool run_digits(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t first,
                 std::int64_t count, std::int64_t block, std::int64_t block_count) {
-  return (layer.weights->counts ? run_rows<true> : run_rows<false>)(layer, call, sample, first, count,
-                                                                  block, block_count);
+  const auto run_kind = [&] {
+    switch (layer.weights->kind) {
+      case Digits::one:
+        return run_rows<Digits::one>;
+      case Digits::two:
+        return run_rows<Digits::two>;
+      case Digits::rounded_counts:
+        return run_rows<Digits::rounded_counts>;
+      default:
+        return run_rows<Digits::rounded>;
+    }
+  }();
+  return run_kind(layer, call, sample, first, count, block, block_count);
 }
 #endif
 

@@ -913,8 +913,8 @@ Weights::Weights(const std::vector<Source>& sources, bool is_depthwise, std::int
       first_row{},
       table_rows(0),
       first_table_row{},
-      panels(0),
-      counts(false) {
+      kind(Digits::none),
+      panels(0) {
   const std::int64_t all = (channels + 15) / 16;
   units = all % 4 == 0 ? 4 : all % 3 == 0 ? 3 : all % 2 == 0 ? 2 : 1;
   blocks = all / units;

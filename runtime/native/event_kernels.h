@@ -9,13 +9,15 @@
 // tables  for narrow layers: eight inputs at a time choose one of 256 sums made beforehand;
 // dense   all rows, by multiplication, for layers in which nearly everything fires;
 // digits  where the processor has tiles of 8-bit integers (AMX): a spike is a byte already, a weight is
-//         three signed digits of 8 bits, and their products add up exactly, many at a time.
+//         one to three digits of 8 bits, and their products add up exactly, many at a time.
 // Events and dense arithmetic add in one order and, for spikes of 0 and 1, multiply by these only, so
 // they give the same bits, and the choice between them may follow the activity.  Tables add in another
-// order, and digits round a weight to within about 2^-23 of the largest one of its channel, and their sum; a layer
-// has them or has not.  Nothing depends on the number of threads, nor on the instruction set but for
+// order, and three digits round a weight to within about 2^-23 of the largest one of its channel, and their sum; a
+// layer has them or has not.  Nothing depends on the number of threads, nor on the instruction set but for
 // digits.  Counts above 1, as sum pooling makes, are an exception where weights round: events add a weight
 // several times, and a multiplication may be fused with its addition.
+// Weights that are whole numbers of up to 16 bits leave nothing to round: their sums are exact, and every way gives
+// the same bits, as long as float32 holds the sums, too (below 2^24).
 #pragma once
 
 #include <cstdint>
@@ -65,6 +67,12 @@ constexpr std::int64_t max_kernel = 16;
 /// The largest value of a byte.
 constexpr std::int64_t max_levels = 64;
 
+/// What weights are made of in tiles of bytes: three digits hold a float, rounded, times spikes or times
+/// counts of spikes; one or two hold a whole number as it is.
+enum class Digits { none, rounded, rounded_counts, one, two };
+/// The largest whole numbers that one digit and two hold, either way.
+constexpr float one_digit = 127, two_digits = 32767;
+
 /// The weights of a group of output channels, packed; what stays between calls.
 struct Weights {
   /// `from[i]` of source i is `[kernel height, kernel width, channels, out_channels]`, of a depthwise
@@ -83,10 +91,11 @@ struct Weights {
   Buffer<float> tables;                 // [blocks, table_rows, width], or none
   std::int64_t table_rows;
   std::int64_t first_table_row[max_sources];
+  Digits kind;                 // of digits
   Buffer<std::int8_t> digits;  // [units of all blocks, panels, digits, panel], or none
-  Buffer<float> scales;        // of the digits: [channels, in sixteens]
+  Buffer<float> scales;        // of rounded ones: [channels, in sixteens]
+  Buffer<float> reaches;       // of whole ones: no sum is larger, either way; [channels, in sixteens]
   std::int64_t panels;         // of 64 inputs
-  bool counts;                 // of spikes, instead of spikes, are multiplied by digits
 
   std::int64_t width() const { return 16 * units; }
 

@@ -1,6 +1,7 @@
 // Runs the event kernels of every instruction set of this machine, in every way and cut into parts,
-// against plain loops, and prints how many cases agreed.  Weights are multiples of 2^-12, and all else
-// of 1/16, so that sums are exact in any order.  Also run under the sanitizers.
+// against plain loops, and prints how many cases agreed.  Weights are whole numbers of up to 16 bits, or multiples of
+// 2^-12, and all else is whole or a multiple of 1/16, so that sums are exact in any order.  Also run under the
+// sanitizers.
 
 #include <algorithm>
 #include <cstdio>
@@ -68,9 +69,9 @@ template <typename T>
 T one_of(std::initializer_list<T> values) {
   return values.begin()[random_bits() % values.size()];
 }
-Floats sixteenths(std::int64_t count, std::int64_t least = -16, std::int64_t most = 16) {
+Floats multiples(float unit, std::int64_t count, std::int64_t least, std::int64_t most) {
   Floats values(count);
-  for (float& x : values) x = static_cast<float>(random_from(least, most)) / 16;
+  for (float& x : values) x = unit * static_cast<float>(random_from(least, most));
   return values;
 }
 Bytes random_spikes(std::int64_t count, double density, std::int64_t levels) {
@@ -87,7 +88,7 @@ std::vector<std::int64_t> random_cuts(std::int64_t count) {
   return cuts;
 }
 
-int cases = 0, cases_by_digits = 0;
+int cases = 0, by_digits = 0, by_one = 0, by_two = 0;
 
 template <typename A>
 bool same(const A& a, const A& b) {
@@ -288,7 +289,9 @@ void check(Layer layer) {
     const std::vector<events::Weights> packed = pack(layer, isa);
     for (const Way way : ways(packed)) {
       expect_same(run(layer, packed, way, isa), wanted, "exact", layer, way, isa);
-      cases_by_digits += packed[0].digits != nullptr;
+      by_digits += packed[0].kind != events::Digits::none;
+      by_one += packed[0].kind == events::Digits::one;
+      by_two += packed[0].kind == events::Digits::two;
     }
   }
   for (const events::Source& source : layer.sources) {
@@ -343,28 +346,42 @@ bool fit(events::Source& source, const std::int64_t* out) {
 
 /// Fills the arrays of a layer whose shapes are known.
 void fill(Layer& layer, double density) {
+  std::int64_t products = 0;
+  for (const events::Source& source : layer.sources) products += source.rows() * source.levels;
+  // Weights up to 1, in steps of 2^-16: sums below 256 are exact, and all digits of a weight count.  Or whole ones of
+  // one digit or two, beside which the rest is whole, too, or not; a float holds what all this adds up to.
+  float unit = 0x1p-16f, rest = 0x1p-4f;
+  std::int64_t most = 65536, top = 16;
+  if (const int digits = one_of({0, 1, 2})) {
+    unit = 1;
+    if (!one_in(4)) rest = 1;
+    const std::int64_t bound = rest == 1 ? 1 << 23 : 1 << 18;
+    most = std::clamp<std::int64_t>(bound / ((products + 3) * (layer.steps + 1)), 1, digits == 1 ? 127 : 32767);
+    top = rest == 1 ? std::max<std::int64_t>(most, 4) : 16;
+  }
   for (const events::Source& source : layer.sources) {
     const std::int64_t pixels = layer.steps * layer.samples * source.in[0] * source.in[1];
     layer.spikes.push_back(random_spikes(pixels * source.pixel, density, source.levels));
-    // Up to 1, in steps of 2^-16: sums below 256 are exact, and all digits of a weight count.
-    Floats weights = sixteenths(source.rows() * layer.channels, -65536, 65536);
-    for (float& w : weights) w /= 4096;
+    Floats weights = multiples(unit, source.rows() * layer.channels, -most, most);
+    if (unit == 1 && rest == 1 && most > 127) weights[0] = one_of({32767.0f, -32767.0f, weights[0]});
     layer.from.push_back(std::move(weights));
   }
   const std::int64_t channels = layer.channels, all = layer.places() * channels;
   layer.current_spread = one_in(2);
   layer.membrane_spread = one_in(2);
   layer.in_place = !layer.membrane_spread && one_in(2);
-  layer.current = sixteenths(layer.current_spread ? channels : all);
-  layer.membrane = sixteenths(layer.membrane_spread ? channels : all);
-  layer.threshold = sixteenths(channels, 4, 48);
+  layer.current = multiples(rest, layer.current_spread ? channels : all, -top, top);
+  layer.membrane = multiples(rest, layer.membrane_spread ? channels : all, -top, top);
+  // Too large for some of the whole numbers that the kernels take, but exact.
+  if (rest == 1 && one_in(4)) layer.membrane[0] = one_of({-8388607.0f, 4194304.0f});
+  layer.threshold = multiples(rest, channels, top / 4, 3 * top);
   layer.start = random_from(0, 4);
   // Longer ones too, as growing thresholds have: charges go on in later blocks of steps.
   layer.rows_of_schedule = one_in(3) ? random_from(7, 48) : random_from(1, 6);
-  if (one_in(3)) layer.schedule = sixteenths(layer.rows_of_schedule * channels);
+  if (one_in(3)) layer.schedule = multiples(rest, layer.rows_of_schedule * channels, -top, top);
   if (one_in(3)) {
     layer.residual = random_spikes(layer.steps * all, density, 1);
-    layer.amplitude = sixteenths(channels);
+    layer.amplitude = multiples(rest, channels, -top, top);
   }
 }
 
@@ -432,7 +449,7 @@ void large_layers() {
     if (extent.steps == 40) {  // charges in every block of steps, as growing thresholds have
       layer.start = 2;
       layer.rows_of_schedule = 48;
-      layer.schedule = sixteenths(layer.rows_of_schedule * layer.channels);
+      layer.schedule = multiples(1, layer.rows_of_schedule * layer.channels, -1, 1);
     }
     check(std::move(layer));
   }
@@ -547,6 +564,6 @@ int main() {
   large_layers();
   only_padding();
   for (int i = 0; i < 400; ++i) random_pool();
-  std::printf("%d cases, %d by digits, best instruction set %d\n", cases, cases_by_digits,
-              int(cpu::best_isa()));
+  std::printf("%d cases, %d by digits, %d of one, %d of two, best instruction set %d\n", cases, by_digits, by_one,
+              by_two, int(cpu::best_isa()));
 }

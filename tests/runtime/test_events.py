@@ -106,6 +106,11 @@ def dyadic(rng: np.random.Generator, shape: Any, least: int = -64, most: int = 6
     return values
 
 
+def weights_of(rng: np.random.Generator, shape: Any, most: int) -> Array:
+    """Whole numbers of up to so many, or multiples of 2^-6 where there are none."""
+    return dyadic(rng, shape, -64 * most, 64 * most).round() if most else dyadic(rng, shape)
+
+
 def spikes(rng: np.random.Generator, shape: Any, density: float, levels: int = 1) -> Array:
     """Random spikes; one sample of them is silent, because a tile may have none."""
     made: Array = (rng.random(shape) < density) * rng.integers(1, levels + 1, shape)
@@ -123,6 +128,13 @@ def layers(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any]]:
     each = draw(st.sampled_from([1, 3, 16, 20, 64] if group == 1 else [1, 2, 16]))
     share = draw(st.sampled_from([1, 5, 16, 33, 48, 80, 144] if group == 1 else [1, 3, 16]))
     levels = draw(st.sampled_from([1, 1, 4]))
+    # Whole weights of up to so many beside whole numbers or not, or none: all sums are exact.
+    most, rest = draw(st.sampled_from([(0, 0), (127, 0), (127, 127), (2000, 2000)]))
+
+    def numbers(shape: Any, least: int = -64, greatest: int = 64) -> Array:
+        made = dyadic(rng, shape, least, greatest)
+        return (rest * made).round() if rest else made
+
     size = [draw(st.integers(1, 9)) for _ in range(2)]
     kernel = [draw(st.integers(1, 4)) for _ in range(2)]
     attributes: dict[str, Any] = {
@@ -139,28 +151,28 @@ def layers(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any]]:
     channels = share * group
     feeds: dict[str, Any] = {
         "spikes": spikes(rng, (steps * samples, *size, each * group), density, levels),
-        "weights": dyadic(rng, (*kernel, each, channels)),
+        "weights": weights_of(rng, (*kernel, each, channels), most),
     }
     window = {k: attributes[k] for k in ("group", "strides", "pads", "dilations")}
     out = reference.spike_convolution(feeds["spikes"], feeds["weights"], **window).shape
     if name == "EventConvAdd":
         feeds["residual"] = spikes(rng, out, density)
-        feeds["amplitude"] = dyadic(rng, channels)
+        feeds["amplitude"] = numbers(channels)
     if name == "EventConvPair":
         # A 1x1 convolution that reads every second or every pixel.
         apart = draw(st.sampled_from([1, 2]))
         inner = draw(st.sampled_from([1, 16, 24]))
         seen = [(extent - 1) * apart + 1 for extent in out[1:3]]
         feeds["more_spikes"] = spikes(rng, (steps * samples, *seen, inner), density)
-        feeds["more_weights"] = dyadic(rng, (1, 1, inner, channels))
+        feeds["more_weights"] = weights_of(rng, (1, 1, inner, channels), most)
         attributes["more_strides"] = [apart, apart]
         attributes["more_pads"], attributes["more_dilations"] = [0] * 4, [1, 1]
     full = (samples, *out[1:])
-    feeds["current"] = dyadic(rng, draw(st.sampled_from([(channels,), full])))
-    feeds["threshold"] = dyadic(rng, channels, 16, 128)
-    feeds["membrane"] = dyadic(rng, draw(st.sampled_from([(channels,), full])))
+    feeds["current"] = numbers(draw(st.sampled_from([(channels,), full])))
+    feeds["threshold"] = numbers(channels, 16, 128)
+    feeds["membrane"] = numbers(draw(st.sampled_from([(channels,), full])))
     rows = draw(st.integers(1, 4))
-    feeds["schedule"] = dyadic(rng, (rows, channels)) * draw(st.sampled_from([0, 1]))
+    feeds["schedule"] = numbers((rows, channels)) * draw(st.sampled_from([0, 1]))
     feeds["start"], feeds["steps"] = draw(st.integers(0, 5)), steps
     return name, feeds, attributes
 
