@@ -20,6 +20,13 @@ _MMSE_GRID = np.linspace(1.0, 0.02, 99)
 _MMSE_JOIN = 4
 
 
+#: The same of `least_error`, and the parts of a step between them that are tried around the best.
+_PARTS = np.linspace(1.0, 0.04, 49)
+_BETWEEN = (-0.66, -0.33, 0.33, 0.66)
+#: Up to so many levels neighbouring bins may be joined; more than the others bins don't resolve.
+FEW_LEVELS, MOST_LEVELS = 31, 255
+
+
 #: From what a layer was seen to do, and the options (percentile, tau, T) to θ, [C].
 Strategy = Callable[[Histogram, Options], NDArray[np.float32]]
 
@@ -48,6 +55,45 @@ def mmse(histogram: Histogram, options: Options) -> NDArray[np.float32]:
         here = (weights * np.square(values - decoded)).sum(axis=1)
         better = here < error
         best[better], error[better] = theta[better, 0], here[better]
+    return best.astype(np.float32)
+
+
+def least_error(histogram: Histogram, levels: int, headroom: float = 0.0) -> NDArray[np.float32]:
+    """The θ with the least E(a - θ/L·clip(floor(L·a/θ + 1/2), 0, L))² for L levels, per channel.
+
+    Tried are _PARTS of the largest activation, then what lies between the best and its neighbours.
+    headroom: where it is not 0, θ is this multiple of the largest activation instead.  More than
+    MOST_LEVELS levels are finer than the histogram; θ is then that for so many.
+    """
+    largest_ = histogram.maximum.astype(np.float64)
+    if headroom:
+        return np.asarray(largest_ * headroom, np.float32)
+    count = min(levels, MOST_LEVELS)
+    join = 1 if count > FEW_LEVELS else _MMSE_JOIN
+    shape = (histogram.channels, -1, join)
+    values = histogram.centres.reshape(shape).mean(axis=2)
+    weights = histogram.counts.reshape(shape).sum(axis=2).astype(np.float64)
+    used = int(np.nonzero(weights.any(axis=0))[0].max(initial=-1)) + 1
+    values, weights = values[:, :used], weights[:, :used]
+
+    def left(theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        quantum = np.where(theta > 0, theta, 1.0)[:, None] / count
+        sent = np.clip(np.floor(values / quantum + 0.5), 0, count) * quantum
+        error: NDArray[np.float64] = (weights * np.square(values - sent)).sum(axis=1)
+        return error
+
+    best, error = largest_.copy(), left(largest_)
+    step = _PARTS[0] - _PARTS[1]
+    for part in _PARTS[1:]:
+        here = left(largest_ * part)
+        better = here < error
+        best[better], error[better] = (largest_ * part)[better], here[better]
+    middle = best.copy()
+    for aside in _BETWEEN:
+        theta = np.minimum(middle + aside * step * largest_, largest_)
+        here = left(theta)
+        better = here < error
+        best[better], error[better] = theta[better], here[better]
     return best.astype(np.float32)
 
 
