@@ -434,6 +434,15 @@ def event_layer(
     return fired.astype(np.uint8), after
 
 
+def count_neuron(potential: Array, threshold: Array, levels: int) -> Array:
+    """Spike counts of layered neurons whose potential after the window is a whole number, as bytes.
+
+    `n = min(max(floor(v / θ), 0), levels)`, in exact arithmetic.
+    """
+    whole = potential.astype(np.int64) // np.asarray(threshold, np.int64)
+    return np.clip(whole, 0, levels).astype(np.uint8)
+
+
 def time_steps(iteration: int, done: int, total: int, chunk: int) -> tuple[int, int, int, bool]:
     """The time-steps of one trip through a loop: (start, steps, end, going).
 

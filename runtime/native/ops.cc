@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "count_ops.h"
 #include "cpu_kernels.h"
 #include "event_ops.h"
 #include "operator.h"
@@ -726,6 +727,7 @@ class Domain {
     call<ort::CreateCustomOpDomain>(api, "ai.snnc", &domain_);
     add_all<Cpu>(api, domain_);
     add_event_operators(api, domain_);
+    add_count_operators(api, domain_);
     add<TimeSteps, Cpu>(api, domain_);
 #ifdef SNNC_CUDA
     add_all<Cuda>(api, domain_);

@@ -36,6 +36,8 @@ enum ElementType : int {
   undefined = 0,
   float32 = 1,
   uint8 = 2,
+  int8 = 3,
+  int32 = 6,
   int64 = 7,
   boolean = 9,
   float16 = 10
@@ -142,6 +144,8 @@ static_assert(int(invalid_argument) == int(ORT_INVALID_ARGUMENT));
 static_assert(int(undefined) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED));
 static_assert(int(float32) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
 static_assert(int(uint8) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8));
+static_assert(int(int8) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8));
+static_assert(int(int32) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32));
 static_assert(int(int64) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64));
 static_assert(int(float16) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16));
 static_assert(int(required) == int(INPUT_OUTPUT_REQUIRED));

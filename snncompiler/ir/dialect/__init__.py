@@ -16,6 +16,7 @@ Operators used by the bodies mean the same in every opset from `BASE_OPSET` on, 
 the opset of the model it stands in.
 """
 
+from snncompiler.ir.dialect.by_counts import COUNT_OPERATORS
 from snncompiler.ir.dialect.core import (
     BASE_OPSET,
     DOMAIN,
@@ -34,6 +35,7 @@ __all__ = [
     "ALL_OPERATORS",
     "BASE_OPSET",
     "COUNTING_OPERATORS",
+    "COUNT_OPERATORS",
     "DOMAIN",
     "EVENT_NEURONS",
     "EVENT_OPERATORS",

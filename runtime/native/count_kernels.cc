@@ -1,0 +1,577 @@
+#include "count_kernels.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "count_shared.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace snnc::counts {
+namespace {
+
+/// Bytes of inputs that are held at once: they stay in the second-level cache beside the weights.
+constexpr std::int64_t held_bytes = 1 << 19;
+/// Positions may be read beyond the last one that counts, up to a tile, and inputs up to a panel.
+constexpr std::int64_t tile_positions = 16;
+
+template <typename T>
+Buffer<T> filled(std::int64_t count, T value) {
+  Buffer<T> buffer = allocate<T>(std::max<std::int64_t>(count, 1));
+  if (!buffer) throw std::bad_alloc();
+  std::fill_n(buffer.get(), count, value);
+  return buffer;
+}
+
+}  // namespace
+
+Way best_way() {
+  const Isa isa = best_isa();
+#if defined(__x86_64__)
+  if (isa == Isa::amx) return Way::tiles;
+  if (isa >= Isa::avx512 && __builtin_cpu_supports("avx512vnni")) return Way::vnni;
+  if (isa >= Isa::avx2) return Way::avx2;
+#endif
+  (void)isa;
+  return Way::plain;
+}
+
+// --- the layer -----------------------------------------------------------------------------------
+
+Layout::Layout(const Source& source) {
+  const bool dense = source.dilation[0] == 1 && source.dilation[1] == 1;
+  const auto lay = [&](std::int64_t rows) {
+    together = rows;
+    pixel = rows * source.channels;
+    lifts = (source.kernel[0] + rows - 1) / rows;
+    taps = source.dilation[1] == 1 ? 1 : source.kernel[1];
+    span = (taps == 1 ? source.kernel[1] : 1) * pixel;
+    panels = lifts * taps * panels_of_span();
+  };
+  lay(1);
+  const std::int64_t alone = panels;
+  // Short rows are held together, where that makes fewer panels.
+  std::int64_t best = 1, least = alone;
+  for (std::int64_t rows = 2; dense && rows <= 4 && rows <= source.kernel[0]; ++rows) {
+    lay(rows);
+    if (panels < least) {
+      least = panels;
+      best = rows;
+    }
+  }
+  lay(best);
+}
+
+Layer::Layer(const std::vector<Source>& the_sources, bool is_depthwise, std::int64_t the_pixel,
+             std::int64_t the_offset, std::int64_t the_channels, const std::int8_t* const* weights,
+             const Neurons& neurons, Way the_way)
+    : sources(the_sources),
+      depthwise(is_depthwise),
+      way(the_way),
+      pixel(the_pixel),
+      offset(the_offset),
+      channels(the_channels),
+      units((the_channels + unit_channels - 1) / unit_channels),
+      panels(0),
+      levels(neurons.levels),
+      most(0),
+      inputs(0) {
+  for (const Source& source : sources) {
+    layouts.emplace_back(source);
+    panels += layouts.back().panels;
+    most = std::max(most, source.levels);
+    inputs += depthwise ? source.kernel[0] * source.kernel[1] : source.rows();
+  }
+  check_sums(weights, neurons);
+  const std::int64_t all = units * unit_channels;
+  membrane = filled<std::int32_t>(all, 0);
+  coefficient = filled<std::int32_t>(all, 0);
+  rate = filled<float>(all, 0);
+  half = filled<float>(all, 0);
+  exact = filled<double>(all, 0);
+  // (a + 1/2) / Q is at least 1 / 2Q from a whole number, and float32 errs by less than
+  // (levels + 1) / 2^23 where it matters; larger values are `levels` anyway.
+  quick = true;
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const std::int64_t from = offset + c, threshold = neurons.threshold[from];
+    membrane[c] = neurons.membrane[from];
+    if (neurons.coefficient) coefficient[c] = neurons.coefficient[from];
+    rate[c] = 1.0f / static_cast<float>(threshold);
+    half[c] = rate[c] / 2;
+    exact[c] = 1.0 / static_cast<double>(threshold);
+    // A potential near 2^31 must not become one of 2^31.
+    quick = quick && threshold > 1 && (levels + 1) * threshold < 1 << 22;
+  }
+  pack(weights);
+}
+
+void Layer::check_sums(const std::int8_t* const* weights, const Neurons& neurons) const {
+  for (std::int64_t c = offset; c < offset + channels; ++c) {
+    std::int64_t reach = std::abs(static_cast<std::int64_t>(neurons.membrane[c]));
+    if (neurons.coefficient) {
+      const std::int64_t charge = neurons.coefficient[c];
+      if (charge != static_cast<std::int16_t>(charge)) {
+        throw std::invalid_argument("`coefficient` " + std::to_string(charge) +
+                                    " needs more than 16 bits");
+      }
+      reach += 255 * std::abs(charge);
+    }
+    for (std::size_t s = 0; s < sources.size(); ++s) {
+      const std::int64_t rows = depthwise ? sources[s].kernel[0] * sources[s].kernel[1] : sources[s].rows();
+      for (std::int64_t i = 0; i < rows; ++i) {
+        reach += 255 * std::abs(static_cast<std::int64_t>(weights[s][i * pixel + c]));
+      }
+    }
+    if (reach > std::numeric_limits<std::int32_t>::max()) {
+      throw std::invalid_argument("the sums of channel " + std::to_string(c) +
+                                  " may need more than 32 bits");
+    }
+    if (neurons.threshold[c] < 1) {
+      throw std::invalid_argument("`threshold` must be at least 1, not " +
+                                  std::to_string(neurons.threshold[c]));
+    }
+  }
+}
+
+void Layer::pack(const std::int8_t* const* weights) {
+  if (depthwise) {
+    const std::int64_t rows = inputs, all = units * unit_channels;
+    taps = filled<float>(rows * all, 0);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      for (std::int64_t c = 0; c < channels; ++c) {
+        taps[i * all + c] = static_cast<float>(weights[0][i * pixel + offset + c]);
+      }
+    }
+    return;
+  }
+  digits = filled<std::int8_t>(units * panels * panel, 0);
+  for (std::int64_t unit = 0; unit < units; ++unit) {
+    std::int8_t* to = digits.get() + unit * panels * panel;
+    const std::int64_t there = channels_of(*this, unit);
+    for (std::size_t s = 0; s < sources.size(); ++s) {
+      const Source& source = sources[s];
+      const Layout& layout = layouts[s];
+      const std::int8_t* const from = weights[s] + offset + unit * unit_channels;
+      for (std::int64_t lift = 0; lift < layout.lifts; ++lift) {
+        for (std::int64_t tap = 0; tap < layout.taps; ++tap) {
+          for (std::int64_t first = 0; first < layout.span; first += panel_inputs, to += panel) {
+            const std::int64_t here = std::min(panel_inputs, layout.span - first);
+            if (unit == 0) depth.push_back(static_cast<std::int8_t>((here + 3) / 4));
+            for (std::int64_t i = 0; i < here; ++i) {
+              const std::int64_t place = first + i, rest = place % layout.pixel;
+              const std::int64_t kx = layout.taps > 1 ? tap : place / layout.pixel;
+              const std::int64_t ky = lift * layout.together + rest / source.channels;
+              if (ky >= source.kernel[0]) continue;
+              const std::int64_t row =
+                  (ky * source.kernel[1] + kx) * source.channels + rest % source.channels;
+              for (std::int64_t c = 0; c < there; ++c) {
+                to[i / 4 * 64 + c * 4 + i % 4] = from[row * pixel + c];
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// --- a part of a call ----------------------------------------------------------------------------
+
+namespace {
+
+/// How a source of a strip is held.
+struct Hold {
+  std::int64_t step;     // positions between neighbouring output columns are so many pixels apart
+  std::int64_t columns;  // pixels that a row has
+  std::int64_t begin;    // pixels of padding before it
+  bool sparse;           // of the input's columns only those that a kernel of one column reads
+  std::int64_t planes;   // of rows with the same remainder by the stride
+  std::int64_t below;    // rows of a plane below those of the output
+  std::int64_t pitch;    // bytes of a row
+  std::int64_t plane, image;  // bytes from one to the next
+  std::int64_t bytes;         // of all
+};
+
+/// How the sources of a strip are held, together.
+struct Plan {
+  Hold holds[max_sources];
+  std::int64_t across;  // positions of a row
+  std::int64_t high;    // rows of positions from one image to the next
+  bool one;             // each image has one output: images are positions
+  bool merged;          // positions go on from one image to the next
+  std::int64_t bytes;
+
+  Plan(const Layer& layer, const Call& call, std::int64_t images, std::int64_t rows) {
+    one = call.height == 1 && call.width == 1;
+    across = call.width;
+    high = rows;
+    std::int64_t most_below = 0;
+    bool shared = rows == call.height && layer.sources.size() == 1;
+    for (std::size_t s = 0; s < layer.sources.size(); ++s) {
+      const Source& source = call.sources[s];
+      const Layout& layout = layer.layouts[s];
+      Hold& hold = holds[s];
+      hold.sparse = source.kernel[1] == 1 && source.stride[1] > 1;
+      hold.step = hold.sparse ? 1 : source.stride[1];
+      hold.begin = hold.sparse ? 0 : source.begin[1];
+      hold.columns = hold.sparse ? call.width : source.in[1];
+      const std::int64_t padded =
+          hold.sparse ? call.width
+          : one       ? source.begin[1] + source.in[1] + source.end[1]
+                      : source.in[1] + std::max(source.begin[1], source.end[1]);
+      across = std::max(across, (padded + hold.step - 1) / hold.step);
+      const std::int64_t last = Layout::below(source, layout, layout.lifts - 1);
+      hold.below = last / source.stride[0];
+      hold.planes = std::min(source.stride[0], last + 1);
+      most_below = std::max(most_below, hold.below);
+      shared = shared && source.stride[0] == 1 && layout.together == 1;
+    }
+    const Source& first = call.sources[0];
+    // What pads an image below pads the next one above.
+    high = shared ? std::max(rows, first.in[0] + std::max(first.begin[0], first.end[0]))
+                  : rows + most_below;
+    const auto tiles_of = [](std::int64_t positions) {
+      return (positions + tile_positions - 1) / tile_positions;
+    };
+    const std::int64_t alone = (rows - 1) * across + call.width;
+    merged = !one && images > 1 &&
+             tiles_of((images - 1) * high * across + alone) < images * tiles_of(alone);
+    bytes = 0;
+    for (std::size_t s = 0; s < layer.sources.size(); ++s) {
+      const Layout& layout = layer.layouts[s];
+      Hold& hold = holds[s];
+      hold.pitch = across * hold.step * layout.pixel;
+      // One more row for the padding behind the last one.
+      const std::int64_t tall = rows + hold.below + 1;
+      if (merged) {
+        hold.image = high * hold.pitch;
+        hold.plane = ((images - 1) * high + tall) * hold.pitch;
+        hold.bytes = hold.planes * hold.plane;
+      } else {
+        hold.plane = tall * hold.pitch;
+        hold.image = (hold.planes * hold.plane + 63) / 64 * 64;
+        hold.bytes = images * hold.image;
+      }
+      hold.bytes += tile_positions * (one ? hold.image : hold.step * layout.pixel) +
+                    call.sources[s].kernel[1] * call.sources[s].dilation[1] * layout.pixel +
+                    2 * panel_inputs;
+      bytes += Scratch::room<std::uint8_t>(hold.bytes);
+    }
+  }
+};
+
+/// `count` pixels of `bytes` bytes that lie `from_apart` and `to_apart` apart.
+void copy_pixels(const std::uint8_t* from, std::int64_t from_apart, std::int64_t count,
+                 std::int64_t bytes, std::uint8_t* to, std::int64_t to_apart) {
+  if (bytes == from_apart && bytes == to_apart) {
+    std::memcpy(to, from, static_cast<std::size_t>(count * bytes));
+    return;
+  }
+  const auto each = [&](auto size) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::memcpy(to + i * to_apart, from + i * from_apart, static_cast<std::size_t>(size));
+    }
+  };
+  switch (bytes) {
+    case 1: return each(std::integral_constant<std::size_t, 1>{});
+    case 3: return each(std::integral_constant<std::size_t, 3>{});
+    case 16: return each(std::integral_constant<std::size_t, 16>{});
+    case 32: return each(std::integral_constant<std::size_t, 32>{});
+    case 64: return each(std::integral_constant<std::size_t, 64>{});
+    default: return each(bytes);
+  }
+}
+
+/// Copies what a strip reads of a source, with its padding.
+void hold_source(const Layer& layer, const Call& call, std::size_t s, const Hold& hold,
+                 std::int64_t image, std::int64_t images, std::int64_t row, std::int64_t rows,
+                 std::uint8_t* bytes) {
+  const Source& source = call.sources[s];
+  const Layout& layout = layer.layouts[s];
+  const std::int64_t size = source.pixel, apart = layout.pixel;
+  for (std::int64_t i = 0; i < images; ++i) {
+    const std::uint8_t* const from =
+        call.counts[s] + (image + i) * source.in[0] * source.in[1] * size + source.offset;
+    for (std::int64_t f = 0; f < hold.planes; ++f) {
+      std::uint8_t* to = bytes + i * hold.image + f * hold.plane;
+      for (std::int64_t r = 0; r < rows + hold.below; ++r, to += hold.pitch) {
+        const std::int64_t top = (row + r) * source.stride[0] + f - source.begin[0];
+        const std::int64_t left = hold.begin * apart, held = hold.columns * apart;
+        bool whole = true;
+        for (std::int64_t j = 0; j < layout.together; ++j) {
+          whole = whole && top + j >= 0 && top + j < source.in[0];
+        }
+        if (whole) {
+          std::memset(to, 0, static_cast<std::size_t>(left));
+          std::memset(to + left + held, 0, static_cast<std::size_t>(hold.pitch - left - held));
+        } else {
+          std::memset(to, 0, static_cast<std::size_t>(hold.pitch));
+        }
+        for (std::int64_t j = 0; j < layout.together; ++j) {
+          if (top + j < 0 || top + j >= source.in[0]) continue;
+          const std::uint8_t* const line = from + (top + j) * source.in[1] * size;
+          std::uint8_t* const there = to + left + j * source.channels;
+          if (!hold.sparse) {
+            copy_pixels(line, size, hold.columns, source.channels, there, apart);
+            continue;
+          }
+          for (std::int64_t x = 0; x < call.width; ++x) {
+            const std::int64_t column = source.column(x, 0);
+            if (column < 0 || column >= source.in[1]) {
+              std::memset(there + x * apart, 0, static_cast<std::size_t>(source.channels));
+            } else {
+              std::memcpy(there + x * apart, line + column * size,
+                          static_cast<std::size_t>(source.channels));
+            }
+          }
+        }
+      }
+      // The padding behind the last row.
+      std::memset(to, 0, static_cast<std::size_t>(std::min(hold.pitch, source.end[1] * apart)));
+    }
+  }
+}
+
+/// Sixteen channels of one pixel in plain C++.
+void run_plain(const Strip& strip, std::int64_t unit, std::int64_t units) {
+  const Layer& layer = strip.layer;
+  for (const std::int64_t end = unit + units; unit < end; ++unit) {
+    const std::int64_t count = channels_of(layer, unit), first = unit * unit_channels;
+    for (const Run* run = strip.runs; run < strip.runs + strip.run_count; ++run) {
+      for (std::int64_t i = 0; i < run->count; ++i) {
+        std::int32_t sums[unit_channels];
+        for (std::int64_t c = 0; c < unit_channels; ++c) sums[c] = layer.membrane[first + c];
+        const std::int8_t* weights = layer.digits.get() + unit * layer.panels * panel;
+        const std::int8_t* depth = layer.depth.data();
+        for (std::size_t s = 0; s < layer.sources.size(); ++s) {
+          const Held& held = strip.held[s];
+          const std::uint8_t* const from = held.bytes + run->start[s] + i * held.apart;
+          for (std::int64_t p = 0; p < layer.layouts[s].panels; ++p, weights += panel, ++depth) {
+            const std::uint8_t* const counts = from + held.offsets[p];
+            for (std::int64_t k = 0; k < *depth; ++k) {
+              for (std::int64_t c = 0; c < unit_channels; ++c) {
+                std::int32_t sum = 0;
+                for (std::int64_t j = 0; j < 4; ++j) {
+                  sum += static_cast<std::int32_t>(counts[4 * k + j]) *
+                         static_cast<std::int32_t>(weights[k * 64 + c * 4 + j]);
+                }
+                sums[c] += sum;
+              }
+            }
+          }
+        }
+        const std::int64_t place = (run->out + i) * layer.pixel + layer.offset + first;
+        const std::uint8_t* const residual = strip.call.residual;
+        fire(layer, unit, sums, residual ? residual + place : nullptr, count, strip.call.out + place);
+      }
+    }
+  }
+}
+
+/// Rows of a depthwise layer: weights and sums are whole numbers that float32 holds.
+template <typename Set>
+SNNC_BODY void depthwise_rows(const Layer& layer, const Call& call, std::int64_t image,
+                              std::int64_t row, std::int64_t rows, std::int64_t unit,
+                              std::int64_t units) {
+  constexpr int vectors = unit_channels / lanes<Set>;
+  const Source& source = call.sources[0];
+  const std::int64_t all = layer.units * unit_channels;
+  const std::uint8_t* const from = call.counts[0] + image * source.in[0] * source.in[1] * source.pixel;
+  for (std::int64_t y = row; y < row + rows; ++y) {
+    for (std::int64_t u = unit; u < unit + units; ++u) {
+      const std::int64_t first = u * unit_channels, count = channels_of(layer, u);
+      for (std::int64_t x = 0; x < call.width; ++x) {
+        Floats<Set> sums[vectors];
+        for (int v = 0; v < vectors; ++v) sums[v] = Floats<Set>{};
+        for (std::int64_t ky = 0; ky < source.kernel[0]; ++ky) {
+          const std::int64_t top = source.row(y, ky);
+          if (top < 0 || top >= source.in[0]) continue;
+          for (std::int64_t kx = 0; kx < source.kernel[1]; ++kx) {
+            const std::int64_t left = source.column(x, kx);
+            if (left < 0 || left >= source.in[1]) continue;
+            const std::uint8_t* counts =
+                from + (top * source.in[1] + left) * source.pixel + source.offset + first;
+            std::uint8_t own[unit_channels] = {};
+            if (count < unit_channels) {
+              std::memcpy(own, counts, static_cast<std::size_t>(count));
+              counts = own;
+            }
+            const float* const weights = layer.taps.get() + (ky * source.kernel[1] + kx) * all + first;
+            for (int v = 0; v < vectors; ++v) {
+              Ints<Set> wide;
+              Set::widen_bytes(counts + v * lanes<Set>, wide);
+              const Floats<Set> values = __builtin_convertvector(wide, Floats<Set>);
+              Floats<Set> weight;
+              load(weights + v * lanes<Set>, weight);
+              Set::multiply_add(weight, values, sums[v]);
+            }
+          }
+        }
+        std::int32_t whole[unit_channels];
+        for (int v = 0; v < vectors; ++v) {
+          Ints<Set> potential;
+          load(layer.membrane.get() + first + v * lanes<Set>, potential);
+          potential = potential + __builtin_convertvector(sums[v], Ints<Set>);
+          store(whole + v * lanes<Set>, potential);
+        }
+        const std::int64_t place =
+            ((image * call.height + y) * call.width + x) * layer.pixel + layer.offset + first;
+        fire(layer, u, whole, call.residual ? call.residual + place : nullptr, count,
+             call.out + place);
+      }
+    }
+  }
+}
+
+void run_strip(const Strip& strip, std::int64_t unit, std::int64_t units) {
+#ifdef SNNC_X86
+  if (strip.layer.way != Way::plain) return run_x86(strip, unit, units);
+#endif
+  run_plain(strip, unit, units);
+}
+
+}  // namespace
+
+bool run(const Layer& layer, const Call& call, std::int64_t image, std::int64_t images,
+         std::int64_t row, std::int64_t rows, std::int64_t unit, std::int64_t units) {
+  if (layer.depthwise) {
+    for (std::int64_t i = image; i < image + images; ++i) {
+      on(best_isa(), [&](auto set) SNNC_INLINE {
+        depthwise_rows<decltype(set)>(layer, call, i, row, rows, unit, units);
+      });
+    }
+    return true;
+  }
+  // As many rows, then images, as are held at once.
+  std::int64_t high = rows, together = 1;
+  while (high > 1 && Plan(layer, call, 1, high).bytes > held_bytes) high = (high + 1) / 2;
+  if (high == call.height) {
+    const std::int64_t each = Plan(layer, call, 2, high).bytes / 2;
+    together = std::clamp<std::int64_t>(held_bytes / std::max<std::int64_t>(each, 1), 1, images);
+  }
+  const Plan largest(layer, call, together, high);
+  const std::int64_t most_runs = largest.one ? 1 : together * high;
+  const std::int64_t most_tiles =
+      together * ((largest.high * largest.across + tile_positions - 1) / tile_positions);
+  std::int64_t tables = Scratch::room<Run>(most_runs) + Scratch::room<Tile>(most_tiles);
+  for (const Layout& layout : layer.layouts) tables += Scratch::room<std::int64_t>(layout.panels);
+  static thread_local Scratch scratch;
+
+  for (std::int64_t n = 0; n < images; n += together) {
+    const std::int64_t now = std::min(together, images - n);
+    for (std::int64_t y = 0; y < rows; y += high) {
+      const std::int64_t here = std::min(high, rows - y);
+      const Plan plan(layer, call, now, here);
+      if (!scratch.reserve(plan.bytes + tables)) return false;
+      const std::int64_t first_out = ((image + n) * call.height + row + y) * call.width;
+      Strip strip{layer, call, {}, nullptr, 0, nullptr, 0, first_out, 16};
+      for (std::size_t s = 0; s < layer.sources.size(); ++s) {
+        const Source& source = call.sources[s];
+        const Layout& layout = layer.layouts[s];
+        const Hold& hold = plan.holds[s];
+        Held& held = strip.held[s];
+        held.bytes = scratch.take<std::uint8_t>(hold.bytes);
+        held.apart = plan.one ? hold.image : hold.step * layout.pixel;
+        held.offsets = scratch.take<std::int64_t>(layout.panels);
+        std::int64_t* offset = held.offsets;
+        for (std::int64_t lift = 0; lift < layout.lifts; ++lift) {
+          const std::int64_t below = Layout::below(source, layout, lift);
+          const std::int64_t line =
+              below % source.stride[0] * hold.plane + below / source.stride[0] * hold.pitch;
+          for (std::int64_t tap = 0; tap < layout.taps; ++tap) {
+            for (std::int64_t i = 0; i < layout.panels_of_span(); ++i) {
+              *offset++ = line + tap * source.dilation[1] * layout.pixel + i * panel_inputs;
+            }
+          }
+        }
+        hold_source(layer, call, s, hold, image + n, now, row + y, here, held.bytes);
+      }
+      const std::int64_t sources = static_cast<std::int64_t>(layer.sources.size());
+      if (layer.way == Way::tiles) {
+        Tile* const tiles = scratch.take<Tile>(most_tiles);
+        Tile* tile = tiles;
+        const std::int64_t groups = plan.one || plan.merged ? 1 : now;
+        const std::int64_t rows_of_group = plan.merged ? (now - 1) * plan.high + here : here;
+        const std::int64_t positions =
+            plan.one ? now : (rows_of_group - 1) * plan.across + call.width;
+        for (std::int64_t g = 0; g < groups; ++g) {
+          std::int64_t i = g, r = 0, x = 0;  // of the next position
+          for (std::int64_t q = 0; q < positions; q += tile_positions, ++tile) {
+            for (std::int64_t s = 0; s < sources; ++s) {
+              const std::int64_t begin = plan.merged || plan.one ? 0 : g * plan.holds[s].image;
+              tile->start[s] = begin + q * strip.held[s].apart;
+            }
+            for (std::int64_t k = 0; k < tile_positions; ++k) {
+              const bool counts = q + k < positions && r < here && x < call.width;
+              tile->outs[k] =
+                  counts ? static_cast<std::int32_t>((i * here + r) * call.width + x) : -1;
+              if (plan.one) {
+                ++i;
+              } else if (++x == plan.across) {
+                x = 0;
+                if (++r == (plan.merged ? plan.high : here)) {
+                  r = 0;
+                  ++i;
+                }
+              }
+            }
+          }
+        }
+        // Strips of several images have all of their rows, so their outputs follow each other.
+        strip.tiles = tiles;
+        strip.tile_count = tile - tiles;
+        strip.rows = std::min(positions, tile_positions);
+      } else {
+        Run* const runs = scratch.take<Run>(most_runs);
+        Run* run = runs;
+        if (plan.one) {
+          *run++ = {{0, 0}, first_out, now};
+        } else {
+          for (std::int64_t i = 0; i < now; ++i) {
+            for (std::int64_t r = 0; r < here; ++r, ++run) {
+              for (std::int64_t s = 0; s < sources; ++s) {
+                run->start[s] = i * plan.holds[s].image + r * plan.holds[s].pitch;
+              }
+              run->out = first_out + (i * here + r) * call.width;
+              run->count = call.width;
+            }
+          }
+        }
+        strip.runs = runs;
+        strip.run_count = run - runs;
+      }
+      run_strip(strip, unit, units);
+    }
+  }
+  return true;
+}
+
+void max_pool(const Source& source, const std::uint8_t* image, std::int64_t row, std::int64_t width,
+              std::uint8_t* out, Isa isa) {
+  const std::int64_t channels = source.pixel;
+  on(isa, [&](auto set) SNNC_INLINE {
+    (void)set;
+    for (std::int64_t x = 0; x < width; ++x, out += channels) {
+      std::memset(out, 0, static_cast<std::size_t>(channels));
+      for (std::int64_t ky = 0; ky < source.kernel[0]; ++ky) {
+        const std::int64_t top = source.row(row, ky);
+        if (top < 0 || top >= source.in[0]) continue;
+        for (std::int64_t kx = 0; kx < source.kernel[1]; ++kx) {
+          const std::int64_t left = source.column(x, kx);
+          if (left < 0 || left >= source.in[1]) continue;
+          const std::uint8_t* __restrict__ const from = image + (top * source.in[1] + left) * channels;
+          std::uint8_t* __restrict__ const to = out;
+          for (std::int64_t c = 0; c < channels; ++c) to[c] = std::max(to[c], from[c]);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace snnc::counts

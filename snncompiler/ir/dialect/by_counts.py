@@ -1,0 +1,211 @@
+"""The operators by counts, which `passes/lower/collapse_time.py` makes of a layered network.
+
+A layered neuron has received all of its window before it fires, so one number says what it sends: the
+worth of its spikes.  Such counts are bytes, channels last; a convolution and its neuron are one
+operator, which has no time axis.  Weights and thresholds are whole numbers.
+"""
+
+from __future__ import annotations
+
+from snncompiler.ir.dialect.core import Attribute, Operator, Port
+
+_WINDOW = ("dilations", "pads", "strides")
+
+_CONV = """
+  {name}_wide = Cast <to = 1> ({counts})
+  {name}_planes = Transpose <perm = [0, 3, 1, 2]> ({name}_wide)
+  {name}_values = Cast <to = 1> ({weights})
+  {name}_kernel = Transpose <perm = [3, 2, 0, 1]> ({name}_values)
+  {name}_conv = Conv <{references}> ({name}_planes, {name}_kernel)
+  {name}_moved = Transpose <perm = [0, 2, 3, 1]> ({name}_conv)
+  {name} = Cast <to = 6> ({name}_moved)"""
+
+_NEURON = """
+  potential = Add ({total}, membrane)
+  none = Constant <value_int = 0> ()
+  nothing = Cast <to = 6> (none)
+  above = Max (potential, nothing)
+  whole = Div (above, threshold)
+  most = Constant <value_int: int = @levels> ()
+  top = Cast <to = 6> (most)
+  fired = Min (whole, top)
+  counts_out = Cast <to = 2> (fired)
+}}"""
+
+
+def _layer(name: str, more: tuple[str, ...], inputs: str, middle: str, total: str) -> str:
+    """The body of an operator that convolves; `more` names its further attributes."""
+    attributes = ", ".join(["group", "levels", "levels_in", *_WINDOW, *more])
+    window = ", ".join(f"{key}: ints = @{key}" for key in _WINDOW)
+    conv = _CONV.format(
+        name="main",
+        counts="counts",
+        weights="weights",
+        references=f"{window}, group: int = @group",
+    )
+    return (
+        f"{name} <{attributes}> (counts, weights, {inputs}membrane, threshold) => (counts_out)\n{{"
+        + conv
+        + middle
+        + _NEURON.format(total=total)
+    )
+
+
+_BODIES = {
+    "CountConv": _layer("CountConv", (), "", "", "main"),
+    "CountConvAdd": _layer(
+        "CountConvAdd",
+        (),
+        "residual, coefficient, ",
+        """
+  past = Cast <to = 6> (residual)
+  charged = Mul (past, coefficient)
+  total = Add (main, charged)""",
+        "total",
+    ),
+    "CountConvPair": _layer(
+        "CountConvPair",
+        ("more_levels_in", *(f"more_{key}" for key in _WINDOW)),
+        "more_counts, more_weights, ",
+        _CONV.format(
+            name="more",
+            counts="more_counts",
+            weights="more_weights",
+            references=", ".join(f"{key}: ints = @more_{key}" for key in _WINDOW),
+        )
+        + """
+  total = Add (main, more)""",
+        "total",
+    ),
+    # The quotient is rounded; the products are not, and put it right.
+    "CountNeuron": """CountNeuron <levels> (current, membrane, threshold) => (counts_out)
+{
+  last = Transpose <perm = [0, 2, 3, 1]> (current)
+  v = Add (last, membrane)
+  quotient = Div (v, threshold)
+  floor = Floor (quotient)
+  none = Constant <value_float = 0.0> ()
+  one = Constant <value_float = 1.0> ()
+  most = Constant <value_int: int = @levels> ()
+  top = Cast <to = 1> (most)
+  least = Max (floor, none)
+  guess = Min (least, top)
+  worth = Mul (guess, threshold)
+  high = Greater (worth, v)
+  less = Cast <to = 1> (high)
+  lower = Sub (guess, less)
+  next = Add (lower, one)
+  next_worth = Mul (next, threshold)
+  low = LessOrEqual (next_worth, v)
+  more = Cast <to = 1> (low)
+  upper = Add (lower, more)
+  above = Max (upper, none)
+  fired = Min (above, top)
+  counts_out = Cast <to = 2> (fired)
+}""",
+    "CountMaxPool": """CountMaxPool <dilations, kernel_shape, pads, strides> (counts) => (pooled)
+{
+  planes = Transpose <perm = [0, 3, 1, 2]> (counts)
+  largest = MaxPool <auto_pad = "NOTSET", ceil_mode = 0, dilations: ints = @dilations,
+    kernel_shape: ints = @kernel_shape, pads: ints = @pads, strides: ints = @strides> (planes)
+  pooled = Transpose <perm = [0, 2, 3, 1]> (largest)
+}""",
+}
+
+_COUNTS = Port("counts", "uint8", "[N, H, W, C]", "0 to `levels_in`")
+_WEIGHTS = Port("weights", "int8", "[KH, KW, C/group, M]", "constant, to be packed once")
+_NEURONS = (
+    Port("membrane", "int32", "[M]", "membrane potential at the start: bias and half a threshold"),
+    Port("threshold", "int32", "[M]", "θ, at least 1"),
+)
+_OUT = (Port("counts_out", "uint8", "[N, OH, OW, M]", "0 to `levels`"),)
+_LEVELS = Attribute("levels", "int", "L, the largest count that goes out: 1 to 255")
+_ATTRIBUTES = (
+    Attribute("group", "int", "as in Conv"),
+    _LEVELS,
+    Attribute("levels_in", "int", "the largest value of `counts`: 1 to 255"),
+    *(Attribute(key, "ints", "as in Conv, of two axes") for key in _WINDOW),
+)
+_EQUATION = "n = min(max(floor((x + membrane) / θ), 0), L)   with x = "
+_SUMS = "  The native kernel sums in int32, the body in float32: below 2^24 they are the same."
+
+#: Operators of a session on the CPU.  They have no CUDA kernels.
+COUNT_OPERATORS: dict[str, Operator] = {
+    op.name: op
+    for op in (
+        Operator(
+            name="CountConv",
+            summary="Convolution of counts and neurons in one, in whole numbers." + _SUMS,
+            equation=_EQUATION + "conv(counts)",
+            inputs=(_COUNTS, _WEIGHTS, *_NEURONS),
+            outputs=_OUT,
+            attributes=_ATTRIBUTES,
+            body=_BODIES["CountConv"],
+            states=(),
+        ),
+        Operator(
+            name="CountConvAdd",
+            summary="CountConv with a residual: counts that go past the convolution.",
+            equation=_EQUATION + "conv(counts) + coefficient·residual",
+            inputs=(
+                _COUNTS,
+                _WEIGHTS,
+                Port("residual", "uint8", "[N, OH, OW, M]", "counts"),
+                Port("coefficient", "int32", "[M]", "the charge of one, of 16 bits"),
+                *_NEURONS,
+            ),
+            outputs=_OUT,
+            attributes=_ATTRIBUTES,
+            body=_BODIES["CountConvAdd"],
+            states=(),
+        ),
+        Operator(
+            name="CountConvPair",
+            summary="Two convolutions of counts into one layer of neurons.",
+            equation=_EQUATION + "conv(counts) + conv(more_counts)",
+            inputs=(
+                _COUNTS,
+                _WEIGHTS,
+                Port("more_counts", "uint8", "[N, H2, W2, C2]", "0 to `more_levels_in`"),
+                Port("more_weights", "int8", "[KH2, KW2, C2, M]", "constant"),
+                *_NEURONS,
+            ),
+            outputs=_OUT,
+            attributes=(
+                *_ATTRIBUTES,
+                Attribute("more_levels_in", "int", "the largest value of `more_counts`"),
+                *(Attribute(f"more_{key}", "ints", "of the second one") for key in _WINDOW),
+            ),
+            body=_BODIES["CountConvPair"],
+            states=(),
+        ),
+        Operator(
+            name="CountNeuron",
+            summary="Neurons of a current that is complete, for thresholds that are whole numbers "
+            "((L + 1)·θ at most 2^24), which send counts, channels last.",
+            equation=_EQUATION + "current",
+            inputs=(
+                Port("current", "float32", "[N, M, H, W]", "the sum of the window"),
+                Port("membrane", "float32", "[M]", "membrane potential at the start"),
+                Port("threshold", "float32", "[M]", "θ, at least 1"),
+            ),
+            outputs=(Port("counts_out", "uint8", "[N, H, W, M]", "0 to `levels`"),),
+            attributes=(_LEVELS,),
+            body=_BODIES["CountNeuron"],
+            states=(),
+        ),
+        Operator(
+            name="CountMaxPool",
+            summary="Max pooling of counts: their window is complete.",
+            equation="out = maxpool(counts)",
+            inputs=(Port("counts", "uint8", "[N, H, W, C]", "counts"),),
+            outputs=(Port("pooled", "uint8", "[N, OH, OW, C]", "counts"),),
+            attributes=tuple(
+                Attribute(key, "ints", "as in MaxPool, of two axes")
+                for key in ("dilations", "kernel_shape", "pads", "strides")
+            ),
+            body=_BODIES["CountMaxPool"],
+            states=(),
+        ),
+    )
+}
