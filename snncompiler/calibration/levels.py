@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from snncompiler.calibration.gram import Reading, of_positions
 from snncompiler.calibration.level_network import LevelNetwork, counts_of, spread
+from snncompiler.calibration.observe import calibrate, observe
+from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.regression import Wanted, outputs, regressed
 from snncompiler.ir.graph import (
     Graph,
@@ -44,11 +46,14 @@ from snncompiler.ir.rectifiers import (
     rectifiers_of,
     values_of,
 )
+from snncompiler.ir.settings import Correct, Options
+from snncompiler.network.data import Dataset
+from snncompiler.network.prepared import Prepared
+from snncompiler.network.task import resolve
 from snncompiler.runtime.session import LARGE_GRAPH, create_session
 
 Floats = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]
-Correct = Literal["weights", "bias", "none"]
 
 #: Positions at which a layer is looked at, over all samples, and the most values of its inputs there.
 POSITIONS = 40_000
@@ -115,6 +120,79 @@ class Settled:
     weights: dict[str, Floats] = field(default_factory=dict)
     biases: dict[str, Floats] = field(default_factory=dict)
     report: dict[str, LayerReport] = field(default_factory=dict)
+
+
+def calibrate_levels(
+    prepared: Prepared,
+    options: Options,
+    dataset: Dataset,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Calibration:
+    """The calibration of a network for layered time: thresholds, then what `--correct` corrects.
+
+    Called with what is being done and how far it is, `progress` tells of it.
+    """
+
+    def telling(text: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, of: progress(text, done, of)
+
+    options = resolve(prepared, options, labels=dataset.labels)
+    graph, batch = prepared.graph, prepared.fixed_batch
+    feeds: Feeds = dataset.feeds
+    if batch is not None:
+        whole = len(dataset) - len(dataset) % batch
+        feeds = {name: array[:whole] for name, array in feeds.items()}
+    observation = observe(prepared.ann, graph, feeds, batch=batch, progress=telling("calibrating"))
+    thresholds, findings = calibrate(observation, rectifiers_of(graph), options)
+    prepared.context.findings += findings
+    settled = Settled()
+    if options.correct != "none":
+        settled = settle_levels(
+            prepared.ann,
+            graph,
+            feeds,
+            thresholds,
+            options.levels,
+            options.correct,
+            batch=batch,
+            seed=options.seed,
+            progress=telling("correcting"),
+        )
+        _tell(settled, prepared)
+    levels = np.float32(options.levels)
+    return Calibration(
+        thresholds={
+            name: np.maximum(theta / levels, np.finfo(np.float32).tiny)
+            for name, theta in thresholds.items()
+        },
+        method=options.threshold,
+        percentile=options.percentile,
+        tau=options.tau,
+        per_channel=bool(options.per_channel),
+        alpha=float(options.alpha),
+        maxpool=options.maxpool,
+        source="data",
+        samples=observation.samples,
+        seed=options.seed,
+        model_sha256=prepared.source.sha256,
+        data_sha256=dataset.sha256(),
+        levels=options.levels,
+        correct=options.correct,
+        weights=settled.weights,
+        biases=settled.biases,
+    )
+
+
+def _tell(settled: Settled, prepared: Prepared) -> None:
+    """A note where layers are not corrected."""
+    left = [report for report in settled.report.values() if report.note]
+    if left:
+        prepared.context.note(
+            "SNNC309",
+            f"{len(left)} of {len(settled.report)} layers are not corrected: {left[0].note}",
+            node=left[0].name,
+            hint="give more calibration samples",
+        )
 
 
 # --- one rectifier ---

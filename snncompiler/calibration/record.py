@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from snncompiler.errors import UsageError, refuse
 from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.option import Parsed
+from snncompiler.ir.settings import Options
 from snncompiler.ir.spikes import BINARY, Spikes
 
 
@@ -25,9 +27,14 @@ class Calibration:
     schedules: layer name -> charge b [S, C] for each of the first S steps.  The last row holds for all
         later steps.  Empty without a correction.
     growth: how θ grows with time; the schedules belong to it.
+    correct: what was corrected in layered time.  weights: layer name -> its weights, in their shape.
+        biases: layer name -> bias [O] of a layer with weights; or what is added, [C] or [1], to what a
+        rectifier receives (`passes/spike/correct_layers`).
     neuron, initial, reset, schedule_steps: settings of the running network on which the charges, and
         thresholds by `vin-max`, were found.
     input_scales: input name -> max |x|, for Poisson input.  maxpool: how the network pools.
+    levels: of layered time, where θ is the value of one level: L, the largest number that the spikes of
+        a window stand for.  0: of streaming time.
     source: "data", "batch-norm" or "synthetic".  data_sha256: hash of the calibration arrays.
     """
 
@@ -45,27 +52,37 @@ class Calibration:
     correction: str = "none"
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     growth: Parsed[Growth] = Parsed(Growth.parse, Growth, STEADY)
+    correct: str = "none"
+    weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     neuron: Parsed[Spikes] = Parsed(Spikes.parse, Spikes, BINARY)
     initial: float = 0.5
     reset: str = "soft"
     schedule_steps: int = 32
     input_scales: Mapping[str, float] = field(default_factory=dict)
     maxpool: str = "exact"
+    levels: int = 0
 
     def to_json(self) -> str:
         """As JSON; float32 values are written so that they are read back exactly.
 
-        Schedules, of which there are many, as base64 of little-endian float32, with their shape.
+        Schedules, weights and biases, of which there are many, as base64 of little-endian float32, with
+        their shape.
         """
-        content = {**self.__dict__, "thresholds": {}, "schedules": {}}
+        content = {**self.__dict__, "thresholds": {}}
         content |= {"growth": str(self.growth), "neuron": str(self.neuron)}
         if self.maxpool == "exact":
             del content["maxpool"]  # as calibrations before had it
+        if not self.levels:
+            del content["levels"]
         for name, theta in self.thresholds.items():
             content["thresholds"][name] = [float(str(value)) for value in theta]
-        for name, charges in self.schedules.items():
-            raw = base64.b64encode(charges.astype("<f4").tobytes()).decode()
-            content["schedules"][name] = {"shape": list(charges.shape), "float32": raw}
+        for kind in _ARRAYS:
+            arrays = getattr(self, kind)
+            content[kind] = {name: _written(array) for name, array in arrays.items()}
+        if self.correct == "none":
+            for kind in ("correct", "weights", "biases"):
+                del content[kind]
         return json.dumps(content, ensure_ascii=True)
 
     @staticmethod
@@ -76,12 +93,35 @@ class Calibration:
             content["thresholds"] = {
                 name: np.array(theta, np.float32) for name, theta in content["thresholds"].items()
             }
-            content["schedules"] = {
-                name: np.frombuffer(base64.b64decode(entry["float32"]), "<f4")
-                .reshape(entry["shape"])
-                .astype(np.float32)
-                for name, entry in content.get("schedules", {}).items()
-            }
+            for kind in _ARRAYS:
+                entries = content.get(kind, {})
+                content[kind] = {name: _read(entry) for name, entry in entries.items()}
             return Calibration(**content)
         except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
             raise refuse("SNNC401", f"the calibration cannot be read: {error}") from None
+
+
+def check_levels(calibration: Calibration, options: Options) -> None:
+    """Raises UsageError where thresholds are those of another timing, or of other levels."""
+    wanted = options.levels if options.layered else 0
+    if calibration.levels == wanted:
+        return
+    made = f"layered time with {calibration.levels} levels" if calibration.levels else "streaming"
+    asked = f"layered time with {wanted} levels" if wanted else "streaming"
+    raise UsageError(
+        f"the calibration is for {made}, this is {asked}", hint="give the data, to calibrate again"
+    )
+
+
+#: The fields that are written as base64.
+_ARRAYS = ("schedules", "weights", "biases")
+
+
+def _written(array: NDArray[np.float32]) -> dict[str, Any]:
+    raw = base64.b64encode(array.astype("<f4").tobytes()).decode()
+    return {"shape": list(array.shape), "float32": raw}
+
+
+def _read(entry: Mapping[str, Any]) -> NDArray[np.float32]:
+    values = np.frombuffer(base64.b64decode(entry["float32"]), "<f4")
+    return values.reshape(entry["shape"]).astype(np.float32)

@@ -20,6 +20,8 @@ _MMSE_GRID = np.linspace(1.0, 0.02, 99)
 _MMSE_JOIN = 4
 
 
+#: θ of `headroom`, as a multiple of the largest activation (docs/explanation/levels.md).
+HEADROOM = np.float32(1.25)
 #: The same of `least_error`, and the parts of a step between them that are tried around the best.
 _PARTS = np.linspace(1.0, 0.04, 49)
 _BETWEEN = (-0.66, -0.33, 0.33, 0.66)
@@ -36,13 +38,23 @@ def largest(histogram: Histogram, options: Options) -> NDArray[np.float32]:
     return histogram.maximum
 
 
+def headroom(histogram: Histogram, options: Options) -> NDArray[np.float32]:
+    """More than the largest activation seen, per channel: other data may give larger ones."""
+    return HEADROOM * histogram.maximum
+
+
 def percentile(histogram: Histogram, options: Options) -> NDArray[np.float32]:
     """The given percentile of all activations, per channel."""
     return histogram.percentile(options.percentile)
 
 
 def mmse(histogram: Histogram, options: Options) -> NDArray[np.float32]:
-    """The θ that minimises E(a - clip(round(T·a/θ), 0, T)·θ/T)² for T steps, per channel."""
+    """The θ that minimises E(a - clip(round(T·a/θ), 0, T)·θ/T)² for T steps, per channel.
+
+    In layered time as `least_error` finds it.
+    """
+    if options.layered:
+        return least_error(histogram, options.levels)
     levels = options.steps
     values = histogram.centres.reshape(histogram.channels, -1, _MMSE_JOIN).mean(axis=2)
     weights = histogram.counts.reshape(histogram.channels, -1, _MMSE_JOIN).sum(axis=2)
@@ -58,16 +70,13 @@ def mmse(histogram: Histogram, options: Options) -> NDArray[np.float32]:
     return best.astype(np.float32)
 
 
-def least_error(histogram: Histogram, levels: int, headroom: float = 0.0) -> NDArray[np.float32]:
+def least_error(histogram: Histogram, levels: int) -> NDArray[np.float32]:
     """The θ with the least E(a - θ/L·clip(floor(L·a/θ + 1/2), 0, L))² for L levels, per channel.
 
     Tried are _PARTS of the largest activation, then what lies between the best and its neighbours.
-    headroom: where it is not 0, θ is this multiple of the largest activation instead.  More than
-    MOST_LEVELS levels are finer than the histogram; θ is then that for so many.
+    More than MOST_LEVELS levels are finer than the histogram; θ is then that for so many.
     """
     largest_ = histogram.maximum.astype(np.float64)
-    if headroom:
-        return np.asarray(largest_ * headroom, np.float32)
     count = min(levels, MOST_LEVELS)
     join = 1 if count > FEW_LEVELS else _MMSE_JOIN
     shape = (histogram.channels, -1, join)
@@ -122,6 +131,7 @@ def balance(histogram: Histogram, options: Options) -> NDArray[np.float32]:
 
 STRATEGIES: dict[str, Strategy] = {
     "max": largest,
+    "headroom": headroom,
     "percentile": percentile,
     "mmse": mmse,
     "balance": balance,

@@ -33,7 +33,9 @@ Emit = Literal["window", "step", "cuda-graph"]
 #: `auto` is chosen by the network's task (`Options.resolved`).
 Correction = Literal["auto", "none", "schedule", "bias", "potential"]
 #: `vin-max` is no strategy over a histogram, but looks at the running network.
-Method = Literal["auto", "max", "percentile", "mmse", "balance", "vin-max"]
+Method = Literal["auto", "max", "headroom", "percentile", "mmse", "balance", "vin-max"]
+#: What is corrected in layered time, layer by layer; `auto` is chosen by the network's task.
+Correct = Literal["auto", "weights", "bias", "none"]
 Task = Literal["auto", "classification", "regression"]
 MaxPooling = Literal["exact", "average"]
 Target = Literal["portable", "cpu"]
@@ -48,6 +50,8 @@ DEFAULT_STEPS = 64
 MAX_STEPS = 1 << 24
 #: Digits of a radix number: its levels are counted exactly in float32, and in 16-bit integers.
 MAX_DIGITS = 16
+#: So many levels resolve values that are larger than any in the calibration data, too.
+MANY_LEVELS = 63
 #: A schedule of more steps would be longer than any window in which it helps.
 MAX_SCHEDULE = 1024
 #: How θ of a classifier grows (docs/explanation/accuracy.md).
@@ -139,6 +143,16 @@ class Options:
     correction: Annotated[
         Correction,
         Option("Charges that correct the running network, found layer by layer.", panel=ACCURACY),
+    ] = "auto"
+    correct: Annotated[
+        Correct,
+        Option(
+            "What is corrected in layered time, so that few levels do: weights and biases, biases "
+            "alone, or none.",
+            panel=ACCURACY,
+            applies={"timing": ("layered",)},
+            untold=True,
+        ),
     ] = "auto"
     schedule_steps: Annotated[
         int,
@@ -486,13 +500,28 @@ class Options:
         self, task: Literal["classification", "regression"], data: bool
     ) -> "Options":
         """The same in layered time, where nothing is uneven that could be corrected."""
+        correct: Correct = "weights" if task == "classification" else "bias"
+        threshold: Method = "mmse"
+        if not data:
+            threshold, correct = "percentile", "none"
+        elif task == "regression" and self.levels >= MANY_LEVELS:
+            # What other data reaches must not be cut off, and there are levels enough for it.
+            threshold = "headroom"
+        if self.threshold != "auto":
+            threshold = self.threshold
+        if self.correct != "auto":
+            correct = self.correct
+        if not data and correct != "none":
+            raise UsageError(
+                f"--correct {correct} needs calibration data",
+                hint="give --calibration DATA, or leave the correction away",
+            )
         return replace(
             self,
             task=task,
             coding=self.coding or "rate",
-            threshold=("max" if data else "percentile")
-            if self.threshold == "auto"
-            else self.threshold,
+            threshold=threshold,
+            correct=correct,
             correction="none",
             growth=STEADY,
             readout=MEAN,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -12,17 +14,21 @@ from snncompiler import pipeline
 from snncompiler.calibration.histogram import Histogram
 from snncompiler.calibration.level_network import LevelNetwork, counts_of, with_levels
 from snncompiler.calibration.levels import (
-    Correct,
     Settled,
+    calibrate_levels,
     layers_of,
     settle_levels,
     shift_for_mean,
     squared_error,
 )
 from snncompiler.calibration.observe import bounded, observe
+from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.thresholds import least_error
+from snncompiler.errors import UsageError
 from snncompiler.ir.graph import with_outputs
 from snncompiler.ir.rectifiers import rectified_input, rectifiers_of
+from snncompiler.ir.settings import Correct, Options
+from snncompiler.network.data import Dataset
 from snncompiler.network.prepared import Prepared, as_model
 from snncompiler.passes.base import run_passes
 from snncompiler.passes.spike.correct_layers import CorrectLayers
@@ -94,10 +100,9 @@ def test_no_other_threshold_leaves_less_error(levels: int) -> None:
     assert (theta <= values.max(axis=0)).all()
 
 
-def test_headroom_and_channels_that_are_silent() -> None:
+def test_channels_that_are_silent() -> None:
     histogram = Histogram(2)
     histogram.add(np.float32([[0, 4], [0, 2]]))
-    assert least_error(histogram, 63, headroom=1.25).tolist() == [0, 5]
     assert least_error(histogram, 63)[0] == 0
     assert least_error(Histogram(3), 8).tolist() == [0, 0, 0]
 
@@ -257,3 +262,54 @@ def test_random_networks_come_near_the_ann_with_many_levels(seed: int) -> None:
     x = x[:batch]
     (right,), (y,) = run_model(prepared.ann, x=x), run_model(model, x=x)
     assert np.linalg.norm(y - right) <= 0.03 * np.linalg.norm(right)
+
+
+# --- the calibration as a whole ---
+
+
+def test_a_calibration_is_read_as_it_was_written() -> None:
+    prepared = pipeline.prepare(residual())
+    options = Options(timing="layered", coding="radix", steps=3, task="classification")
+    dataset = Dataset({"x": random(6, 40, 3, 8, 8)})
+    made = calibrate_levels(prepared, options, dataset)
+    assert (made.levels, made.method, made.correct) == (7, "mmse", "weights")
+    assert made.weights.keys() == {layer for layer in layers_of(prepared.graph)} - {
+        layer.node.name for layer in layers_of(prepared.graph).values() if layer.last
+    }
+    read = Calibration.from_json(made.to_json())
+    for kind in ("thresholds", "weights", "biases"):
+        one, other = getattr(made, kind), getattr(read, kind)
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert read.to_json() == made.to_json()
+
+
+def test_the_top_level_of_a_bounded_rectifier_is_at_most_its_bound() -> None:
+    prepared = pipeline.prepare(residual())
+    dataset = Dataset({"x": 4 * random(6, 40, 3, 8, 8)})
+    options = Options(timing="layered", steps=7, task="regression", threshold="headroom")
+    made = calibrate_levels(prepared, options, dataset)
+    capped = next(node for node in rectifiers_of(prepared.graph) if node.op == "Clip")
+    top = made.thresholds[capped.name] * 7
+    # One quantum is a seventh in float32.
+    assert (top <= 1.5 * (1 + 2.0**-23)).all() and top.max() > 1.49
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "expected"),
+    [
+        ("classification", 63, ("mmse", "weights")),
+        ("regression", 62, ("mmse", "bias")),
+        ("regression", 63, ("headroom", "bias")),
+    ],
+)
+def test_what_is_chosen_by_task(task: Any, steps: int, expected: tuple[str, str]) -> None:
+    chosen = Options(timing="layered", steps=steps).resolved(task, True, 3)
+    assert (chosen.threshold, chosen.correct) == expected
+
+
+def test_without_data_nothing_can_be_corrected() -> None:
+    chosen = Options(timing="layered", steps=4).resolved("classification", False, 3)
+    assert (chosen.threshold, chosen.correct) == ("percentile", "none")
+    with pytest.raises(UsageError, match="--correct bias needs calibration data"):
+        Options(timing="layered", correct="bias").resolved("classification", False, 3)
