@@ -178,8 +178,8 @@ def calibrate_levels(
         data_sha256=dataset.sha256(),
         levels=options.levels,
         correct=options.correct,
-        weights=settled.weights,
-        biases=settled.biases,
+        corrected_weights=settled.weights,
+        corrected_biases=settled.biases,
     )
 
 

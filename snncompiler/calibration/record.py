@@ -27,9 +27,9 @@ class Calibration:
     schedules: layer name -> charge b [S, C] for each of the first S steps.  The last row holds for all
         later steps.  Empty without a correction.
     growth: how θ grows with time; the schedules belong to it.
-    correct: what was corrected in layered time.  weights: layer name -> its weights, in their shape.
-        biases: layer name -> bias [O] of a layer with weights; or what is added, [C] or [1], to what a
-        rectifier receives (`passes/spike/correct_layers`).
+    correct: what was corrected in layered time.  corrected_weights: layer name -> its weights, in their
+        shape.  corrected_biases: layer name -> bias [O] of a layer with weights; or what is added, [C]
+        or [1], to what a rectifier receives (`passes/spike/correct_layers`).
     neuron, initial, reset, schedule_steps: settings of the running network on which the charges, and
         thresholds by `vin-max`, were found.
     input_scales: input name -> max |x|, for Poisson input.  maxpool: how the network pools.
@@ -53,8 +53,8 @@ class Calibration:
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     growth: Parsed[Growth] = Parsed(Growth.parse, Growth, STEADY)
     correct: str = "none"
-    weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    corrected_weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    corrected_biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     neuron: Parsed[Spikes] = Parsed(Spikes.parse, Spikes, BINARY)
     initial: float = 0.5
     reset: str = "soft"
@@ -81,7 +81,7 @@ class Calibration:
             arrays = getattr(self, kind)
             content[kind] = {name: _written(array) for name, array in arrays.items()}
         if self.correct == "none":
-            for kind in ("correct", "weights", "biases"):
+            for kind in ("correct", "corrected_weights", "corrected_biases"):
                 del content[kind]
         return json.dumps(content, ensure_ascii=True)
 
@@ -114,7 +114,7 @@ def check_levels(calibration: Calibration, options: Options) -> None:
 
 
 #: The fields that are written as base64.
-_ARRAYS = ("schedules", "weights", "biases")
+_ARRAYS = ("schedules", "corrected_weights", "corrected_biases")
 
 
 def _written(array: NDArray[np.float32]) -> dict[str, Any]:

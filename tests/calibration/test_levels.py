@@ -273,11 +273,11 @@ def test_a_calibration_is_read_as_it_was_written() -> None:
     dataset = Dataset({"x": random(6, 40, 3, 8, 8)})
     made = calibrate_levels(prepared, options, dataset)
     assert (made.levels, made.method, made.correct) == (7, "mmse", "weights")
-    assert made.weights.keys() == {layer for layer in layers_of(prepared.graph)} - {
+    assert made.corrected_weights.keys() == {layer for layer in layers_of(prepared.graph)} - {
         layer.node.name for layer in layers_of(prepared.graph).values() if layer.last
     }
     read = Calibration.from_json(made.to_json())
-    for kind in ("thresholds", "weights", "biases"):
+    for kind in ("thresholds", "corrected_weights", "corrected_biases"):
         one, other = getattr(made, kind), getattr(read, kind)
         assert one.keys() == other.keys()
         assert all(np.array_equal(one[name], other[name]) for name in one)
