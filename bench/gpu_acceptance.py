@@ -1,7 +1,7 @@
 """What there is to see of a GPU, cheapest first, in under ten minutes: one table, and one JSON.
 
     python bench/gpu_acceptance.py [--only kernels,suite,..] [--limit 560] [--json FILE]
-                                   [--model resnet18=FILE.onnx] [--images 64] [--batch 64]
+                                   [--model resnet18=FILE.onnx] [--quick]
 
     doctor       CUDA runs, and with which versions
     kernels      the CUDA kernels against plain loops, without onnxruntime
@@ -15,9 +15,13 @@
     resnet18     N = 64, T = 32, with K = 2 and 32, against T times the ANN, in float32 and float16
     spikingjelly the same network by SpikingJelly, with CuPy or Triton
 
-Every step is a process of its own with the rest of the time as its limit; what does not fit, or is not
-installed, shows as skipped, with the reason.  The exit status is 1 where a step fails.  Networks of the
-last two have seeded weights and need PyTorch, but for a file given by --model.
+Every step is a process of its own with the rest of the time as its limit.  Below the table stands what
+did not run, with the reason: it did not fit into the time, or something is not installed.  The exit
+status is 1 where a step fails.  Networks of the last two have seeded weights and need PyTorch, but for
+a file given by --model.
+
+--quick is for a slow device that only has to show that everything runs: small networks and tensors, one
+run of each, and no time is judged.
 """
 
 from __future__ import annotations
@@ -67,10 +71,17 @@ STEPS = 32
 #: What a figure may be off by where sums are made in another order: single spikes move, each by 1/T of
 #: its weight (tests/test_unroll.py).
 MOVED = 0.02
-#: Bytes of the largest tensor in `bandwidth`, above what any cache holds.
-BYTES = 1 << 29
-#: ResNet-18's batch, steps and chunks, and the SNN's time over T times the ANN's that is to be reached.
-BATCH, CHUNKS, MOST_OVER_ANN = 64, (2, 32), 1.25
+#: Of ResNet-18: the chunk beside T, and the SNN's time over T times the ANN's that is to be reached.
+CHUNK, MOST_OVER_ANN = 2, 1.25
+#: The sizes; what `--quick` takes instead.  `bytes` is above what any cache holds.
+SIZES: dict[str, tuple[int, int, str]] = {
+    "images": (64, 8, "of digits, for the networks"),
+    "bytes": (1 << 29, 1 << 20, "of a tensor in bandwidth"),
+    "batch": (64, 1, "samples of ResNet-18"),
+    "size": (224, 32, "height and width of ResNet-18's images"),
+    "steps": (32, 4, "T of ResNet-18"),
+    "repeat": (7, 1, "runs of which the median is taken"),
+}
 
 
 class Skipped(Exception):
@@ -79,7 +90,11 @@ class Skipped(Exception):
 
 def row(what: str, figure: object, good: bool | None = None) -> Row:
     """A figure; `good` says whether it is as it should be, where there is such a thing."""
-    return {"what": what, "figure": figure, "good": good}
+    return {"what": what, "figure": figure, "good": good, "skipped": False}
+
+
+def skipped(why: object) -> Row:
+    return {**row("", f"skipped: {why}"), "skipped": True}
 
 
 # --- is it right ---
@@ -101,7 +116,7 @@ def _driver(folder: Path) -> Path:
     tests = ROOT / "tests" / "runtime"
     sources = [
         build.SOURCES / "cuda_kernels.cu",
-        build.SOURCES / "cpu_kernels.cc",
+        *sorted(build.SOURCES.glob("cpu_*.cc")),
         tests / "kernel_driver.cc",
         ROOT / "bench" / "managed_memory.cc",
     ]
@@ -112,22 +127,22 @@ def _driver(folder: Path) -> Path:
         [*command, *map(str, sources), "-o", str(program)], capture_output=True, text=True
     )
     if done.returncode:
-        raise Skipped(f"nvcc: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise RuntimeError(next((line for line in said if "error" in line), said[-1]))
     return program
 
 
 def _cases(command: list[str]) -> list[Row]:
     # The driver reads results right after a launch.
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "CUDA_LAUNCH_BLOCKING": "1"}
-    )
+    blocking = {**os.environ, "CUDA_LAUNCH_BLOCKING": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=blocking)
+    said = (done.stdout + done.stderr).strip().splitlines()
     if done.returncode == 77:
-        raise Skipped(done.stdout.strip())
-    said = (done.stdout + done.stderr).strip().splitlines()[-1:]
+        raise Skipped(said[-1])
     found = re.search(r"(\d+) cases", done.stdout)
-    return [
-        row("cases that agree", found[1] if found else said, bool(found) and not done.returncode)
-    ]
+    if done.returncode or not found:
+        raise RuntimeError(f"ended with {done.returncode}: {said[-1] if said else 'no word'}")
+    return [row("cases that agree", int(found[1]), True)]
 
 
 def step_kernels(_: argparse.Namespace) -> list[Row]:
@@ -203,9 +218,9 @@ def step_networks(asked: argparse.Namespace) -> list[Row]:
                 create_session(model, device="cuda", native=True),
                 create_session(model, events=False),
             )
-            asked: list[dict[str, int]] = [{}, {"snnc_steps": 50}]
-            asked += [{"snnc_chunk": 7}] if way == "fold" else []
-            for feeds in asked:
+            overridden: list[dict[str, int]] = [{}, {"snnc_steps": 50}]
+            overridden += [{"snnc_chunk": 7}] if way == "fold" else []
+            for feeds in overridden:
                 given = {"input": x, **{key: np.array(value) for key, value in feeds.items()}}
                 what = " ".join([name, way, *(f"{k[5:]}={v}" for k, v in feeds.items())])
                 rows.append(_compared(what, gpu.run(None, given)[0], cpu.run(None, given)[0]))
@@ -266,10 +281,9 @@ def _bound(session: Any, feeds: Mapping[str, Array]) -> Callable[[], None]:
     ort = import_onnxruntime()
     binding = session.io_binding()
     for name, array in feeds.items():
-        if array.dtype == np.int64:
-            binding.bind_cpu_input(name, array)
-        else:
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+        place = "cpu" if array.dtype == np.int64 else "cuda"
+        # `bind_cpu_input` does not know inputs that have a default.
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, place, 0))
     for entry in session.get_outputs():
         binding.bind_output(entry.name, "cuda")
 
@@ -280,14 +294,15 @@ def _bound(session: Any, feeds: Mapping[str, Array]) -> Callable[[], None]:
     return run
 
 
-def _seconds(run: Callable[[], None], repeat: int = 7) -> float:
-    """The median, after two runs in which algorithms are chosen and memory is taken."""
+def _seconds(run: Callable[[], None], repeat: int) -> float:
+    """The median.  Where more than one run is asked for, two come before, which choose algorithms."""
+    for _ in range(min(2, repeat - 1)):
+        run()
     times = []
-    for turn in range(repeat + 2):
+    for _ in range(repeat):
         started = time.perf_counter()
         run()
-        if turn >= 2:
-            times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
@@ -390,7 +405,7 @@ def step_bandwidth(asked: argparse.Namespace) -> list[Row]:
             else:
                 model = _one_node(name, feeds, outputs, **attributes)
             session = create_session(model, device="cuda", native=True)
-            rate = total / _seconds(_bound(session, feeds)) / 1e9
+            rate = total / _seconds(_bound(session, feeds), asked.repeat) / 1e9
             copied = copied or rate
             text = f"{rate:,.0f} GB/s, {rate / copied:.0%} of a copy"
             rows.append(row(f"{what}, {np.dtype(dtype).name}", text))
@@ -413,7 +428,7 @@ def _resnet18(asked: argparse.Namespace, folder: Path) -> Path:
     from snncompiler.models.export import build_and_export
 
     file = folder / "resnet18.onnx"
-    build_and_export("resnet18", file, classes=1000, size=224)
+    build_and_export("resnet18", file, classes=1000, size=asked.size)
     return file
 
 
@@ -421,8 +436,8 @@ def step_resnet18(asked: argparse.Namespace) -> list[Row]:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     rows = []
-    batch = asked.batch
-    noise = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
+    shape = (asked.batch, 3, asked.size, asked.size)
+    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         file = _resnet18(asked, Path(folder))
         ann = onnx.load(file)
@@ -432,18 +447,23 @@ def step_resnet18(asked: argparse.Namespace) -> list[Row]:
                 ann if precision == "fp32" else convert_float_to_float16(ann, keep_io_types=True)
             )
             plain = create_session(source, device="cuda")
-            once = _seconds(_bound(plain, {entry: noise}))
+            once = _seconds(_bound(plain, {entry: noise}), asked.repeat)
             rows.append(row(f"ANN, {precision}", f"{1e3 * once:.1f} ms"))
             snn = snncompiler.compile(
-                ann, calibration=noise[:8], steps=STEPS, precision=precision, correction="none"
+                ann,
+                calibration=noise[:8],
+                steps=asked.steps,
+                precision=precision,
+                correction="none",
             )
             session = create_session(snn, device="cuda", native=True)
-            for chunk in CHUNKS:
+            for chunk in (CHUNK, asked.steps):
                 feeds = {entry: noise, "snnc_chunk": np.array(chunk)}
-                took = _seconds(_bound(session, feeds), 3)
-                ratio = took / (STEPS * once)
+                took = _seconds(_bound(session, feeds), min(asked.repeat, 3))
+                ratio = took / (asked.steps * once)
                 text = f"{1e3 * took:.0f} ms, {ratio:.2f} of T times the ANN"
-                good = ratio <= MOST_OVER_ANN if chunk == max(CHUNKS) else None
+                judged = chunk == asked.steps and not asked.quick
+                good = ratio <= MOST_OVER_ANN if judged else None
                 rows.append(row(f"SNN, {precision}, K = {chunk}", text, good))
     return rows
 
@@ -466,8 +486,9 @@ def step_spikingjelly(asked: argparse.Namespace) -> list[Row]:
 
     if not torch.cuda.is_available():
         raise Skipped("PyTorch finds no GPU")
-    network = seeded("resnet18", classes=1000, size=224)
-    x = torch.randn((asked.batch, 3, 224, 224), generator=torch.Generator().manual_seed(0))
+    network = seeded("resnet18", classes=1000, size=asked.size)
+    shape = (asked.batch, 3, asked.size, asked.size)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     recipe = ann2snn.RateCodingRecipe(dataloader=[x[:8]], mode="99.9%")
     snn = ann2snn.Converter(recipe=recipe, device="cpu").convert(network).eval().cuda()
     functional.set_step_mode(snn, "m")
@@ -479,10 +500,14 @@ def step_spikingjelly(asked: argparse.Namespace) -> list[Row]:
         def run(sized: Any = sized, images: Any = images) -> None:
             with torch.inference_mode():
                 functional.reset_net(sized)
-                sized(images.unsqueeze(0).expand(STEPS, *images.shape)).mean(0)
+                sized(images.unsqueeze(0).expand(asked.steps, *images.shape)).mean(0)
             torch.cuda.synchronize()
 
-        rows.append(row(f"{backend}, {str(kind)[6:]}", f"{1e3 * _seconds(run, 3):.0f} ms"))
+        rows.append(
+            row(
+                f"{backend}, {str(kind)[6:]}", f"{1e3 * _seconds(run, min(asked.repeat, 3)):.0f} ms"
+            )
+        )
     return rows
 
 
@@ -501,9 +526,9 @@ def child(asked: argparse.Namespace) -> int:
     try:
         rows = STEPS_BY_NAME[asked.child](asked)
     except Skipped as why:
-        rows = [{"what": "", "figure": f"skipped: {why}", "good": None}]
-    except SnncError as error:
-        rows = [{"what": "", "figure": str(error), "good": False}]
+        rows = [skipped(why)]
+    except (SnncError, RuntimeError) as error:
+        rows = [row("", str(error), False)]
     print("\n" + json.dumps(rows))
     return 0
 
@@ -526,17 +551,35 @@ def done(name: str, limit: float) -> list[Row]:
     return [{"step": name, **one, "seconds": seconds} for one in rows]
 
 
+def shown(rows: list[Row]) -> list[tuple[object, ...]]:
+    verdict = {True: "good", False: "BAD", None: ""}
+    return [
+        (
+            one["step"],
+            one["what"],
+            one["figure"] if isinstance(one["figure"], str) else json.dumps(one["figure"]),
+            verdict[one["good"]],
+            one["seconds"],
+        )
+        for one in rows
+        if not one["skipped"]
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="steps, with commas between")
     parser.add_argument("--limit", type=float, default=560, help="seconds for everything")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", action="append", default=[], help="resnet18=FILE.onnx")
-    parser.add_argument("--images", type=int, default=64, help="of digits, for the networks")
-    parser.add_argument("--batch", type=int, default=BATCH, help="samples of ResNet-18")
-    parser.add_argument("--bytes", type=int, default=BYTES, help="of a tensor in bandwidth")
+    parser.add_argument("--quick", action="store_true", help="small sizes; no time is judged")
+    for name, (full, quick, what) in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, help=f"{what} ({full}; --quick: {quick})")
     parser.add_argument("--child", choices=STEPS_BY_NAME, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    for name, (full, quick, _) in SIZES.items():
+        if getattr(asked, name) is None:
+            setattr(asked, name, quick if asked.quick else full)
     if asked.child:
         return child(asked)
     names = asked.only.split(",") if asked.only else list(STEPS_BY_NAME)
@@ -544,29 +587,23 @@ def main() -> int:
         parser.error(f"there is no step {unknown[0]}; they are {', '.join(STEPS_BY_NAME)}")
     until = time.perf_counter() + asked.limit
     rows: list[Row] = []
+    why = ""
     for name in names:
         left = until - time.perf_counter()
-        rows += (
-            done(name, left)
-            if left > 5
-            else [{"step": name, **row("", "skipped: no time is left")}]
-        )
+        why = why or ("no time is left" if left <= 5 else "")
+        rows += [{"step": name, **skipped(why), "seconds": 0.0}] if why else done(name, left)
         if name == "doctor" and rows[0]["good"] is False:
-            break  # there is nothing to see
-    shown = [
-        (
-            one["step"],
-            one["what"],
-            one["figure"] if isinstance(one["figure"], str) else json.dumps(one["figure"]),
-            {True: "good", False: "BAD", None: ""}[one["good"]],
-            one.get("seconds", ""),
-        )
-        for one in rows
-    ]
+            why = "CUDA does not run"
+    console = Console(width=140, markup=False, highlight=False)
     title = f"GPU acceptance ({library_path() or 'no native library'})"
-    Console(width=140).print(table(title, ("step", "", "figure", "", "s"), shown))
+    console.print(table(title, ("step", "", "figure", "", "s"), shown(rows)))
+    for one in rows:
+        if one["skipped"]:
+            console.print(f"{one['step']} {one['figure']}")
     if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1) + "\n")
+        sizes = {name: getattr(asked, name) for name in SIZES}
+        record = {"quick": asked.quick, "sizes": sizes, "rows": rows}
+        asked.json.write_text(json.dumps(record, indent=1) + "\n")
     return int(any(one["good"] is False for one in rows))
 
 

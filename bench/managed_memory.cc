@@ -7,15 +7,47 @@
 #include <cstdlib>
 #include <new>
 
+namespace {
+
+enum class Runtime { down, starting, up } runtime = Runtime::down;
+
+void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::printf("no GPU for programs of this machine: %s\n", cudaGetErrorString(error));
+  std::exit(77);
+}
+
+/// Starts CUDA.  The driver's library is loaded then, and may itself take memory with `new`.
+void start() {
+  runtime = Runtime::starting;
+  check(cudaFree(nullptr));
+  runtime = Runtime::up;
+}
+
+}  // namespace
+
 void* operator new(std::size_t size) {
+  if (runtime == Runtime::down) start();
   void* pointer = nullptr;
-  const cudaError_t error = cudaMallocManaged(&pointer, size ? size : 1, cudaMemAttachGlobal);
-  if (error != cudaSuccess) {
-    std::printf("no GPU for programs of this machine: %s\n", cudaGetErrorString(error));
-    std::exit(77);
+  if (runtime == Runtime::starting) {
+    pointer = std::malloc(size ? size : 1);
+    if (!pointer) std::abort();
+    return pointer;
   }
+  check(cudaMallocManaged(&pointer, size ? size : 1, cudaMemAttachGlobal));
   return pointer;
 }
 
-void operator delete(void* pointer) noexcept { cudaFree(pointer); }
-void operator delete(void* pointer, std::size_t) noexcept { cudaFree(pointer); }
+void operator delete(void* pointer) noexcept {
+  cudaPointerAttributes found{};
+  const bool known = runtime == Runtime::up &&
+                     cudaPointerGetAttributes(&found, pointer) == cudaSuccess &&
+                     found.type == cudaMemoryTypeManaged;
+  if (known) {
+    cudaFree(pointer);
+  } else {
+    std::free(pointer);
+  }
+}
+
+void operator delete(void* pointer, std::size_t) noexcept { operator delete(pointer); }
