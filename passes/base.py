@@ -82,6 +82,8 @@ class Context:
     batch_lost: dict[str, str] = field(default_factory=dict)
     #: What depends on how many samples run at once, by folding for other numbers of them.
     by_batch: ByBatch = field(default_factory=ByBatch)
+    #: Neurons of layered time that fire behind a pooling: name -> names of rectifier and pooling.
+    pooled: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: Is called with the graph after every pass.
     observer: Observer | None = None
 

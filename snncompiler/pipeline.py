@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from snncompiler.calibration.calibrate import Progress, calibrated
-from snncompiler.calibration.record import Calibration
+from snncompiler.calibration.record import Calibration, check_levels
 from snncompiler.calibration.search import HELD_OUT, samples_of_a_run, searched_alpha
 from snncompiler.emission.emit import emit
 from snncompiler.errors import UsageError, refuse
@@ -136,6 +136,7 @@ def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, 
     With `correction` none its charges are left out, and θ is what it was before it grew.  Raises
     UsageError, which names every option that asks for another calibration.
     """
+    check_levels(calibration, options)
     if options.correction == "none":
         last = np.float32(calibration.growth.last)
         thresholds = {name: theta / last for name, theta in calibration.thresholds.items()}

@@ -30,7 +30,7 @@ from snncompiler import pipeline
 from snncompiler.analysis.instrument import Watched, watch
 from snncompiler.calibration.record import Calibration
 from snncompiler.errors import Refused
-from snncompiler.ir.settings import Options
+from snncompiler.ir.settings import Coding, Options
 from snncompiler.network.data import Dataset
 from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import create_session, library_path
@@ -745,3 +745,55 @@ def networks(draw: Callable[[Any], Any]) -> Network:
     """One that hypothesis grows."""
     seed = draw(st.integers(0, 1 << 16))
     return grow(lambda options: draw(st.sampled_from(options)), seed)
+
+
+# --- layered time ---
+
+#: Coding and T.
+CODES: tuple[tuple[Coding, int], ...] = (("rate", 6), ("radix", 8))
+
+
+@dataclass
+class CheckedLayers:
+    """A network that kept the bound in layered time."""
+
+    layers: int
+    #: Coding -> the largest error, relative to the largest result.
+    errors: dict[str, float]
+
+
+def check_layers(network: Network, ways: Sequence[str] = ("dense", "bodies")) -> CheckedLayers:
+    """Compile a network in layered time: AssertionError where it leaves the bound.
+
+    Nothing depends on time there: a neuron rounds its complete value to the next level, so it is off by
+    at most θ/2 more than its current is, and `error_bound` bounds the output itself.  All ways of
+    running give the same bits where there is no layer of weights, and may sum in another order else.
+    """
+    prepared = pipeline.prepare(network.model)
+    (wanted,) = run_model(network.model, x=network.x)
+    scale = max(float(np.abs(wanted).max()), 1e-6)
+    errors, layers = {}, 0
+    for coding, steps in CODES:
+        options = Options(
+            timing="layered",
+            coding=coding,
+            steps=steps,
+            threshold="max",
+            per_channel=network.options["per_channel"],
+        )
+        calibration = pipeline.calibrated(prepared, options, Dataset({"x": network.x}))
+        snn = pipeline.emit(prepared, calibration, options)
+        layers = len(calibration.thresholds)
+        bound = error_bound(prepared.ann, dict(calibration.thresholds), network.x)
+        most = bound + ROUNDING * (scale + float(bound.max()))
+        for way in ways:
+            session = create_session(snn, threads=1, **WAYS[way])
+            for samples in (len(network.x), 1, 0):
+                (decoded,) = session.run(None, {"x": network.x[:samples]})
+                error = np.abs(decoded - wanted[:samples].astype(np.float64))
+                assert decoded.shape == wanted[:samples].shape
+                where = f"{coding}, {way}: {(error / most[:samples]).max(initial=0)} of the bound"
+                assert (error <= most[:samples]).all(), where
+                if samples == len(network.x) and scale > 1e-3 * bound.max():
+                    errors[coding] = float(error.max()) / scale
+    return CheckedLayers(layers, errors)

@@ -42,7 +42,12 @@ from snncompiler.passes.base import Context, Pass
 
 @dataclass(frozen=True)
 class FoldAmplitude(Pass):
-    """Amplitudes go into the next weights; what is left between spikes and layers is binary."""
+    """Amplitudes go into the next weights; what is left between spikes and layers is binary.
+
+    `layered`: in layered time, where `layer_time` says how spikes are pooled.
+    """
+
+    layered: bool = False
 
     name: ClassVar[str] = "fold-amplitude"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
@@ -57,7 +62,8 @@ class FoldAmplitude(Pass):
         while work.pending:
             work.push(work.pending.pop(0))
         drop_dead(graph)
-        _pool_spikes(graph)
+        if not self.layered:
+            _pool_spikes(graph)
 
 
 def _is_neuron(node: Node) -> bool:

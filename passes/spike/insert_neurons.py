@@ -19,6 +19,7 @@ from snncompiler.errors import InternalError
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import Graph, constant, known_rank, remove_node, tensor_names, unique_name
 from snncompiler.ir.rectifiers import rectified_input, rectifier
+from snncompiler.ir.settings import Coding
 from snncompiler.ir.spikes import BINARY, Spikes
 from snncompiler.passes.base import Context, Pass
 
@@ -30,6 +31,7 @@ class InsertNeurons(Pass):
     thresholds: layer name -> θ, [C] or [1], finite and positive.  initial: membrane potential at the
     start, in units of θ (of θ/G for G levels).  reset: soft (RMP) or hard.  spikes: what a step sends.
     schedules: layer name -> charge b [S, C] or [S, 1] of each step, the last for all later ones.
+    layered: how the neurons of layered time code values; None for those of streaming time.
     """
 
     thresholds: Mapping[str, NDArray[np.float32]]
@@ -37,6 +39,7 @@ class InsertNeurons(Pass):
     reset: str = "soft"
     spikes: Spikes = BINARY
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    layered: Coding | None = None
 
     name: ClassVar[str] = "insert-neurons"
     requires: ClassVar[frozenset[str]] = frozenset({"constraints-checked"})
@@ -64,7 +67,7 @@ class InsertNeurons(Pass):
             graph.nodes[index] = gs.Node(
                 self._operator(),
                 node.name,
-                {} if self.spikes.kind == "binary" else {"levels": self.spikes.levels},
+                self._attributes(),
                 inputs=[current, threshold, membrane, *self._further(node.name, spatial, taken)],
                 outputs=[spikes],
                 domain=dialect.DOMAIN,
@@ -78,7 +81,14 @@ class InsertNeurons(Pass):
                 )
             )
 
+    def _attributes(self) -> dict[str, int]:
+        if self.layered is not None:
+            return {"radix": int(self.layered == "radix")}
+        return {} if self.spikes.kind == "binary" else {"levels": self.spikes.levels}
+
     def _operator(self) -> str:
+        if self.layered is not None:
+            return "LayeredRMPNeuron"
         if self.spikes.kind == "burst":
             return "BurstNeuron"
         if self.spikes.kind == "signed":

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from snncompiler.ir.graph import unique_name
+from snncompiler.ir.graph import Graph, Node, unique_name
+
+#: More time-steps than any run has.
+ENDLESS = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -55,3 +61,35 @@ class GraphWriter:
         name = self.constant(wanted, default)
         self.overridable.append(helper.make_tensor_value_info(name, TensorProto.INT64, []))
         return name
+
+    def finish(self, graph: Graph) -> onnx.GraphProto:
+        """The graph that was written, with the inputs and outputs of `graph`, and nothing unread."""
+        used = {name for node in self.nodes for name in _reads(node)}
+        named = {output.name for output in graph.outputs}
+        inputs = [OnnxExporter.export_value_info_proto(t, True) for t in graph.inputs]
+        return helper.make_graph(
+            self.nodes,
+            graph.name or "network",
+            [*inputs, *self.overridable],
+            [OnnxExporter.export_value_info_proto(t, True) for t in graph.outputs],
+            initializer=[t for n, t in self.initializers.items() if n in used or n in named],
+        )
+
+
+def constants_of(nodes: Sequence[Node]) -> dict[str, onnx.TensorProto]:
+    """The constants that the nodes read, by name."""
+    return {
+        tensor.name: OnnxExporter.export_tensor_proto(tensor)
+        for node in nodes
+        for tensor in node.inputs
+        if isinstance(tensor, gs.Constant)
+    }
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """The names that a node and its subgraphs read."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            names += _reads(inner)
+    return names

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
@@ -44,13 +43,11 @@ from snncompiler.ir.operators import record
 from snncompiler.ir.phases import TIME_MEAN, Timing, analyze
 from snncompiler.ir.readout import MEAN, ReadOut
 from snncompiler.ir.settings import Emit, Unroll
-from snncompiler.passes.time.graph_writer import GraphWriter, Time
+from snncompiler.passes.time.graph_writer import ENDLESS, GraphWriter, Time, constants_of
 from snncompiler.passes.time.time_weights import TimeWeights
 
 #: Names in the copy of step t, counted from 0, begin with this, t and a slash.
 COPIES = "t"
-#: More time-steps than any run has.
-ENDLESS = 2**63 - 1
 #: `steps` copies the step graph; above this many nodes onnxruntime takes minutes to load it.
 NODE_BUDGET = 20_000
 
@@ -85,15 +82,15 @@ class UnrollTime:
         names = writer.encoder_inputs(self.seed)
         if self.form == "cuda-graph":
             writer.whole_window(self.steps)
-            return writer.finish(), names
+            return writer.finish(graph), names
         if self.unroll == "steps":
             root = writer.copies(self.steps)
-            return writer.finish(), {**names, "copies": root}
+            return writer.finish(graph), {**names, "copies": root}
         names["steps"] = writer.parameter("snnc_steps", self.steps)
         if self.unroll == "fold":
             names["chunk"] = writer.parameter("snnc_chunk", self.chunk)
         writer.loop(names["steps"], names.get("chunk"))
-        return writer.finish(), names
+        return writer.finish(graph), names
 
 
 def unfoldable(graph: Graph) -> list[Node]:
@@ -164,7 +161,7 @@ class _Writer(GraphWriter):
         return dict(self.random)
 
     def _plain(self, nodes: Sequence[Node]) -> list[onnx.NodeProto]:
-        self.initializers.update(_constants_of(nodes))
+        self.initializers.update(constants_of(nodes))
         return [OnnxExporter.export_node(node) for node in nodes]
 
     def states(self) -> Iterator[tuple[str, Tensor, int]]:
@@ -347,7 +344,7 @@ class _Writer(GraphWriter):
 
         trip, going = (self.name(f"snnc_{x}") for x in ("iteration", "going"))
         body: list[onnx.NodeProto] = []
-        outside = {**self.initializers, **_constants_of(self.read_out)}
+        outside = {**self.initializers, **constants_of(self.read_out)}
         self.initializers = {}
         time, still = self.time_steps(body, "snnc_trip", trip, window.steps, chunk or one)
         if chunk is None:
@@ -355,7 +352,7 @@ class _Writer(GraphWriter):
         nodes, states = self.region("", time, carried, chunk is not None)
         body += nodes
         used = {name for node in body for name in node.input}
-        inner = {**self.initializers, **_constants_of(self.temporal)}
+        inner = {**self.initializers, **constants_of(self.temporal)}
         inner = {n: t for n, t in inner.items() if n in used and n not in outside}
         graph = helper.make_graph(
             body,
@@ -400,7 +397,7 @@ class _Writer(GraphWriter):
                 hint="use --unroll fold or loop, which write the step graph once",
             )
         one = self.constant("snnc_one", 1)
-        self.initializers.update(_constants_of(self.temporal))
+        self.initializers.update(constants_of(self.temporal))
         states = self.start_states()
         root = COPIES
         while any(re.match(rf"{root}\d+/", name) for name in self.taken):
@@ -415,7 +412,7 @@ class _Writer(GraphWriter):
     def whole_window(self, steps: int) -> None:
         """`cuda-graph`: all T steps as one chunk; T is baked in, and so is the batch by its shape."""
         held = self.constant("snnc_steps", steps)
-        self.initializers.update(_constants_of(self.temporal))
+        self.initializers.update(constants_of(self.temporal))
         start = self.constant("snnc_start", 0)
         made, states = self.region("", Time(start, held), self.start_states(), True)
         self.nodes += made
@@ -428,7 +425,7 @@ class _Writer(GraphWriter):
         endless = self.constant("snnc_endless", ENDLESS)
         time, _ = self.time_steps(self.nodes, "snnc_trip", step, endless, one, "snnc_step_next")
         time = replace(time, steps=one)
-        self.initializers.update(_constants_of(self.temporal))
+        self.initializers.update(constants_of(self.temporal))
         starts = {name: (start.values, size) for name, start, size in self.states()}
         for name, node in self.totals().items():
             starts[name] = (np.zeros((), np.float32), known_rank(node.inputs[0]))
@@ -444,7 +441,7 @@ class _Writer(GraphWriter):
         made, new_states = self.region("", time, states)
         self.nodes += made
         self.decode(new_states, following)
-        graph = self.finish()
+        graph = self.finish(self.graph)
         graph.output.append(helper.make_tensor_value_info(following, TensorProto.INT64, []))
         for name, (_, size) in starts.items():
             graph.output.append(
@@ -452,33 +449,3 @@ class _Writer(GraphWriter):
             )
         carried = {f"state:{state}": new_states[name] for name, state in states.items()}
         return graph, {"step": step, f"state:{step}": following, **carried}
-
-    def finish(self) -> onnx.GraphProto:
-        used = {name for node in self.nodes for name in _reads(node)}
-        named = {output.name for output in self.graph.outputs}
-        inputs = [OnnxExporter.export_value_info_proto(t, True) for t in self.graph.inputs]
-        return helper.make_graph(
-            self.nodes,
-            self.graph.name or "network",
-            [*inputs, *self.overridable],
-            [OnnxExporter.export_value_info_proto(t, True) for t in self.graph.outputs],
-            initializer=[t for n, t in self.initializers.items() if n in used or n in named],
-        )
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """The names that a node and its subgraphs read."""
-    names = list(node.input)
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            names += _reads(inner)
-    return names
-
-
-def _constants_of(nodes: Sequence[Node]) -> dict[str, onnx.TensorProto]:
-    return {
-        tensor.name: OnnxExporter.export_tensor_proto(tensor)
-        for node in nodes
-        for tensor in node.inputs
-        if isinstance(tensor, gs.Constant)
-    }

@@ -19,6 +19,9 @@ levels and fires spikes of θ/G.  As z holds the charge of the schedule, so does
 a current that the ANN's neuron does not get, also in the first layer.  So does, with a random input,
 the noise of the spikes that stand for it.
 
+In layered time T is 1 here and θ/T the value of one level: z is the complete current, r what the spikes
+of the window stand for, and there is no unevenness but what rounding of float32 makes.
+
 Where θ grows, currents, charges and spikes of a step count with what they are worth in spikes of the
 end (`ir/growth.py`; else 1), and θ in Q and clip is the mean of what it was in the T steps.
 
@@ -38,6 +41,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler.analysis.instrument import Layer, Watched, ports
+from snncompiler.emission.metadata import pooled_of
 from snncompiler.errors import refuse
 from snncompiler.ir.graph import free_root, with_outputs
 from snncompiler.ir.growth import STEADY, Growth
@@ -110,7 +114,7 @@ def quantise(layer: Layer, total: Array, steps: int) -> Array:
     """Q(total / steps), float64; `total` holds the charge of the schedule already."""
     theta = layer.threshold.astype(np.float64)
     spikes = np.floor((total + layer.membrane_start.astype(np.float64)) / theta)
-    return np.asarray(theta * np.clip(spikes, 0, layer.levels * steps) / steps)
+    return np.asarray(theta * np.clip(spikes, 0, layer.most(steps)) / layer.means(steps))
 
 
 def split(
@@ -129,11 +133,12 @@ def split(
     """
     theta = layer.threshold.astype(np.float64)
     mean = layer.at(steps, growth)
-    whole = total + layer.charge(steps, growth)
-    z = whole / steps
-    given, even = theta * count.astype(np.float64) / steps, quantise(mean, whole, steps)
+    whole, times = total + layer.charge(steps, growth), layer.means(steps)
+    z = whole / times
+    given, even = theta * count.astype(np.float64) / times, quantise(mean, whole, steps)
     relu_z, relu_a = _rectified(z, cap), _rectified(current.astype(np.float64), cap)
-    clipped = np.minimum(relu_z, mean.largest.astype(np.float64))
+    largest = mean.threshold.astype(np.float64) * (layer.most(steps) // times)
+    clipped = np.minimum(relu_z, largest)
     return {
         "unevenness": given - even,
         "rounding": even - clipped,
@@ -149,18 +154,34 @@ def _rectified(values: Array, cap: float | None) -> Array:
 
 @dataclass
 class Currents:
-    """Runs the normalized ANN and gives the current of every rectifier, by layer."""
+    """Runs the normalized ANN and gives the current of every rectifier, by layer.
+
+    snn: the compiled network, some neurons of which may fire behind a pooling; they get what is pooled
+    of the ANN's currents.
+    """
 
     prepared: Prepared
     threads: int | None = None
+    snn: onnx.ModelProto = field(default_factory=onnx.ModelProto)
 
     def __post_init__(self) -> None:
         nodes = rectifiers_of(self.prepared.graph)
         self.caps = {node.name: found.cap for node in nodes if (found := rectifier(node))}
         self.names = {node.name: node.inputs[rectified_input(node)].name for node in nodes}
         inputs = {tensor.name for tensor in self.prepared.graph.inputs}
+        ann = onnx.ModelProto()
+        ann.CopyFrom(self.prepared.ann)
+        root = free_root(ann, "snnc_pooled")
+        pools = {node.name: node for node in self.snn.graph.node if node.op_type == "MaxPool"}
+        currents = dict(self.names)
+        for layer, (relu, pool) in pooled_of(self.snn).items():
+            node = ann.graph.node.add()
+            node.CopyFrom(pools[pool])
+            node.name = f"{root}/{layer}"
+            node.input[0], node.output[0] = currents[relu], node.name
+            self.names[layer], self.caps[layer] = node.name, self.caps[relu]
         wanted = sorted(set(self.names.values()) - inputs)
-        model = with_outputs(self.prepared.ann, wanted)
+        model = with_outputs(ann, wanted)
         self._session = create_session(model, threads=self.threads)
         self._wanted = wanted
 
@@ -255,9 +276,11 @@ def blame(layers: tuple[LayerError, ...]) -> Blame:
     return Blame(worst.layer, worst.largest, worst.own)
 
 
-def quantised_ann(prepared: Prepared, layers: tuple[Layer, ...]) -> onnx.ModelProto:
+def quantised_ann(
+    prepared: Prepared, layers: tuple[Layer, ...], snn: onnx.ModelProto | None = None
+) -> onnx.ModelProto:
     """The normalized ANN with every rectifier's output clipped to θ and quantised to T levels, with the
-    thresholds and the first membrane potentials of the compiled file and without its schedules.
+    thresholds and the first membrane potentials of the compiled file `snn` and without its schedules.
 
     T is the last input, a float32 scalar.  Raises Refused where the layers are not the
     network's rectifiers.
@@ -268,7 +291,9 @@ def quantised_ann(prepared: Prepared, layers: tuple[Layer, ...]) -> onnx.ModelPr
     root = free_root(model, "snnc_quantised")
     steps = f"{root}/steps"
     graph.input.append(helper.make_tensor_value_info(steps, TensorProto.FLOAT, []))
-    by_name = {layer.name: layer for layer in layers}
+    pooled = pooled_of(snn) if snn is not None else {}
+    further = {name for name, (relu, _) in pooled.items() if name != relu}
+    by_name = {layer.name: layer for layer in layers if layer.name not in further}
     results = {node.name: node.outputs[0].name for node in rectifiers_of(prepared.graph)}
     if set(by_name) != set(results):
         raise refuse("SNNC402", "the layers of the compiled file are not the network's rectifiers")

@@ -115,6 +115,8 @@ class StepResult:
 
     `relative_error` is |SNN - ANN| / |ANN| over all float outputs and samples (Euclidean norms), those
     of `outputs`; None where none of them can be compared.
+    `latency` is the number of time-steps after which an answer is there, and the next one comes T steps
+    later; `spikes` is the number of spikes of a sample, as the mean over the samples.
     `drop` is the accuracy that the ANN has more, as a share, `drop_interval` its 95 % interval from the
     pairs of answers to the same samples (`paired_interval`).  `predictions` is the class of every
     sample, None without class scores.  `diagnosis` is there where it was asked for.  `synops` has the
@@ -133,6 +135,8 @@ class StepResult:
     diagnosis: Diagnosis | None = None
     synops: tuple[SynOps, ...] = ()
     outputs: tuple[OutputError, ...] = ()
+    latency: int = 0
+    spikes: float = 0.0
 
     @property
     def all_synops(self) -> SynOps:
@@ -256,7 +260,7 @@ def evaluate(
             )
     judge = _Judge(ann, scores, labels)
     prepared = _prepared_again(model, compiled) if diagnose else None
-    currents = Currents(prepared, threads) if prepared else None
+    currents = Currents(prepared, threads, compiled.model) if prepared else None
     walk = Walk(compiled, currents=diagnose, arrivals=True, events=not diagnose, threads=threads)
     macs: Macs | None = None
     runs = {count: _Run(compiled, walk, count, scores) for count in sorted(set(wanted))}
@@ -290,10 +294,12 @@ def evaluate(
     if prepared:
         session = None
         for number, count in enumerate(runs):
-            if session is None or growth:
+            if session is None or growth or compiled.options.layered:
                 layers = tuple(layer.at(count, growth) for layer in walk.layers)
-                session = create_session(quantised_ann(prepared, layers), threads=threads)
-            levels = {session.get_inputs()[-1].name: np.array(count, np.float32)}
+                rounded = quantised_ann(prepared, layers, compiled.model)
+                session = create_session(rounded, threads=threads)
+            times = layers[0].means(count)
+            levels = {session.get_inputs()[-1].name: np.array(times, np.float32)}
             fixed = _as_many(prepared.fixed_batch, compiled)
             outputs = _run_batches(session, dataset, fixed, together, compiled.output_axes, levels)
             measured[count] = judge.quantised(outputs)
@@ -522,6 +528,7 @@ class _Run:
         self.samples = 0
         self.axes = compiled.output_axes
         self.growth = compiled.calibration.growth
+        self.latency = compiled.latency(steps)
         self.scores = scores
         self.classes: list[Array] = []
         self.compared = _Errors(list(self.axes))
@@ -551,11 +558,11 @@ class _Run:
             axis = self.layer_axes.get(layer.name, 0)
             count, events = (
                 cut(np.atleast_1d(values[Watched.output(layer, what)]), axis, meant)
-                for what in ("count", "events" if layer.signed else "count")
+                for what in ("count", layer.events)
             )
             self.spikes[layer.name] += float(events.sum(dtype=np.float64))
             self.pairs[layer.name] += count.size
-            self.full[layer.name] += int((count >= self.steps * layer.levels).sum())
+            self.full[layer.name] += int((count >= layer.most(self.steps)).sum())
             fired = np.asarray(events.any(axis=axis) if isinstance(axis, int) else events > 0)
             self.fired[layer.name] = fired | self.fired.get(layer.name, False)
         self.samples += samples
@@ -613,4 +620,6 @@ class _Run:
                 for name, (done, dense) in self.synops.items()
             ),
             outputs=self.compared.outputs,
+            latency=self.latency,
+            spikes=sum(self.spikes.values()) / self.samples,
         )

@@ -11,6 +11,12 @@ and, where asked for,
                   [N, ...] float32; and the shapes of those that are multiplied once (`ir/synapses.py`)
 In a file that is lowered for the CPU a layer has its channels first here, too: [N, C, H, W].
 
+In layered time a layer has no state, and no step of it comes before its current is complete.  There
+    count         what the spikes of the window stand for, Σ w_t·s_t, [N, ...] float32
+    events        of radix spikes: their number
+    spikes        where asked for: the spikes of every step, [T·N, ...]
+    current_sum   the complete current, with all that comes once, [N, ...] float64
+
 A window with a Loop can also be made resumable: every state comes in and goes out, and so do the steps
 that are done.  `Walk` then runs it to one number of time-steps after another, each going on where the
 one before stopped: T = 4, 16 and 64 together take 64 steps, and what it gives at 4 is, to the last
@@ -40,6 +46,8 @@ from snncompiler.passes.lower.lower_events import LayerNote, lower_events
 Array = NDArray[Any]
 
 
+#: The neuron of layered time.
+LAYERED = "LayeredRMPNeuron"
 #: What the names begin with that an instrumented copy adds; a number follows where a network has such.
 ROOT = "snnc_watch"
 
@@ -61,6 +69,24 @@ class Layer:
     schedule: NDArray[np.float32] | None = None
     #: What the names of everything that is watched begin with.
     root: str = ROOT
+    #: Of layered time; there `levels` is what a window of the file's own steps stands for at most.
+    layered: bool = False
+    radix: bool = False
+
+    def most(self, steps: int) -> int:
+        """The largest count of `steps` time-steps."""
+        if self.layered:
+            return (1 << steps) - 1 if self.radix else steps
+        return self.levels * steps
+
+    def means(self, steps: int) -> int:
+        """Of how many currents the ANN's is the mean: in layered time a window has one."""
+        return 1 if self.layered else steps
+
+    @property
+    def events(self) -> str:
+        """The output with the number of spikes."""
+        return "events" if self.signed or self.radix else "count"
 
     @property
     def signed(self) -> bool:
@@ -86,7 +112,10 @@ class Layer:
         """The layer with the θ of a window of `steps` steps: the mean of what it was in them."""
         mean = np.float32(growth.worth(steps).mean(dtype=np.float64))
         return replace(
-            self, threshold=self.threshold * mean, membrane_start=self.membrane_start * mean
+            self,
+            threshold=self.threshold * mean,
+            membrane_start=self.membrane_start * mean,
+            levels=self.most(steps) if self.layered else self.levels,
         )
 
     @property
@@ -137,6 +166,7 @@ _TYPES = {
     "current_sum": TensorProto.DOUBLE,
     "membrane_max": TensorProto.FLOAT,
     "membrane_end": TensorProto.FLOAT,
+    "spikes": TensorProto.FLOAT,
 }
 
 
@@ -147,10 +177,12 @@ def watch(
     arrivals: bool = False,
     events: bool = False,
     resume: bool = False,
+    spikes: bool = False,
 ) -> Watched:
     """An instrumented copy of a compiled model.  Raises Refused where it has no spiking neurons.
 
-    `events`: lower the copy for the CPU.  `resume`: make it resumable where it is a window with a Loop.
+    `spikes` is for layered time.  `events`: lower the copy for the CPU.  `resume`: make it resumable
+    where it is a window with a Loop.
     Raises UsageError where the currents are wanted of a file that is lowered.
     """
     copy = onnx.ModelProto()
@@ -159,20 +191,24 @@ def watch(
     loops = _loops(graph)
     names = _Names(free_root(model, ROOT), _copies_of(model))
     wanted = ["count", *(["current_sum", "membrane_max"] if currents else [])]
+    wanted += ["spikes"] if spikes else []
     zeros = {}
     for name, dtype in (("float", np.float32), ("double", np.float64)):
         zero = numpy_helper.from_array(np.zeros((), dtype), f"{names.root}/zero/{name}")
         graph.initializer.append(zero)
         zeros[name] = zero.name
     starts = {k: zeros["double" if _TYPES[k] == TensorProto.DOUBLE else "float"] for k in _TYPES}
+    told = {entry.key: entry.value for entry in model.metadata_props}
     if loops:
         layers = _watch_loop(graph, loops[0], wanted, starts, names)
+    elif any(node.op_type == LAYERED for node in graph.node):
+        layers = _watch_layered(graph, wanted, starts, names.root, int(told["snnc.steps"]))
     elif _neurons(graph.node):
         layers = _watch_copies(graph, wanted, starts, names)
     else:
         raise refuse("SNNC401", "the model holds no spiking neurons", hint="compile it first")
     for layer in layers:
-        for what in (*_kinds(layer.operator, wanted), "membrane_end"):
+        for what in _shown(layer, wanted):
             graph.output.append(
                 helper.make_tensor_value_info(Watched.output(layer, what), _TYPES[what], None)
             )
@@ -180,7 +216,10 @@ def watch(
     if arrivals:
         loop = loops[0] if loops else None
         found = _watch_arrivals(graph, loop, layers, starts["count"], names)
-    _add_functions(copy, ["TimeSum", *(["EventSum"] if _is_lowered(layers) else [])])
+    summing = (
+        ["TimeSum", "WeightedTimeSum"] if any(layer.radix for layer in layers) else ["TimeSum"]
+    )
+    _add_functions(copy, [*summing, *(["EventSum"] if _is_lowered(layers) else [])])
     notes: tuple[LayerNote, ...] = ()
     if events:
         lowered = lower_events(copy)
@@ -271,6 +310,14 @@ def _input(node: onnx.NodeProto, name: str) -> str:
 def _kinds(operator: str, wanted: Sequence[str]) -> list[str]:
     """The accumulators of a neuron of this kind."""
     return [*wanted, *(["events"] if "balance" in ports(operator) else [])]
+
+
+def _shown(layer: Layer, wanted: Sequence[str]) -> list[str]:
+    """The outputs of a layer."""
+    if layer.layered:
+        more = [what for what in ("current_sum", "spikes") if what in wanted]
+        return ["count", *(["events"] if layer.radix else []), *more]
+    return [*_kinds(layer.operator, wanted), "membrane_end"]
 
 
 def _layer(
@@ -445,6 +492,58 @@ def _watch_copies(
     return list(layers.values())
 
 
+def _watch_layered(
+    graph: onnx.GraphProto, wanted: list[str], starts: dict[str, str], root: str, steps: int
+) -> list[Layer]:
+    """The layers of a file in layered time, `steps` of which are its own."""
+    values = _initializers(graph)
+    weights = f"{root}/weights"
+    layers = []
+    for node in _neurons(graph.node):
+        attributes = {entry.name: int(entry.i) for entry in node.attribute}
+        radix = bool(attributes["radix"])
+        theta = numpy_helper.to_array(values[_input(node, "threshold")])
+        levels = (1 << steps) - 1 if radix else steps
+        half = np.asarray(theta / np.float32(2), np.float32)
+        made = Layer(node.name, LAYERED, theta, half, levels, None, root, True, radix)
+        layers.append(made)
+        held = _input(node, "steps")
+
+        def total(of: str, what: str, weighted: bool, held: str = held) -> onnx.NodeProto:
+            inputs = [of, *([weights] if weighted else []), starts["count"], held]
+            op = "WeightedTimeSum" if weighted else "TimeSum"
+            return helper.make_node(op, inputs, [what], domain=dialect.DOMAIN)
+
+        spikes, current = node.output[0], _input(node, "current")
+        added = [total(spikes, Watched.output(made, "count"), radix)]
+        if radix:
+            added.append(total(spikes, Watched.output(made, "events"), False))
+            if not any(tensor.name == weights for tensor in graph.initializer):
+                powers = (2.0 ** np.arange(steps)[::-1]).astype(np.float32)
+                graph.initializer.append(numpy_helper.from_array(powers, weights))
+        if "spikes" in wanted:
+            seen = Watched.output(made, "spikes")
+            added.append(helper.make_node("Identity", [spikes], [seen]))
+        if "current_sum" in wanted:
+            where = f"{root}/in/{node.name}"
+            complete = current
+            if not attributes["static_current"]:
+                complete = f"{where}/complete"
+                added.append(total(current, complete, radix))
+            start = numpy_helper.from_array(half.astype(np.float64), f"{where}/half")
+            graph.initializer.append(start)
+            whole = Watched.output(made, "current_sum")
+            wide = [f"{where}/{what}/wide" for what in ("complete", "membrane")]
+            for name, source in zip(wide, (complete, _input(node, "membrane")), strict=True):
+                added.append(helper.make_node("Cast", [source], [name], to=TensorProto.DOUBLE))
+            added += [
+                helper.make_node("Add", wide, [f"{where}/potential"]),
+                helper.make_node("Sub", [f"{where}/potential", start.name], [whole]),
+            ]
+        graph.node.extend(added)
+    return layers
+
+
 def _initializers(*graphs: onnx.GraphProto) -> dict[str, Any]:
     return {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
 
@@ -468,8 +567,8 @@ def _watch_arrivals(
     counted: dict[str, str] = {}
     for node in _neurons(inside):
         layer = known[names.bare(node.name)]
-        if layer.levels == 1 and not layer.signed:
-            counted[node.output[0]] = Watched.output(layer, "count")
+        if layer.layered or (layer.levels == 1 and not layer.signed):
+            counted[node.output[0]] = Watched.output(layer, layer.events)
     steps = next(iter(_input(node, "steps") for node in _neurons(inside)))
 
     found: dict[tuple[str, int], Arrivals] = {}

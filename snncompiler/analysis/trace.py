@@ -8,8 +8,11 @@ The file is an .npz.  For every layer i, counted from 0, with m neurons of it, n
                              is the output
     neuron_i      [m]        which neurons: places in the sample's flattened array
     activation_i  [n, m]     the ANN's activation, where the ANN was given
-and `layers` (their names), `shapes` (of one sample, as text), `worth` (of a spike of each step, in
-spikes of the end, [T]: 1 but where θ grows), `steps`, `seed` and `source`.
+In layered time, threshold * sum(worth * spikes) is the output, and membrane_i the potential after each
+step of the window in which a neuron fires; it has received all of its input by then.
+
+And `layers` (their names), `shapes` (of one sample, as text), `worth` (of a spike of each step, in
+spikes of the end, [T]: 1 but where θ grows, or with radix spikes), `steps`, `seed` and `source`.
 """
 
 from __future__ import annotations
@@ -60,6 +63,8 @@ class LayerTrace:
     threshold: Array
     worth: Array
     activation: Array | None = None
+    #: In layered time: what a spike of each step weighs, whose sum is the output, and not its mean.
+    layered: bool = False
 
     @property
     def rate(self) -> Array:
@@ -69,7 +74,8 @@ class LayerTrace:
     def decoded(self) -> Array:
         """What the layer gives, in the units of the ANN's activations: θ times the mean worth of a
         step's spikes."""
-        mean = np.tensordot(self.worth.astype(np.float64) / len(self.worth), self.spikes, 1)
+        times = 1 if self.layered else len(self.worth)
+        mean = np.tensordot(self.worth.astype(np.float64) / times, self.spikes, 1)
         return np.asarray(mean.astype(np.float32) * self.threshold)
 
 
@@ -136,16 +142,19 @@ def trace(
     if not 1 <= count <= MAX_STEPS:
         raise UsageError(f"-T {count} is out of range", hint=f"1 to {MAX_STEPS:,} time-steps")
     compiled.overrides(steps=count)
-    if not compiled.metadata["snnc.steps_input"]:
+    layered = compiled.options.layered
+    if not (layered or compiled.metadata["snnc.steps_input"]):
         raise UsageError(
             f"this file has its {compiled.steps} time-steps baked in, so it cannot be stepped",
             hint="compile it with --unroll fold",
         )
-    walk = Walk(compiled, threads=threads)
+    walk = Walk(compiled, currents=layered, spikes=layered, threads=threads)
     chosen = _chosen(walk.layers, layers)
     currents = _currents(ann, compiled, threads)
     dataset = load_data(data, compiled.inputs, preprocess).head(samples)
     worth = compiled.calibration.growth.worth(count)
+    if compiled.options.radix:
+        worth = (2.0 ** np.arange(count)[::-1]).astype(np.float32)
     writers: list[_Writer] = []
     axes = compiled.layer_axes
     if axes is not None and any(axes.get(layer.name) == RUN for layer in chosen):
@@ -156,7 +165,8 @@ def trace(
     for number, part in enumerate(parts):
         feeds = filled(dataset.feeds, part, compiled.fixed_batch)
         batch = len(next(iter(feeds.values())))
-        for at, values in walk.run(feeds, range(1, count + 1), part.start):
+        stops = [count] if layered else range(1, count + 1)
+        for at, values in walk.run(feeds, stops, part.start):
             if not writers:
                 writers = [
                     _Writer(layer, values, neurons, seed, _axis(layer, values, batch, axes))
@@ -166,7 +176,10 @@ def trace(
                 for writer in writers:
                     writer.allocate(count, len(dataset))
             for writer in writers:
-                writer.add(values, at, part)
+                if layered:
+                    writer.add_window(values, worth, part)
+                else:
+                    writer.add(values, at, part)
             if progress:
                 progress("stepping", number * count + at, count * len(parts))
         if currents:
@@ -231,7 +244,7 @@ def _currents(
             f"{prepared.source.name} is not the network that the compiled file was made from",
             hint=f"that was {compiled.metadata['snnc.source']}",
         )
-    return Currents(prepared, threads)
+    return Currents(prepared, threads, compiled.model)
 
 
 def _check_memory(size: int) -> None:
@@ -296,6 +309,18 @@ class _Writer:
         end = values[Watched.output(self.layer, "membrane_end")]
         self.membrane[at - 1, part] = self._rows(end, part)
 
+    def add_window(self, values: Mapping[str, Array], worth: Array, part: slice) -> None:
+        """All steps of a window of layered time."""
+        steps = len(worth)
+        spikes = values[Watched.output(self.layer, "spikes")]
+        spikes = spikes.reshape(steps, len(spikes) // steps, *spikes.shape[1:])
+        total = values[Watched.output(self.layer, "current_sum")]
+        left = self._rows(total + self.layer.membrane_start, part)
+        for t, weight in enumerate(worth):
+            fired = self._rows(spikes[t], part)
+            left = left - weight * self.threshold * fired
+            self.spikes[t, part], self.membrane[t, part] = fired, left
+
     def add_activation(
         self, received: Mapping[str, Array], caps: Mapping[str, float | None], part: slice
     ) -> None:
@@ -314,11 +339,14 @@ class _Writer:
             self.threshold,
             worth,
             self.activation,
+            self.layer.layered,
         )
 
 
 def _spike_type(layer: Layer) -> type[np.integer[Any]]:
     """The smallest type that holds the spikes of one step."""
+    if layer.layered:
+        return np.uint8
     if layer.signed:
         return np.int8 if layer.levels <= 127 else np.int32
     return np.uint8 if layer.levels <= 255 else np.int32

@@ -17,6 +17,14 @@ that a step can send, u = v_next + θ·k gives |u| <= |v| + G·θ:
 
 So with sums in float64 the mean deviation of a neuron is at most 2^-24·(2·max|v| + θ) without a
 schedule, and 2^-24·(3·max|v| + (2 or, for G > 1, 3)·G·θ + max|b|) with one.
+
+In layered time nothing is left open: a neuron with the complete current X sends spikes that stand for
+n = clip(floor((X + v(0)) / θ), 0, L), which is to say that its potential r = X + v(0) - θ·n ends
+
+    below θ, unless n = L, and not below 0, unless n = 0.
+
+|v| is largest before the first spike; adding v(0) rounds once, and each step does, at most 2^-24·|v|.
+So r misses these ends by at most 2^-24·(T + 1)·max|v|, where X is what the neuron's own sum gives.
 """
 
 from __future__ import annotations
@@ -25,7 +33,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -47,6 +55,7 @@ from snncompiler.network.data import Dataset, Preprocess, load_data
 from snncompiler.network.prepare import prepare
 from snncompiler.network.prepared import Prepared, synthetic_feeds
 from snncompiler.passes.lower.verify_output import verify_output
+from snncompiler.runtime.library import library_path
 from snncompiler.runtime.session import create_session, runs_events
 from snncompiler.runtime.stream import Stream
 from snncompiler.version import __version__
@@ -57,6 +66,10 @@ Array = NDArray[Any]
 SAMPLES = 4
 #: Time-steps at which the three ways are compared; `steps` writes a copy of the graph for each.
 UNROLL_STEPS = 16
+
+
+#: What holds for a layer in layered time.
+LEVELS = "Levels: 0 <= X + v(0) - θ·n < θ, but for n = 0 and n = L"
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class LayerIdentity:
     """The soft-reset identity in one layer: largest deviation, the bound there, and max|v|.
 
     `above` and `below` are the shares of neurons that end with more than one step can send, v(T) > θ,
-    and with v(T) < 0.
+    and with v(T) < 0.  In layered time the deviation is what v(T) is outside of its range.
     """
 
     layer: str
@@ -91,6 +104,8 @@ class Verification:
 
     checks: tuple[Check, ...]
     layers: tuple[LayerIdentity, ...]
+    #: What holds for each of the layers, as a formula.
+    holds: str = "Soft-reset identity: θ·mean(s) = mean(x + b) - (v(T) - v(0))/T"
 
     @property
     def passed(self) -> bool:
@@ -148,6 +163,8 @@ def verify(
         if not type(error).__module__.startswith("onnxruntime"):
             raise
         return Verification((*checks, Check("runs", False, str(error).splitlines()[0][:300])), ())
+    if compiled.options.layered:
+        return Verification(tuple(checks), layers, LEVELS)
     return Verification(tuple(checks), layers)
 
 
@@ -160,6 +177,9 @@ def _run_checks(
 ) -> tuple[LayerIdentity, ...]:
     """Add the checks that run the network; the identity of every layer."""
     checks.append(_same_again(compiled, prepared, feeds))
+    if compiled.options.layered:
+        tell("levels", 1, 3)
+        return _run_layered_checks(compiled, prepared, feeds, checks)
     tell("unrolling", 1, 3)
     checks += _same_in_every_way(compiled, prepared, feeds)
     if compiled.options.emit == "window":
@@ -181,6 +201,59 @@ def _run_checks(
         )
     tell("soft-reset identity", 3, 3)
     return layers
+
+
+def _run_layered_checks(
+    compiled: CompiledFile,
+    prepared: Prepared,
+    feeds: Mapping[str, Array],
+    checks: list[Check],
+) -> tuple[LayerIdentity, ...]:
+    """The bodies against the kernels, and the levels of every neuron."""
+    found = _counted(compiled.model, prepared, feeds, compiled.steps)
+    if library_path() is not None:
+        bodies = _counted(compiled.model, prepared, feeds, compiled.steps, native=False)
+        checks.append(_compared("native kernels = function bodies", found, bodies))
+    layers = _levels(compiled, feeds)
+    worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
+    detail = f"largest deviation / bound = {worst.deviation / worst.bound:.3f} in {worst.layer}"
+    checks.append(Check("levels of complete currents", all(x.holds for x in layers), detail))
+    return layers
+
+
+def _levels(compiled: CompiledFile, feeds: Mapping[str, Array]) -> tuple[LayerIdentity, ...]:
+    """Whether every neuron of layered time sends the level of its current (the head of this file)."""
+    watched = watch(compiled.model, currents=True)
+    session = create_session(watched.model, events=False)
+    names = [entry.name for entry in watched.model.graph.output]
+    values = dict(zip(names, session.run(None, dict(feeds)), strict=True))
+    found = []
+    for layer in watched.layers:
+        theta, start = (x.astype(np.float64) for x in (layer.threshold, layer.membrane_start))
+        count, total = (
+            np.asarray(values[Watched.output(layer, what)], np.float64)
+            for what in ("count", "current_sum")
+        )
+        left = total + start - theta * count
+        outside = np.maximum(
+            np.where(count < layer.levels, left - theta, 0), np.where(count > 0, -left, 0)
+        )
+        outside = np.where((count < 0) | (count > layer.levels), np.inf, np.maximum(outside, 0))
+        largest_v = np.maximum(np.abs(total + start), np.finfo(np.float32).tiny)
+        bound = 2.0**-24 * (compiled.steps + 1) * largest_v
+        at = np.unravel_index(int(np.argmax(outside / bound)), bound.shape)
+        found.append(
+            LayerIdentity(
+                layer=layer.name,
+                deviation=float(outside[at]),
+                bound=float(bound[at]),
+                membrane_max=float(largest_v.max()),
+                holds=bool((outside <= bound).all()),
+                above=float((left > theta + bound).mean()),
+                below=float((left < -bound).mean()),
+            )
+        )
+    return tuple(found)
 
 
 def _valid(compiled: CompiledFile) -> Check:
@@ -294,13 +367,17 @@ def _compared(name: str, found: Counted, expected: Counted) -> Check:
 
 
 def _counted(
-    model: onnx.ModelProto, prepared: Prepared, feeds: Mapping[str, Array], steps: int
+    model: onnx.ModelProto,
+    prepared: Prepared,
+    feeds: Mapping[str, Array],
+    steps: int,
+    native: bool | Literal["auto"] = "auto",
 ) -> Counted:
     """What a file gives at `steps` time-steps, which may be its own, dense and on one thread."""
     watched = watch(model)
     name = next(e.value for e in model.metadata_props if e.key == "snnc.steps_input")
     asked = {name: np.array(steps)} if name else {}
-    session = create_session(watched.model, events=False, threads=1)
+    session = create_session(watched.model, events=False, threads=1, native=native)
     values = session.run(None, {**feeds, **asked})
     names = [entry.name for entry in watched.model.graph.output]
     by_name = dict(zip(names, map(np.asarray, values), strict=True))

@@ -49,6 +49,7 @@ class Walk:
         currents: bool = False,
         arrivals: bool = False,
         events: bool = False,
+        spikes: bool = False,
         threads: int | None = None,
     ) -> None:
         self.compiled = compiled
@@ -59,6 +60,7 @@ class Walk:
             arrivals=arrivals,
             events=lower,
             resume=True,
+            spikes=spikes,
         )
         #: The layers, and the event-driven operators that they run as; none where nothing runs so.
         self.events = self.watched.events if lower else compiled.lowered if runs_events() else ()
@@ -85,7 +87,9 @@ class Walk:
         metadata = self.compiled.metadata
         feeds = {**feeds, **image_feed(self.compiled, first_image)}
         if not self.watched.start:
-            yield order[0], self._outputs(dict(feeds))
+            # A window that cannot be gone on with: one with its steps baked in, or in layered time.
+            for steps in order:
+                yield steps, self._outputs({**feeds, **self.compiled.overrides(steps=steps)})
             return
         chunk = {}
         if metadata["snnc.chunk_input"]:

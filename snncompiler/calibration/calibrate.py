@@ -76,11 +76,24 @@ def calibrated(
         data_sha256=dataset.sha256() if dataset else "",
     )
     if dataset is None:
-        return _without_data(prepared, calibration, options, progress)
+        return _in_levels(_without_data(prepared, calibration, options, progress), options)
     calibration = _from_data(prepared, calibration, options, dataset.feeds, progress)
+    if options.layered:
+        return _in_levels(calibration, options)
     if options.correction == "none":
         return calibration
     return _corrected(prepared, calibration, options, dataset.feeds, progress)
+
+
+def _in_levels(calibration: Calibration, options: Options) -> Calibration:
+    """In layered time θ is what one of L levels is worth, where it was the largest value."""
+    if not options.layered:
+        return calibration
+    thresholds = {
+        name: np.maximum(theta / np.float32(options.levels), np.finfo(np.float32).tiny)
+        for name, theta in calibration.thresholds.items()
+    }
+    return replace(calibration, thresholds=thresholds, levels=options.levels)
 
 
 def _from_data(

@@ -102,14 +102,16 @@ class Calibration:
 
 
 def check_levels(calibration: Calibration, options: Options) -> None:
-    """Raises UsageError where thresholds are those of another timing, or of other levels."""
+    """Raises Refused where thresholds are those of another timing, or of other levels."""
     wanted = options.levels if options.layered else 0
     if calibration.levels == wanted:
         return
     made = f"layered time with {calibration.levels} levels" if calibration.levels else "streaming"
     asked = f"layered time with {wanted} levels" if wanted else "streaming"
-    raise UsageError(
-        f"the calibration is for {made}, this is {asked}", hint="give the data, to calibrate again"
+    raise refuse(
+        "SNNC306",
+        f"the calibration is for {made}, this is {asked}",
+        hint="give the data, to calibrate again",
     )
 
 

@@ -18,6 +18,7 @@ from snncompiler.ir.graph import Graph, infer_shapes, label
 from snncompiler.ir.settings import Options
 from snncompiler.network.prepared import Prepared
 from snncompiler.passes.base import Pass, run_passes
+from snncompiler.passes.spike.correct_layers import CorrectLayers
 from snncompiler.passes.spike.encode_poisson import EncodePoisson
 from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
 from snncompiler.passes.spike.insert_neurons import InsertNeurons
@@ -71,8 +72,10 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
     `prepared` is one's own (`Prepared.apart`): what the passes learn of the copied graph goes into it.
     """
     graph = prepared.graph.copy()
+    corrections = CorrectLayers(calibration.corrected_weights, calibration.corrected_biases)
     run_passes(
         [
+            *([corrections] if calibration.correct != "none" else []),
             *([EncodePoisson(calibration.input_scales)] if options.encode == "poisson" else []),
             InsertNeurons(
                 calibration.thresholds,
@@ -80,9 +83,10 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
                 options.reset,
                 options.neuron,
                 calibration.schedules,
+                options.coding if options.layered else None,
             ),
-            FoldAmplitude(),
-            *([TelescopeAnalog()] if options.allow_analog else []),
+            FoldAmplitude(options.layered),
+            *([TelescopeAnalog()] if options.allow_analog and not options.layered else []),
         ],
         graph,
         prepared.context,

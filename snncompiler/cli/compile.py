@@ -92,9 +92,11 @@ def compile(
         print_json(content)
         return
     tell_findings(result.prepared.findings, quiet)
+    form = content["unroll"] if content["emit"] == "window" else content["emit"]
+    if written.options.layered:
+        form = f"layered, {content['coding']}, answer after {content['latency']} steps"
     print(
-        f"{target}: {len(content['layers'])} spiking layers, T = {content['steps']}, "
-        f"{content['unroll'] if content['emit'] == 'window' else content['emit']}, "
+        f"{target}: {len(content['layers'])} spiking layers, T = {content['steps']}, {form}, "
         f"{content['bytes']:,} bytes"
     )
     if print_after:

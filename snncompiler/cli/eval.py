@@ -98,9 +98,11 @@ def _print_evaluation(shown: Console, result: Evaluation) -> None:
         return "-" if value is None else f"{value:.4f}"
 
     diagnosed = result.results[-1].diagnosis is not None
+    # Where the answer comes after T steps, as the next one does, there is nothing to say.
+    late = any(step.latency != step.steps for step in result.results)
     rows: list[tuple[object, ...]] = []
     if result.ann_accuracy is not None:
-        empty = "-" * (8 if diagnosed else 7)
+        empty = "-" * (8 + diagnosed + late)
         rows.append(("ANN", share(result.ann_accuracy), *empty))
     for step in result.results:
         drop = interval = "-"
@@ -109,8 +111,10 @@ def _print_evaluation(shown: Console, result: Evaluation) -> None:
             interval = "{:.2f} to {:.2f}".format(*(100 * end for end in step.drop_interval))
         row = (f"T = {step.steps}", share(step.accuracy), drop, interval, share(step.agreement))
         total = step.all_synops
-        seen = (number(step.relative_error), f"{step.firing_rate:.4f}")
+        seen = (number(step.relative_error), f"{step.firing_rate:.4f}", _count(step.spikes))
         rows.append((*row, *seen, _count(total.done), share(total.share)))
+        if late:
+            rows[-1] = (*rows[-1], step.latency)
         if step.diagnosis is not None:
             levels = step.diagnosis.quantised
             better = levels.agreement if levels.accuracy is None else levels.accuracy
@@ -119,10 +123,17 @@ def _print_evaluation(shown: Console, result: Evaluation) -> None:
                 number(levels.relative_error) if better is None else share(better),
             )
     titles = ["steps", "top-1", "drop", "95 %", "agreement", "relative error", "firing rate"]
-    titles += ["SynOps a sample", "of dense"]
+    titles += ["spikes a sample", "SynOps a sample", "of dense"]
+    if late:
+        titles.append("latency")
     if diagnosed:
         titles.append("quantised ANN")
     shown.print(tables.table(f"{result.samples:,} samples", titles, rows))
+    if late:
+        shown.print(
+            "latency: time-steps from an input to its answer; one answer comes every T steps",
+            highlight=False,
+        )
     macs = result.macs
     shown.print(
         f"multiply-accumulates a sample: {macs.ann:,} of the ANN; of the SNN {macs.once:,} once, and "

@@ -56,6 +56,8 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
         "states": len(compiled.states) or None,
         "opset": next(o.version for o in compiled.model.opset_import if o.domain == ""),
         **{one.name: written(means.get(one.name)) for one in options_of(Options)},
+        "latency": None if compiled.options.emit == "step" else compiled.latency(compiled.steps),
+        "period": None if compiled.options.emit == "step" else compiled.steps,
         "steps_input": meta["snnc.steps_input"] or None,
         "chunk": int(meta["snnc.chunk"]) if meta["snnc.chunk_input"] else None,
         "chunk_input": meta["snnc.chunk_input"] or None,

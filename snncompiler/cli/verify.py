@@ -67,6 +67,5 @@ def _print_verification(shown: Console, result: Verification) -> None:
             )
             for layer in result.layers
         ]
-        title = "Soft-reset identity: θ·mean(s) = mean(x + b) - (v(T) - v(0))/T"
         columns = ("layer", "deviation", "bound", "max |v|", "v(T) > θ", "v(T) < 0")
-        shown.print(tables.table(title, columns, identity))
+        shown.print(tables.table(result.holds, columns, identity))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from snncompiler.emission.metadata import Metadata, read_metadata
 from snncompiler.errors import UsageError
+from snncompiler.ir import dialect
 from snncompiler.ir.settings import chosen
 from snncompiler.network.batching import one_by_one
 from snncompiler.network.data import InputSpec
@@ -58,9 +59,31 @@ class CompiledFile(Metadata):
         if self.options.target == "cpu":
             return self.lowered
         layers = tuple(lower_events(self.model).layers)
-        form = self.options.unroll if self.options.emit == "window" else self.options.emit
+        form: str = self.options.unroll if self.options.emit == "window" else self.options.emit
+        if self.options.layered:
+            form = "layered time"
         reason = f"{form} has no loop over time that could be lowered"
         return layers or tuple(LayerNote(name, "", reason) for name in self.calibration.thresholds)
+
+    @property
+    def depth(self) -> int:
+        """The most neurons on a way through the network."""
+        depths: dict[str, int] = {}
+        graphs = [self.model.graph]
+        for graph in graphs:
+            for node in graph.node:
+                graphs += [entry.g for entry in node.attribute if entry.HasField("g")]
+                fires = node.domain == dialect.DOMAIN and (
+                    node.op_type in dialect.NEURONS or node.op_type in dialect.EVENT_NEURONS
+                )
+                before = max((depths.get(name, 0) for name in node.input), default=0)
+                depths.update(dict.fromkeys(node.output, before + fires))
+        return max(depths.values(), default=0)
+
+    def latency(self, steps: int) -> int:
+        """The time-steps after which the answer to an image of T `steps` is there.  The next answer
+        comes T steps later."""
+        return (self.depth + 1) * steps if self.options.layered else steps
 
     def batch_size(self, wanted: int, feeds: Mapping[str, Array] | None = None) -> int:
         """How many samples one run takes: the fixed batch where there is one, else `wanted`, but fewer
@@ -81,7 +104,7 @@ class CompiledFile(Metadata):
                 "this file is one time-step, with its states as inputs and outputs",
                 hint="step it with snncompiler.runtime.Stream, or compile with --emit window",
             )
-        skipped = chosen(self.options.readout).skipped
+        skipped = 0 if self.options.layered else chosen(self.options.readout).skipped
         if steps is not None and steps <= skipped:
             raise UsageError(
                 f"T = {steps} is within the delay of this file's read-out, {self.options.readout}",
@@ -98,7 +121,9 @@ class CompiledFile(Metadata):
             elif wanted is not None and wanted != own:
                 raise UsageError(
                     f"this file has {what} = {own} baked in, so it cannot run with {wanted}",
-                    hint="compile it with --unroll fold",
+                    hint=f"compile it with -T {wanted}"
+                    if self.options.layered
+                    else "compile it with --unroll fold",
                 )
         return feeds
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from snncompiler.calibration.observe import bounded
-from snncompiler.calibration.record import Calibration
+from snncompiler.calibration.record import Calibration, check_levels
 from snncompiler.calibration.window import driving, spiking_graph
 from snncompiler.emission.metadata import metadata_of, tell_lowered
 from snncompiler.errors import Refused, UsageError, refuse
@@ -35,8 +35,10 @@ from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.passes.lower.lower_precision import LowerPrecision
 from snncompiler.passes.lower.verify_output import verify_output
 from snncompiler.passes.normalize.track_batch import name_batch
+from snncompiler.passes.time.layer_time import LayerTime
 from snncompiler.passes.time.sink_time_mean import SinkTimeMean
 from snncompiler.passes.time.unroll_time import UnrollTime, unfoldable
+from snncompiler.passes.time.write_window import write_window
 from snncompiler.version import __version__
 
 #: Bytes of spikes and currents that one chunk may hold for one sample.
@@ -63,7 +65,7 @@ def emit(
             f"this one is {prepared.source.sha256[:12]}",
             hint="calibrate this model",
         )
-    _check_fit(prepared, calibration)
+    _check_fit(prepared, calibration, options.levels if options.layered else 1)
     observer = watch("emit") if watch else _unobserved
     prepared, before = prepared.apart(observer), len(prepared.findings)
     # Thresholds grow as they do in the calibration, whose schedules are for that.
@@ -71,6 +73,13 @@ def emit(
     options = resolve(prepared, replace(options, growth=calibration.growth, correction=correction))
     _check_options(prepared, calibration, options)
     graph = spiking_graph(prepared, calibration, options)
+    if options.layered:
+        model = _layered(graph, prepared, calibration, options)
+        observer("layer-time", model)
+        verify_output(model)
+        if findings is not None:
+            findings += prepared.findings[before:]
+        return model
     run_passes(
         [
             SinkTimeMean(inputs_vary=options.emit == "step"),
@@ -112,6 +121,29 @@ def emit(
     return model
 
 
+def _layered(
+    graph: Graph, prepared: Prepared, calibration: Calibration, options: Options
+) -> onnx.ModelProto:
+    """The network of layered time, which has no loop."""
+    run_passes([LayerTime(options.radix)], graph, prepared.context)
+    infer_shapes(graph)
+    written, names = write_window(
+        graph, options.steps, radix=options.radix, overridable=not _capped(prepared)
+    )
+    name_batch(written, None)
+    model = attach_functions(written, prepared.checked_model.opset_import)
+    model.producer_version = __version__
+    metadata = metadata_of(prepared, calibration, options, options.steps, None, names)
+    onnx.helper.set_model_props(model, metadata)
+    return model
+
+
+def _capped(prepared: Prepared) -> bool:
+    """Whether a rectifier has an upper bound, which is its top level for one T only."""
+    found = [rectifier(node) for node in rectifiers_of(prepared.graph)]
+    return any(one is not None and one.cap is not None for one in found)
+
+
 def _unobserved(name: str, network: Graph | onnx.ModelProto) -> None:
     """Where nobody watches."""
 
@@ -120,9 +152,10 @@ def rehearse(prepared: Prepared, options: Options) -> None:
     """Raise what emission would refuse, whatever the data are: with stand-ins for thresholds, another
     one for each channel.  Nothing of it is noted."""
     thresholds = {}
+    levels = options.levels if options.layered else 1
     for node in rectifiers_of(prepared.graph):
         found = rectifier(node)
-        top = 1.0 if found is None or found.cap is None else found.cap
+        top = (1.0 if found is None or found.cap is None else found.cap) / levels
         spread = np.linspace(0.5, 1.0, max(rectified_channels(node), 1)) * top
         thresholds[node.name] = spread.astype(np.float32)
     stand_in = Calibration(
@@ -155,6 +188,7 @@ def _tell_lowering(lowered: Lowered, context: Context) -> None:
 
 def _check_options(prepared: Prepared, calibration: Calibration, options: Options) -> None:
     """Raises UsageError or Refused where a calibration does not fit the options."""
+    check_levels(calibration, options)
     if calibration.schedules and options.reset == "hard":
         raise UsageError("--reset hard takes no correction, the calibration has one")
     if calibration.growth != STEADY and not calibration.schedules:
@@ -173,8 +207,10 @@ def _check_options(prepared: Prepared, calibration: Calibration, options: Option
         )
 
 
-def _check_fit(prepared: Prepared, calibration: Calibration) -> None:
-    """Raises Refused where a calibration does not fit the network's rectifiers."""
+def _check_fit(prepared: Prepared, calibration: Calibration, levels: int) -> None:
+    """Raises Refused where a calibration does not fit the network's rectifiers.  `levels`: how many
+    thresholds an activation has at most; their sum is rounded where there are several."""
+    slack = np.float32(1 if levels == 1 else 1 + 2.0**-22)
     nodes = {node.name: node for node in rectifiers_of(prepared.graph)}
     findings = []
     for name in sorted(set(nodes) ^ set(calibration.thresholds)):
@@ -188,7 +224,7 @@ def _check_fit(prepared: Prepared, calibration: Calibration) -> None:
             findings.append(Finding("SNNC306", text, node=name))
         elif not (np.isfinite(theta).all() and (theta > 0).all()):
             findings.append(Finding("SNNC306", "a threshold is not finite and positive", node=name))
-        elif (theta > bounded(nodes[name], theta)).any():
+        elif (theta * levels > bounded(nodes[name], theta * levels) * slack).any():
             text = f"a threshold of {theta.max():g} is above the upper bound of its rectifier"
             findings.append(Finding("SNNC306", text, node=name, hint="calibrate again"))
     if calibration.schedules:

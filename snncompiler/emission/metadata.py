@@ -89,6 +89,8 @@ def metadata_of(
     }
     if "copies" in names:
         found["snnc.copies"] = names["copies"]
+    if prepared.context.pooled:
+        found["snnc.pooled"] = json.dumps(prepared.context.pooled)
     return found
 
 
@@ -102,6 +104,7 @@ def _of_calibration(options: Options, calibration: Calibration) -> Options:
     """The options, with those by which the calibration was made."""
     method: Any = calibration.method
     correction: Any = calibration.correction
+    correct: Any = calibration.correct
     return replace(
         options,
         threshold=method,
@@ -110,6 +113,7 @@ def _of_calibration(options: Options, calibration: Calibration) -> Options:
         per_channel=calibration.per_channel,
         alpha=calibration.alpha,
         correction=correction,
+        correct=correct,
         schedule_steps=calibration.schedule_steps,
         growth=calibration.growth,
     )
@@ -180,6 +184,12 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         output_axes=axes,
         layer_axes=layer_axes,
     )
+
+
+def pooled_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """Neurons of layered time that fire behind a pooling: name -> names of rectifier and pooling."""
+    told = next((e.value for e in model.metadata_props if e.key == "snnc.pooled"), "{}")
+    return {neuron: (first, second) for neuron, (first, second) in json.loads(told).items()}
 
 
 def copies_of(model: onnx.ModelProto) -> str:

@@ -368,9 +368,10 @@ class Options:
             if timings and self.timing not in timings and given != one.default:
                 text = f"{one.flag} {written(given)} belongs to --timing {timings[0]}"
                 raise UsageError(f"{text}, not to {self.timing}")
-        raise UsageError("--timing layered is not built yet", hint="leave it out")
         reason = ""
-        if self.correction not in ("auto", "none"):
+        if self.correct not in ("auto", "none"):
+            reason = f"--correct {self.correct} is not built yet"
+        elif self.correction not in ("auto", "none"):
             reason = f"--correction {self.correction} corrects a network that runs step by step"
         elif self.threshold == "vin-max":
             reason = "--threshold vin-max looks at a network that runs step by step"

@@ -62,7 +62,7 @@ def test_the_json_of_a_diagnosis_and_predictions(snn: Path) -> None:
     )
     plain = good(*args).json()
     assert set(plain) == {"samples", "ann_accuracy", "results", "findings", "macs", "events"}
-    more = {"drop", "drop_interval", "synops", "outputs"}
+    more = {"drop", "drop_interval", "synops", "outputs", "latency", "spikes"}
     before = {"steps", "accuracy", "agreement", "relative_error", "firing_rate", "layers"}
     assert set(plain["results"][0]) == before | more
     whole = good(*args, "--diagnose", "--predictions").json()

@@ -20,7 +20,8 @@ from snncompiler.errors import InternalError
 from snncompiler.ir.check import Snapshot, faults
 from snncompiler.ir.graph import Graph, import_model
 from snncompiler.ir.growth import Growth
-from snncompiler.ir.settings import Options
+from snncompiler.ir.rectifiers import rectifiers_of
+from snncompiler.ir.settings import Coding, Options
 from snncompiler.network.load import load
 from snncompiler.network.prepare import normalization_passes
 from snncompiler.network.prepared import imported
@@ -28,10 +29,12 @@ from snncompiler.passes.base import Context, Pass, run_passes
 from snncompiler.passes.lower.lower_precision import LowerPrecision
 from snncompiler.passes.normalize.track_batch import TrackBatch
 from snncompiler.passes.source.verify_input import verify_input
+from snncompiler.passes.spike.correct_layers import CorrectLayers
 from snncompiler.passes.spike.encode_poisson import EncodePoisson
 from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
 from snncompiler.passes.spike.insert_neurons import InsertNeurons
 from snncompiler.passes.time.drive_input import DriveInput
+from snncompiler.passes.time.layer_time import LayerTime
 from snncompiler.passes.time.sink_time_mean import SinkTimeMean
 from snncompiler.passes.time.telescope_analog import TelescopeAnalog
 
@@ -122,6 +125,22 @@ def test_spiking_passes_are_idempotent(name: str) -> None:
     assert {"encode-poisson", "insert-neurons", "sink-time-mean", "lower-precision"} <= changed
 
 
+@pytest.mark.parametrize("name", ["mixed", "digits-resnet"])
+@pytest.mark.parametrize("coding", ["rate", "radix"])
+def test_passes_of_layered_time_are_idempotent(name: str, coding: Coding) -> None:
+    x = random(0, 8, 2, 8, 8) if name == "mixed" else random(0, 8, 1, 8, 8)
+    options = Options(steps=4, timing="layered", coding=coding)
+    compiled = pipeline.compile_model(source(name), options, x)
+    prepared = compiled.prepared.apart()
+    graph, context = prepared.graph.copy(), prepared.context
+    neurons = InsertNeurons(compiled.calibration.thresholds, 0.5, layered=coding)
+    first = rectifiers_of(graph)[0]
+    corrections = CorrectLayers(biases={first.name: np.float32([0.5])})
+    steps = [corrections, neurons, FoldAmplitude(layered=True), LayerTime(coding == "radix")]
+    changed = {step.name for step in steps if run_twice(step, graph, context)}
+    assert changed == {step.name for step in steps}
+
+
 def test_what_a_pass_says_of_a_second_run_is_true() -> None:
     """Each of those with `again` does change its own result."""
     compiled = pipeline.compile_model(
@@ -148,7 +167,7 @@ def test_every_pass_is_in_one_of_these_tests() -> None:
         entry.name
         for entry in (
             EncodePoisson, InsertNeurons, FoldAmplitude, TelescopeAnalog, SinkTimeMean,
-            LowerPrecision, DriveInput,
+            LowerPrecision, DriveInput, LayerTime, CorrectLayers,
         )
     }  # fmt: skip
     assert names == normalizing | spiking
