@@ -15,9 +15,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from snncompiler.calibration.record import Calibration
 from snncompiler.ir.graph import Graph, Node, constant, known_rank, tensor_names, unique_name
 from snncompiler.ir.operators import record
 from snncompiler.ir.rectifiers import rectified_input, rectifiers_of
+from snncompiler.network.prepared import Prepared, as_model
+from snncompiler.passes.base import run_passes
+from snncompiler.passes.spike.correct_layers import CorrectLayers
 from snncompiler.runtime.session import LARGE_GRAPH, create_session
 
 Array = NDArray[Any]
@@ -152,6 +156,16 @@ def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     return copy
+
+
+def level_model(prepared: Prepared, calibration: Calibration) -> onnx.ModelProto:
+    """The network that a layered spiking network computes, with operators of ONNX alone."""
+    apart = prepared.apart()
+    graph = apart.graph.copy()
+    corrections = CorrectLayers(calibration.corrected_weights, calibration.corrected_biases)
+    run_passes([corrections], graph, apart.context)
+    with_levels(graph, calibration.thresholds, calibration.levels)
+    return as_model(graph)
 
 
 def with_levels(graph: Graph, quanta: Mapping[str, Floats], levels: int) -> None:
