@@ -30,6 +30,7 @@ test-gpu: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz/fuzz_convergence.py --count 2000 --seed 0
+	$(BIN)/python tests/fuzz/fuzz_convergence.py --count 2000 --seed 0 --timing layered
 
 # The texts of tests/emission/golden anew, where a change of the emission is meant.
 golden: $(VENV)/.dev

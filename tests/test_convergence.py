@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from helpers import Array, parse, random
 from hypothesis import HealthCheck, given, settings
-from random_networks import PLAIN, STEPS, Network, check, networks, spike_counts
+from random_networks import (
+    PLAIN,
+    STEPS,
+    Network,
+    check,
+    check_layers,
+    networks,
+    spike_counts,
+)
 
 from snncompiler import pipeline
 from snncompiler.ir.settings import Options
@@ -40,6 +48,12 @@ class Tally:
 
 
 TALLY = Tally()
+
+
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@given(network=networks())
+def test_random_networks_of_layered_time_keep_the_bound(network: Network) -> None:
+    check_layers(network, ("dense",))
 
 
 @settings(max_examples=GRAPHS, suppress_health_check=list(HealthCheck))

@@ -7,6 +7,7 @@ from typing import Any
 from snncompiler.ir.graph import Node, label
 from snncompiler.ir.operators import record
 from snncompiler.ir.phases import analyze
+from snncompiler.ir.reads import reads_of
 from snncompiler.ir.rectifiers import Rectifier, rectifier
 from snncompiler.network.prepared import Prepared
 
@@ -16,6 +17,8 @@ def constraints(prepared: Prepared) -> dict[str, Any]:
     graph = prepared.graph
     timing = analyze(graph, lambda node: rectifier(node) is not None)
     found = [(node, rectifier(node)) for node in graph.nodes]
+    spiking = {node.name for node, kind in found if kind is not None}
+    reads = reads_of(prepared.ann.graph, lambda node: node.name in spiking)
     return {
         "model": prepared.source.name,
         "sha256": prepared.source.sha256,
@@ -25,6 +28,7 @@ def constraints(prepared: Prepared) -> dict[str, Any]:
             {
                 "name": layer.name,
                 "operator": layer.op,
+                "reads": reads.get(layer.name),
                 "bias": layer.bias,
                 "batch_norm": layer.batch_norm or "none",
                 "folded": list(layer.folded),

@@ -52,6 +52,7 @@ def info(
         findings.append(Finding("SNNC403", text, severity="warning"))
     content["findings"] = [finding.as_dict() for finding in findings]
     content["macs"] = None if macs is None else macs.as_dict()
+    content["reads"] = compiled.reads
     for layer in content["layers"]:
         note = notes.get(layer["layer"])
         layer.update(tables.operator_of(note))
@@ -64,7 +65,7 @@ def info(
     rows = [
         (key.replace("_", " "), tables.flat(value))
         for key, value in content.items()
-        if key not in ("layers", "findings")
+        if key not in ("layers", "findings", "reads")
     ]
     shown.print(tables.table(str(snn), ("", ""), rows))
     layers = [
@@ -77,6 +78,8 @@ def info(
     ]
     columns = ("layer", "θ", "smallest", "largest", "MACs a step", "by events on the CPU")
     shown.print(tables.table("Layers", columns, layers))
+    reads = list(content["reads"].items())
+    shown.print(tables.table("What weights read", ("weights of", "reads"), reads))
 
 
 def _tell_thresholds(compiled: CompiledFile, to_csv: Path | None, as_json: bool) -> None:

@@ -158,6 +158,7 @@ def print_constraints(console: Console, content: dict[str, Any]) -> None:
         (
             layer["name"],
             layer["operator"],
+            layer["reads"],
             layer["bias"],
             layer["batch_norm"],
             ", ".join(layer["folded"]) or "-",
@@ -166,7 +167,7 @@ def print_constraints(console: Console, content: dict[str, Any]) -> None:
         )
         for layer in content["linear_layers"]
     ]
-    titles = ("layer", "operator", "bias", "batch-norm", "folded", "change", "relative")
+    titles = ("layer", "operator", "reads", "bias", "batch-norm", "folded", "change", "relative")
     console.print(table("Linear layers", titles, rows))
     rectifiers = [
         (r["name"], r["operator"], r["current"], r["upper_bound"]) for r in content["rectifiers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from snncompiler.emission.metadata import Metadata, read_metadata
+from snncompiler.emission.metadata import Metadata, copies_of, read_metadata
 from snncompiler.errors import UsageError
 from snncompiler.ir import dialect
+from snncompiler.ir.reads import Reads, fires_here, reads_of
 from snncompiler.ir.settings import chosen
 from snncompiler.network.batching import one_by_one
 from snncompiler.network.data import InputSpec
@@ -66,6 +68,19 @@ class CompiledFile(Metadata):
         return layers or tuple(LayerNote(name, "", reason) for name in self.calibration.thresholds)
 
     @property
+    def reads(self) -> dict[str, Reads]:
+        """What every layer of weights reads, in the order of the network."""
+        root = copies_of(self.model)
+        found = reads_of(self.model.graph, fires_here)
+        first = f"{root}0/"  # of the copies of a step the first one tells for all
+        copied = re.compile(rf"^{re.escape(root)}\d+/")
+        return {
+            name.removeprefix(first) if root else name: kind
+            for name, kind in found.items()
+            if not root or name.startswith(first) or not copied.match(name)
+        }
+
+    @property
     def depth(self) -> int:
         """The most neurons on a way through the network."""
         depths: dict[str, int] = {}
@@ -92,6 +107,8 @@ class CompiledFile(Metadata):
         if one_by_one(self.output_axes):
             wanted = 1
         size = sum(array[0].size for array in feeds.values()) if feeds else 1
+        if self.options.layered:  # which holds all time-steps at once
+            size *= max(self.options.steps // 4, 1)
         return self.fixed_batch or max(1, min(wanted, BATCH_VALUES // max(size, 1)))
 
     def overrides(self, steps: int | None = None, chunk: int | None = None) -> dict[str, Array]:

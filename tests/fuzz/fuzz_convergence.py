@@ -1,9 +1,11 @@
 """Random networks through every way of running: by events, dense, and as function bodies.
 
     python tests/fuzz/fuzz_convergence.py [--count N] [--seed S] [--processes P] [--save FOLDER]
+        [--timing layered]
 
 Network S + i comes from the seed S + i alone.  Compiled, it has to stay within the derived bound of
-its ANN (`tests/random_networks.py`) at every T and in every way.  Progress goes to standard error.
+its ANN (`tests/random_networks.py`) at every T and in every way; in layered time with rate and with
+radix spikes.  Progress goes to standard error.
 Where one leaves the bound, raises or ends its process, the seed is printed and the network saved, the
 others are still run, and the exit status is 1; `--seed S --count 1` runs it again.
 """
@@ -28,7 +30,7 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from random_networks import STEPS, WAYS, check, seeded
+from random_networks import CODES, STEPS, WAYS, check, check_layers, seeded
 
 #: Seconds between two lines of progress.
 EVERY = 20
@@ -41,7 +43,7 @@ class Totals:
     refused: int = 0
     layers: int = 0
     by_events: int = 0
-    errors: dict[int, list[float]] = field(default_factory=lambda: {steps: [] for steps in STEPS})
+    errors: dict[int | str, list[float]] = field(default_factory=dict)
     tightness: list[float] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
 
@@ -55,14 +57,36 @@ def save(seed: int, folder: Path) -> None:
     np.savez(folder / f"{seed}.npz", x=network.x)
 
 
+#: What is found of one network: freed, refused, layers, by events, errors, tightness.
+Found = tuple[bool, tuple[str, ...], int, int, dict[Any, float], float | None]
+
+
+def _streaming(seed: int) -> Found:
+    found = check(seeded(seed))
+    numbers = (found.freed, found.refused, found.layers, found.by_events)
+    return (*numbers, found.errors, found.tightness)
+
+
+def _layered(seed: int) -> Found:
+    found = check_layers(seeded(seed))
+    return (False, (), found.layers, 0, dict(found.errors), None)
+
+
 def work(seeds: range, pipe: Connection) -> None:
     """Checks networks one by one: what is found goes into the pipe, with the seed before it."""
+    _work(seeds, pipe, _streaming)
+
+
+def work_layered(seeds: range, pipe: Connection) -> None:
+    """The same in layered time."""
+    _work(seeds, pipe, _layered)
+
+
+def _work(seeds: range, pipe: Connection, checked: Callable[[int], Found]) -> None:
     for seed in seeds:
         pipe.send(("begun", seed, None))
         try:
-            found = check(seeded(seed))
-            numbers = (found.freed, found.refused, found.layers, found.by_events)
-            pipe.send(("kept", seed, (*numbers, found.errors, found.tightness)))
+            pipe.send(("kept", seed, checked(seed)))
         except Exception:
             pipe.send(("failed", seed, traceback.format_exc()))
     pipe.send(("done", 0, None))
@@ -133,7 +157,7 @@ def add(totals: Totals, found: Any) -> None:
     totals.layers += layers
     totals.by_events += by_events
     for steps, error in errors.items():
-        totals.errors[steps].append(error)
+        totals.errors.setdefault(steps, []).append(error)
     if tightness is not None:
         totals.tightness.append(tightness)
 
@@ -161,19 +185,31 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--save", type=Path, default=Path("fuzz-failures"))
+    parser.add_argument("--timing", choices=("streaming", "layered"), default="streaming")
     options = parser.parse_args()
+    layered = options.timing == "layered"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     last = options.seed + options.count - 1
-    print(f"seeds {options.seed} to {last}; {', '.join(WAYS)} at T = {', '.join(map(str, STEPS))}")
+    how = f"{', '.join(WAYS)} at T = {', '.join(map(str, STEPS))}"
+    if layered:
+        how = ", ".join(f"{coding} at T = {steps}" for coding, steps in CODES)
+    print(f"seeds {options.seed} to {last}; {how}")
     started = time.monotonic()
-    totals = fuzz(options.seed, options.count, options.processes, options.save)
+    job = work_layered if layered else work
+    totals = fuzz(options.seed, options.count, options.processes, options.save, job)
     seconds = time.monotonic() - started
     print(f"{totals.networks} networks within the bound, {len(totals.failed)} not, {seconds:.0f} s")
-    print(f"{totals.by_events} of {totals.layers} layers by events, {totals.freed} with open sizes")
-    print(f"{totals.refused} with open sizes refused and run with their own")
+    if not layered:
+        print(
+            f"{totals.by_events} of {totals.layers} layers by events, {totals.freed} with open sizes"
+        )
+        print(f"{totals.refused} with open sizes refused and run with their own")
     for steps, errors in totals.errors.items():
-        if errors:
-            print(f"T = {steps}: median of the largest relative errors {np.median(errors):.4f}")
+        name = f"T = {steps}" if isinstance(steps, int) else steps
+        print(
+            f"{name}: of the largest relative errors the median is {np.median(errors):.4f}, "
+            f"the largest {max(errors):.4f}"
+        )
     if totals.tightness:
         print(f"error over bound at T = {STEPS[0]}: largest {max(totals.tightness):.3f}")
     if totals.failed:

@@ -31,6 +31,17 @@ def test_networks_are_checked(
     assert not list(tmp_path.iterdir())
 
 
+def test_networks_are_checked_in_layered_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fuzz", "--count", "2", "--seed", "5", "--processes", "1", "--save", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*words, "--timing", "layered"])
+    assert fuzz_convergence.main() == 0
+    told = capsys.readouterr().out
+    assert "seeds 5 to 6; rate at T = 6, radix at T = 8" in told
+    assert "2 networks within the bound, 0 not" in told and "radix: of the largest" in told
+
+
 def some_fail(seeds: range, pipe: Connection) -> None:
     """Seed 11 fails, seed 12 ends the process, the others are kept."""
     for seed in seeds:

@@ -76,8 +76,12 @@ def compiled(growth: bool = False, **options: Any) -> onnx.ModelProto:
     names = json.loads(known["snnc.calibration"])["thresholds"]
     thetas = {name: np.float32(theta) for name, theta in zip(names, THETAS.values(), strict=True)}
     charges = {name: np.float32([theta / 2, theta / 4]) for name, theta in thetas.items()}
-    scheduled = options.get("reset") != "hard"
+    layered = options.get("timing") == "layered"
+    scheduled = options.get("reset") != "hard" and not layered
+    radix = options.get("coding") == "radix"
+    steps = int(options.get("steps", STEPS))
     calibration = Calibration(
+        levels=((1 << steps) - 1 if radix else steps) * layered,
         thresholds=thetas,
         schedules=charges if scheduled else {},
         correction="schedule" if scheduled else "none",
@@ -131,6 +135,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16", "chunk": 3},
     "fp16, loop": {"precision": "fp16", "unroll": "loop"},
     "fp16, signed": {"precision": "fp16", "neuron": "signed:2", "chunk": 4},
+    "layered, rate": {"timing": "layered"},
+    "layered, radix": {"timing": "layered", "coding": "radix", "steps": 4},
 }
 
 
