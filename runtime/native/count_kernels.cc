@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -20,6 +22,8 @@ namespace {
 constexpr std::int64_t held_bytes = 1 << 19;
 /// Positions may be read beyond the last one that counts, up to a tile, and inputs up to a panel.
 constexpr std::int64_t tile_positions = 16;
+/// Rows that a pixel holds.
+constexpr std::int64_t most_together = 4;
 
 template <typename T>
 Buffer<T> filled(std::int64_t count, T value) {
@@ -27,6 +31,29 @@ Buffer<T> filled(std::int64_t count, T value) {
   if (!buffer) throw std::bad_alloc();
   std::fill_n(buffer.get(), count, value);
   return buffer;
+}
+
+/// Memory for packed weights.  Layers share their pages, which are huge where they can be: weights come
+/// from far away, and with small pages so do the addresses.
+std::shared_ptr<std::int8_t> shelved(std::int64_t bytes) {
+  static std::mutex mutex;
+  static std::weak_ptr<std::int8_t> last;  // what was allocated, as long as a layer uses it
+  static std::int64_t taken = 0, size = 0;
+  const std::lock_guard lock(mutex);
+  std::shared_ptr<std::int8_t> shelf = last.lock();
+  if (!shelf || taken + bytes > size) {
+    constexpr auto page = static_cast<std::int64_t>(huge_page);
+    size = (bytes + page - 1) / page * page;
+    taken = 0;
+    Buffer<std::int8_t> memory = allocate<std::int8_t>(size);
+    if (!memory) throw std::bad_alloc();
+    shelf = std::shared_ptr<std::int8_t>(memory.release(), Free());
+    last = shelf;
+  }
+  std::int8_t* const begin = shelf.get() + taken;
+  taken += bytes;
+  std::fill_n(begin, bytes, std::int8_t{0});
+  return std::shared_ptr<std::int8_t>(shelf, begin);
 }
 
 }  // namespace
@@ -58,7 +85,7 @@ Layout::Layout(const Source& source) {
   const std::int64_t alone = panels;
   // Short rows are held together, where that makes fewer panels.
   std::int64_t best = 1, least = alone;
-  for (std::int64_t rows = 2; dense && rows <= 4 && rows <= source.kernel[0]; ++rows) {
+  for (std::int64_t rows = 2; dense && rows <= most_together && rows <= source.kernel[0]; ++rows) {
     lay(rows);
     if (panels < least) {
       least = panels;
@@ -150,7 +177,7 @@ void Layer::pack(const std::int8_t* const* weights) {
     }
     return;
   }
-  digits = filled<std::int8_t>(units * panels * panel, 0);
+  digits = shelved(units * panels * panel);
   for (std::int64_t unit = 0; unit < units; ++unit) {
     std::int8_t* to = digits.get() + unit * panels * panel;
     const std::int64_t there = channels_of(*this, unit);
@@ -280,12 +307,21 @@ void copy_pixels(const std::uint8_t* from, std::int64_t from_apart, std::int64_t
   };
   switch (bytes) {
     case 1: return each(std::integral_constant<std::size_t, 1>{});
-    case 3: return each(std::integral_constant<std::size_t, 3>{});
     case 16: return each(std::integral_constant<std::size_t, 16>{});
     case 32: return each(std::integral_constant<std::size_t, 32>{});
     case 64: return each(std::integral_constant<std::size_t, 64>{});
     default: return each(bytes);
   }
+}
+
+/// Pixels of three channels, of several rows that are held together.
+void copy_colours(const std::uint8_t* const* from, std::int64_t rows, std::int64_t count,
+                  std::uint8_t* to) {
+  // A fourth byte that goes along is overwritten by what follows.
+  for (std::int64_t i = 0; i + 1 < count; ++i) {
+    for (std::int64_t j = 0; j < rows; ++j, to += 3) std::memcpy(to, from[j] + 3 * i, 4);
+  }
+  for (std::int64_t j = 0; j < rows; ++j, to += 3) std::memcpy(to, from[j] + 3 * (count - 1), 3);
 }
 
 /// Copies what a strip reads of a source, with its padding.
@@ -312,6 +348,14 @@ void hold_source(const Layer& layer, const Call& call, std::size_t s, const Hold
           std::memset(to + left + held, 0, static_cast<std::size_t>(hold.pitch - left - held));
         } else {
           std::memset(to, 0, static_cast<std::size_t>(hold.pitch));
+        }
+        if (whole && source.channels == 3 && size == 3 && !hold.sparse) {
+          const std::uint8_t* lines[most_together];
+          for (std::int64_t j = 0; j < layout.together; ++j) {
+            lines[j] = from + (top + j) * source.in[1] * size;
+          }
+          copy_colours(lines, layout.together, hold.columns, to + left);
+          continue;
         }
         for (std::int64_t j = 0; j < layout.together; ++j) {
           if (top + j < 0 || top + j >= source.in[0]) continue;
@@ -451,7 +495,7 @@ bool run(const Layer& layer, const Call& call, std::int64_t image, std::int64_t 
   // As many rows, then images, as are held at once.
   std::int64_t high = rows, together = 1;
   while (high > 1 && Plan(layer, call, 1, high).bytes > held_bytes) high = (high + 1) / 2;
-  if (high == call.height) {
+  if (images > 1 && high == call.height) {
     const std::int64_t each = Plan(layer, call, 2, high).bytes / 2;
     together = std::clamp<std::int64_t>(held_bytes / std::max<std::int64_t>(each, 1), 1, images);
   }
@@ -459,7 +503,8 @@ bool run(const Layer& layer, const Call& call, std::int64_t image, std::int64_t 
   const std::int64_t most_runs = largest.one ? 1 : together * high;
   const std::int64_t most_tiles =
       together * ((largest.high * largest.across + tile_positions - 1) / tile_positions);
-  std::int64_t tables = Scratch::room<Run>(most_runs) + Scratch::room<Tile>(most_tiles);
+  std::int64_t tables = Scratch::room<Run>(most_runs) + Scratch::room<Tile>(most_tiles) +
+                        Scratch::room<std::int32_t>(most_tiles * tile_positions);
   for (const Layout& layout : layer.layouts) tables += Scratch::room<std::int64_t>(layout.panels);
   static thread_local Scratch scratch;
 
@@ -495,32 +540,32 @@ bool run(const Layer& layer, const Call& call, std::int64_t image, std::int64_t 
       const std::int64_t sources = static_cast<std::int64_t>(layer.sources.size());
       if (layer.way == Way::tiles) {
         Tile* const tiles = scratch.take<Tile>(most_tiles);
+        std::int32_t* outs = scratch.take<std::int32_t>(most_tiles * tile_positions);
         Tile* tile = tiles;
         const std::int64_t groups = plan.one || plan.merged ? 1 : now;
-        const std::int64_t rows_of_group = plan.merged ? (now - 1) * plan.high + here : here;
+        const std::int64_t of_group = now / groups;
         const std::int64_t positions =
-            plan.one ? now : (rows_of_group - 1) * plan.across + call.width;
+            plan.one ? now : ((of_group - 1) * plan.high + here - 1) * plan.across + call.width;
+        const std::int64_t of_tiles = (positions + tile_positions - 1) / tile_positions;
         for (std::int64_t g = 0; g < groups; ++g) {
-          std::int64_t i = g, r = 0, x = 0;  // of the next position
-          for (std::int64_t q = 0; q < positions; q += tile_positions, ++tile) {
-            for (std::int64_t s = 0; s < sources; ++s) {
-              const std::int64_t begin = plan.merged || plan.one ? 0 : g * plan.holds[s].image;
-              tile->start[s] = begin + q * strip.held[s].apart;
-            }
-            for (std::int64_t k = 0; k < tile_positions; ++k) {
-              const bool counts = q + k < positions && r < here && x < call.width;
-              tile->outs[k] =
-                  counts ? static_cast<std::int32_t>((i * here + r) * call.width + x) : -1;
-              if (plan.one) {
-                ++i;
-              } else if (++x == plan.across) {
-                x = 0;
-                if (++r == (plan.merged ? plan.high : here)) {
-                  r = 0;
-                  ++i;
-                }
+          std::fill_n(outs, of_tiles * tile_positions, -1);
+          if (plan.one) {
+            std::iota(outs, outs + now, 0);
+          } else {
+            for (std::int64_t i = 0; i < of_group; ++i) {
+              for (std::int64_t r = 0; r < here; ++r) {
+                std::int32_t* const line = outs + (i * plan.high + r) * plan.across;
+                const std::int64_t pixel = ((g + i) * here + r) * call.width;
+                std::iota(line, line + call.width, static_cast<std::int32_t>(pixel));
               }
             }
+          }
+          for (std::int64_t t = 0; t < of_tiles; ++t, ++tile, outs += tile_positions) {
+            for (std::int64_t s = 0; s < sources; ++s) {
+              const std::int64_t begin = groups > 1 ? g * plan.holds[s].image : 0;
+              tile->start[s] = begin + t * tile_positions * strip.held[s].apart;
+            }
+            tile->outs = outs;
           }
         }
         // Strips of several images have all of their rows, so their outputs follow each other.
@@ -552,26 +597,119 @@ bool run(const Layer& layer, const Call& call, std::int64_t image, std::int64_t 
   return true;
 }
 
-void max_pool(const Source& source, const std::uint8_t* image, std::int64_t row, std::int64_t width,
-              std::uint8_t* out, Isa isa) {
-  const std::int64_t channels = source.pixel;
+void fire_row(const float* current, std::int64_t apart, std::int64_t width, std::int64_t channels,
+              const float* membrane, const float* threshold, std::int64_t levels, std::uint8_t* out,
+              Isa isa) {
+  // Blocks are turned: neighbours in the current are pixels, in the counts they are channels.
+  constexpr std::int64_t wide = 64, deep = 16;
+  const auto most = static_cast<float>(levels);
   on(isa, [&](auto set) SNNC_INLINE {
     (void)set;
+    for (std::int64_t x = 0; x < width; x += wide) {
+      const std::int64_t across = std::min(wide, width - x);
+      for (std::int64_t first = 0; first < channels; first += deep) {
+        const std::int64_t here = std::min(deep, channels - first);
+        std::uint8_t fired[deep][wide];
+        for (std::int64_t c = 0; c < here; ++c) {
+          const float* __restrict__ const from = current + (first + c) * apart + x;
+          const float start = membrane[first + c], charge = threshold[first + c];
+          const float rate = 1 / charge;
+          for (std::int64_t i = 0; i < across; ++i) {
+            // At most one too many or too few; the products, which do not round, put it right.
+            // NaN fires nothing.
+            const float v = start + from[i];
+            float n = v * rate;
+            n = n > 0 ? n : 0.0f;
+            n = n < most ? n : most;
+            n = static_cast<float>(static_cast<std::int32_t>(n));
+            n -= n * charge > v ? 1.0f : 0.0f;
+            n += (n + 1) * charge <= v ? 1.0f : 0.0f;
+            n = n > 0 ? n : 0.0f;
+            n = n < most ? n : most;
+            fired[c][i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(n));
+          }
+        }
+        std::uint8_t* to = out + x * channels + first;
+        const auto turn = [&](auto count) SNNC_INLINE {
+          for (std::int64_t i = 0; i < across; ++i, to += channels) {
+            for (std::int64_t c = 0; c < count; ++c) to[c] = fired[c][i];
+          }
+        };
+        if (channels == 3) {
+          // A fourth byte that goes along is overwritten by what follows.
+          for (std::int64_t i = 0; i + 1 < across; ++i, to += 3) {
+            const std::uint32_t pixel = static_cast<std::uint32_t>(fired[0][i]) |
+                                        static_cast<std::uint32_t>(fired[1][i]) << 8 |
+                                        static_cast<std::uint32_t>(fired[2][i]) << 16;
+            std::memcpy(to, &pixel, sizeof(pixel));
+          }
+          for (std::int64_t c = 0; c < 3; ++c) to[c] = fired[c][across - 1];
+        } else if (here == deep) {
+          turn(std::integral_constant<std::int64_t, deep>{});
+        } else {
+          turn(here);
+        }
+      }
+    }
+  });
+}
+
+namespace {
+
+/// The largest bytes of `count` pixels, of as many channels as a vector has.
+template <typename Vector>
+SNNC_BODY void largest_of(const std::uint8_t* const* taps, std::int64_t count, std::int64_t channel,
+                          std::uint8_t* out) {
+  Vector most{};
+  for (std::int64_t t = 0; t < count; ++t) {
+    Vector value;
+    load(taps[t] + channel, value);
+    most = most > value ? most : value;
+  }
+  store(out + channel, most);
+}
+
+template <typename Set>
+using ManyBytes __attribute__((vector_size(Set::bytes))) = std::uint8_t;
+
+}  // namespace
+
+bool max_pool(const Source& source, const std::uint8_t* image, std::int64_t row, std::int64_t width,
+              std::uint8_t* out, Isa isa) {
+  const std::int64_t channels = source.pixel;
+  static thread_local Scratch scratch;
+  if (!scratch.reserve(Scratch::room<const std::uint8_t*>(source.kernel[0] * source.kernel[1]))) {
+    return false;
+  }
+  const std::uint8_t** const taps =
+      scratch.take<const std::uint8_t*>(source.kernel[0] * source.kernel[1]);
+  on(isa, [&](auto set) SNNC_INLINE {
+    using Set = decltype(set);
     for (std::int64_t x = 0; x < width; ++x, out += channels) {
-      std::memset(out, 0, static_cast<std::size_t>(channels));
+      std::int64_t count = 0;
       for (std::int64_t ky = 0; ky < source.kernel[0]; ++ky) {
         const std::int64_t top = source.row(row, ky);
         if (top < 0 || top >= source.in[0]) continue;
         for (std::int64_t kx = 0; kx < source.kernel[1]; ++kx) {
           const std::int64_t left = source.column(x, kx);
           if (left < 0 || left >= source.in[1]) continue;
-          const std::uint8_t* __restrict__ const from = image + (top * source.in[1] + left) * channels;
-          std::uint8_t* __restrict__ const to = out;
-          for (std::int64_t c = 0; c < channels; ++c) to[c] = std::max(to[c], from[c]);
+          taps[count++] = image + (top * source.in[1] + left) * channels;
         }
+      }
+      std::int64_t c = 0;
+      for (; c + Set::bytes <= channels; c += Set::bytes) {
+        largest_of<ManyBytes<Set>>(taps, count, c, out);
+      }
+      for (; c + Generic::bytes <= channels; c += Generic::bytes) {
+        largest_of<ManyBytes<Generic>>(taps, count, c, out);
+      }
+      for (; c < channels; ++c) {
+        out[c] = 0;
+        for (std::int64_t t = 0; t < count; ++t) out[c] = std::max(out[c], taps[t][c]);
       }
     }
   });
+  return true;
 }
 
 }  // namespace snnc::counts

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "event_kernels.h"
@@ -77,9 +78,9 @@ class Layer {
   std::int64_t levels, most;  // the largest count that goes out, and that comes in
   std::int64_t inputs;  // weights of an output
   bool quick;           // neurons in float32 are exact
-  Buffer<std::int8_t> digits;     // [units, panels, 16 inputs / 4, 16 channels, 4 inputs]
-  std::vector<std::int8_t> depth; // of every panel: its fours of inputs
-  Buffer<float> taps;             // of a depthwise layer: [kernel height, kernel width, units, 16]
+  std::shared_ptr<std::int8_t> digits;  // [units, panels, 16 inputs / 4, 16 channels, 4 inputs]
+  std::vector<std::int8_t> depth;       // of every panel: its fours of inputs
+  Buffer<float> taps;  // of a depthwise layer: [kernel height, kernel width, units, 16]
   // For all channels of all units.
   Buffer<std::int32_t> membrane, coefficient;
   Buffer<float> rate, half;
@@ -104,8 +105,15 @@ struct Call {
 bool run(const Layer& layer, const Call& call, std::int64_t image, std::int64_t images,
          std::int64_t row, std::int64_t rows, std::int64_t unit, std::int64_t units);
 
-/// Output row `row` of max pooling; the window is `source`, whose padding is nothing.
-void max_pool(const Source& source, const std::uint8_t* image, std::int64_t row, std::int64_t width,
+/// Neurons of one row of an image whose currents are complete: `[channels]` rows of `width` numbers that
+/// are `apart` from each other, to `[width, channels]` counts.
+void fire_row(const float* current, std::int64_t apart, std::int64_t width, std::int64_t channels,
+              const float* membrane, const float* threshold, std::int64_t levels, std::uint8_t* out,
+              Isa isa = best_isa());
+
+/// Output row `row` of max pooling; the window is `source`, whose padding is nothing.  False where memory
+/// ran out.
+bool max_pool(const Source& source, const std::uint8_t* image, std::int64_t row, std::int64_t width,
               std::uint8_t* out, Isa isa = best_isa());
 
 }  // namespace snnc::counts

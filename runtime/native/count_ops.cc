@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -327,19 +326,9 @@ class CountNeuron {
     if (!elements(current.shape)) return;
     const auto row = [&](std::int64_t index) {
       const std::int64_t image = index / height, y = index % height;
-      const float* const from = current.as<float>() + (image * channels * height + y) * width;
-      std::uint8_t* const to = out + index * width * channels;
-      // By the block, so that bytes of one pixel are written together.
-      constexpr std::int64_t block = 32;
-      std::uint8_t fired[block];
-      for (std::int64_t x = 0; x < width; x += block) {
-        const std::int64_t count = std::min(block, width - x);
-        for (std::int64_t c = 0; c < channels; ++c) {
-          fire(from + c * height * width + x, count, membrane.as<float>()[c],
-               threshold.as<float>()[c], fired);
-          for (std::int64_t i = 0; i < count; ++i) to[(x + i) * channels + c] = fired[i];
-        }
-      }
+      counts::fire_row(current.as<float>() + (image * channels * height + y) * width, height * width,
+                       width, channels, membrane.as<float>(), threshold.as<float>(), levels_,
+                       out + index * width * channels);
     };
     if (elements(current.shape) < 1 << 15) {
       for (std::int64_t index = 0; index < images * height; ++index) row(index);
@@ -349,23 +338,6 @@ class CountNeuron {
   }
 
  private:
-  /// As the body: the quotient rounds, and two products, which do not, put it right.
-  void fire(const float* from, std::int64_t count, float membrane, float threshold,
-            std::uint8_t* to) const {
-    const auto most = static_cast<float>(levels_);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const float v = membrane + from[i];
-      float n = std::floor(v / threshold);
-      n = n > 0 ? n : 0.0f;  // NaN fires nothing
-      n = n < most ? n : most;
-      if (n * threshold > v) n -= 1;
-      if ((n + 1) * threshold <= v) n += 1;
-      n = n > 0 ? n : 0.0f;
-      n = n < most ? n : most;
-      to[i] = static_cast<std::uint8_t>(n);
-    }
-  }
-
   std::int64_t levels_;
 };
 
@@ -393,15 +365,19 @@ class CountMaxPool {
     auto* const pooled = context.output<std::uint8_t>(0, out);
     if (!elements(out)) return;
     const std::int64_t image = source.in[0] * source.in[1] * source.pixel;
+    std::atomic<bool> good{true};
     const auto row = [&](std::int64_t index) {
-      counts::max_pool(source, input.as<std::uint8_t>() + index / out[1] * image, index % out[1],
-                       out[2], pooled + index * out[2] * out[3]);
+      if (!counts::max_pool(source, input.as<std::uint8_t>() + index / out[1] * image, index % out[1],
+                            out[2], pooled + index * out[2] * out[3])) {
+        good = false;
+      }
     };
     if (elements(out) * kernel_[0] * kernel_[1] < 1 << 19) {
       for (std::int64_t index = 0; index < out[0] * out[1]; ++index) row(index);
     } else {
       context.parallel(out[0] * out[1], row);
     }
+    if (!good) throw std::runtime_error("out of memory");
   }
 
  private:

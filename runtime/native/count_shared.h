@@ -30,7 +30,7 @@ struct Run {
 /// Sixteen positions.
 struct Tile {
   std::int64_t start[max_sources];
-  std::int32_t outs[16];  // pixels of the output from the first one of the strip on, or -1
+  const std::int32_t* outs;  // pixels of the output from the first one of the strip on, or -1
 };
 
 /// What is computed at once.

@@ -59,43 +59,62 @@ struct Unit {
 
 constexpr std::int32_t in_order[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/// The neurons of four pixels, whose sums are `apart` numbers from each other.
-SNNC_VNNI SNNC_INLINE inline void fire_four(const Unit& unit, const std::int32_t* sums,
-                                            std::int64_t apart, const Outs& outs) {
+/// The neurons of `fours` times four pixels, whose sums are `apart` numbers from each other.
+SNNC_VNNI SNNC_INLINE inline void fire_fours(const Unit& unit, const std::int32_t* sums,
+                                             std::int64_t apart, Outs outs, std::int64_t fours) {
   const Layer& layer = unit.layer;
-  if (!layer.quick) return unit.fire_each(sums, apart, outs, 4);
+  if (!layer.quick) {
+    for (; fours; --fours, sums += 4 * apart, outs.pixels += 4) unit.fire_each(sums, apart, outs, 4);
+    return;
+  }
+  const std::int64_t pixel = layer.pixel;
   const __m512 rate = _mm512_loadu_ps(layer.rate.get() + unit.channel);
   const __m512 half = _mm512_loadu_ps(layer.half.get() + unit.channel);
+  // Products of pairs of 16 bits: a count with its coefficient, and zeros.
+  const __m512i coefficient = _mm512_and_si512(
+      _mm512_loadu_si512(layer.coefficient.get() + unit.channel), _mm512_set1_epi32(0xffff));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i most = _mm512_set1_epi8(static_cast<char>(layer.levels));
   const auto there = static_cast<__mmask16>((1u << unit.count) - 1);
-  __m512i whole[4];
-  for (int i = 0; i < 4; ++i) whole[i] = _mm512_loadu_si512(sums + i * apart);
-  if (unit.residual) {
-    // Products of pairs of 16 bits: a count with its coefficient, and zeros.
-    const __m512i coefficient = _mm512_and_si512(
-        _mm512_loadu_si512(layer.coefficient.get() + unit.channel), _mm512_set1_epi32(0xffff));
+  for (; fours; --fours, sums += 4 * apart, outs.pixels += 4) {
+    const std::int32_t first = outs.pixels[0];
+    const bool neighbours = first >= 0 && outs.pixels[3] == first + 3;
+    __m512i whole[4];
+    for (int i = 0; i < 4; ++i) whole[i] = _mm512_loadu_si512(sums + i * apart);
+    if (unit.residual) {
+      for (int i = 0; i < 4; ++i) {
+        if (outs.pixels[i] < 0) continue;
+        const std::uint8_t* const from = unit.residual + (outs.first + outs.pixels[i]) * pixel;
+        const __m512i counts = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(there, from));
+        whole[i] = _mm512_dpwssd_epi32(whole[i], counts, coefficient);
+      }
+    }
+    for (int i = 0; i < 4; ++i) {
+      whole[i] = _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[i]), rate, half));
+    }
+    // Saturation makes 0 of what is negative, and at most 255 of the rest.
+    const __m512i mixed = _mm512_packus_epi16(_mm512_packs_epi32(whole[0], whole[1]),
+                                              _mm512_packs_epi32(whole[2], whole[3]));
+    const __m512i fired = _mm512_min_epu8(_mm512_permutexvar_epi32(order, mixed), most);
+    const __m128i four[4] = {
+        _mm512_castsi512_si128(fired), _mm512_extracti32x4_epi32(fired, 1),
+        _mm512_extracti32x4_epi32(fired, 2), _mm512_extracti32x4_epi32(fired, 3)};
+    if (neighbours && unit.count == unit_channels) {
+      std::uint8_t* const to = unit.out + (outs.first + first) * pixel;
+      if (pixel == unit_channels) {
+        _mm512_storeu_si512(to, fired);
+        continue;
+      }
+      for (int i = 0; i < 4; ++i) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * pixel), four[i]);
+      }
+      continue;
+    }
     for (int i = 0; i < 4; ++i) {
       if (outs.pixels[i] < 0) continue;
-      const std::uint8_t* const from =
-          unit.residual + (outs.first + outs.pixels[i]) * layer.pixel;
-      const __m512i counts = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(there, from));
-      whole[i] = _mm512_dpwssd_epi32(whole[i], counts, coefficient);
+      std::uint8_t* const to = unit.out + (outs.first + outs.pixels[i]) * pixel;
+      _mm_mask_storeu_epi8(to, there, four[i]);
     }
-  }
-  for (int i = 0; i < 4; ++i) {
-    whole[i] = _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[i]), rate, half));
-  }
-  // Saturation makes 0 of what is negative, and at most 255 of the rest.
-  const __m512i mixed = _mm512_packus_epi16(_mm512_packs_epi32(whole[0], whole[1]),
-                                            _mm512_packs_epi32(whole[2], whole[3]));
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i fired = _mm512_min_epu8(_mm512_permutexvar_epi32(order, mixed),
-                                        _mm512_set1_epi8(static_cast<char>(layer.levels)));
-  const __m128i four[4] = {_mm512_castsi512_si128(fired), _mm512_extracti32x4_epi32(fired, 1),
-                           _mm512_extracti32x4_epi32(fired, 2), _mm512_extracti32x4_epi32(fired, 3)};
-  for (int i = 0; i < 4; ++i) {
-    if (outs.pixels[i] < 0) continue;
-    std::uint8_t* const to = unit.out + (outs.first + outs.pixels[i]) * layer.pixel;
-    _mm_mask_storeu_epi8(to, there, four[i]);
   }
 }
 
@@ -171,10 +190,8 @@ SNNC_VNNI void run_vnni(const Strip& strip, std::int64_t unit) {
       for (int i = 0; i < 16; ++i) outs[i] = i < count ? in_order[i] : -1;
       for (int u = 0; u < units; ++u) {
         const Unit neurons(strip, unit + u);
-        for (int i = 0; i < count; i += 4) {
-          fire_four(neurons, sums + (i * units + u) * unit_channels, units * unit_channels,
-                    {outs + i, run->out + first});
-        }
+        fire_fours(neurons, sums + u * unit_channels, units * unit_channels,
+                   {outs, run->out + first}, (count + 3) / 4);
       }
     }
   }
@@ -375,27 +392,26 @@ class Waiting {
 
   void begin(const std::int32_t* sums, const Tile* tiles, std::int64_t count, std::int64_t unit) {
     sums_ = sums;
-    tiles_ = tiles;
+    outs_ = tiles->outs;
     left_ = 4 * count;
     unit_ = unit;
-    four_ = 0;
   }
   /// Four pixels for `count` times.
   SNNC_VNNI SNNC_INLINE void some(std::int64_t count) {
-    if (!left_) return;
-    const Unit neurons(strip_, unit_);
-    for (; count && left_; --count, --left_, ++four_) {
-      fire_four(neurons, sums_ + four_ * 4 * unit_channels, unit_channels,
-                {tiles_[four_ / 4].outs + four_ % 4 * 4, strip_.first_out});
-    }
+    count = std::min(count, left_);
+    if (!count) return;
+    fire_fours(Unit(strip_, unit_), sums_, unit_channels, {outs_, strip_.first_out}, count);
+    sums_ += 4 * count * unit_channels;
+    outs_ += 4 * count;
+    left_ -= count;
   }
   std::int64_t left() const { return left_; }
 
  private:
   const Strip& strip_;
   const std::int32_t* sums_ = nullptr;
-  const Tile* tiles_ = nullptr;
-  std::int64_t left_ = 0, unit_ = 0, four_ = 0;
+  const std::int32_t* outs_ = nullptr;  // those of neighbouring tiles follow each other
+  std::int64_t left_ = 0, unit_ = 0;
 };
 
 /// The sums of `count` tiles of positions and one unit; `pace` fours of pixels wait for every panel.
