@@ -147,6 +147,7 @@ def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, 
     running = bool(calibration.schedules) or calibration.method == "vin-max"
     names += ["neuron", "initial", "reset"] * running
     names += ["schedule_steps"] * (calibration.correction == "schedule")
+    names += ["correct"] * bool(calibration.levels)
     if options.maxpool != calibration.maxpool:
         raise UsageError(
             f"the calibration is of the network with --maxpool {calibration.maxpool}, "

@@ -21,6 +21,7 @@ from snncompiler.calibration.charges import (
     settle_corrections,
     settle_largest_currents,
 )
+from snncompiler.calibration.levels import calibrate_levels
 from snncompiler.calibration.observe import bounded, calibrate, observe
 from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.statistics import gaussian_thresholds
@@ -55,6 +56,8 @@ def calibrated(
 ) -> Calibration:
     """Thresholds and corrections for every rectifier: from data, else batch-norm statistics, else
     synthetic input."""
+    if options.layered and dataset is not None:
+        return calibrate_levels(prepared, options, dataset, progress)
     labels = dataset.labels if dataset else None
     options = resolve(prepared, options, data=dataset is not None, labels=labels)
     calibration = Calibration(
@@ -78,8 +81,6 @@ def calibrated(
     if dataset is None:
         return _in_levels(_without_data(prepared, calibration, options, progress), options)
     calibration = _from_data(prepared, calibration, options, dataset.feeds, progress)
-    if options.layered:
-        return _in_levels(calibration, options)
     if options.correction == "none":
         return calibration
     return _corrected(prepared, calibration, options, dataset.feeds, progress)

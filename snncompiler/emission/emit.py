@@ -69,8 +69,10 @@ def emit(
     observer = watch("emit") if watch else _unobserved
     prepared, before = prepared.apart(observer), len(prepared.findings)
     # Thresholds grow as they do in the calibration, whose schedules are for that.
-    correction: Any = calibration.correction
-    options = resolve(prepared, replace(options, growth=calibration.growth, correction=correction))
+    found: Any = {"correction": calibration.correction, "growth": calibration.growth}
+    if options.layered:
+        found["correct"] = calibration.correct
+    options = resolve(prepared, replace(options, **found))
     _check_options(prepared, calibration, options)
     graph = spiking_graph(prepared, calibration, options)
     if options.layered:

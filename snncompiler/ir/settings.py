@@ -369,9 +369,7 @@ class Options:
                 text = f"{one.flag} {written(given)} belongs to --timing {timings[0]}"
                 raise UsageError(f"{text}, not to {self.timing}")
         reason = ""
-        if self.correct not in ("auto", "none"):
-            reason = f"--correct {self.correct} is not built yet"
-        elif self.correction not in ("auto", "none"):
+        if self.correction not in ("auto", "none"):
             reason = f"--correction {self.correction} corrects a network that runs step by step"
         elif self.threshold == "vin-max":
             reason = "--threshold vin-max looks at a network that runs step by step"

@@ -12,7 +12,12 @@ from random_networks import seeded
 
 from snncompiler import pipeline
 from snncompiler.calibration.histogram import Histogram
-from snncompiler.calibration.level_network import LevelNetwork, counts_of, with_levels
+from snncompiler.calibration.level_network import (
+    LevelNetwork,
+    counts_of,
+    level_model,
+    with_levels,
+)
 from snncompiler.calibration.levels import (
     Settled,
     calibrate_levels,
@@ -313,3 +318,32 @@ def test_without_data_nothing_can_be_corrected() -> None:
     assert (chosen.threshold, chosen.correct) == ("percentile", "none")
     with pytest.raises(UsageError, match="--correct bias needs calibration data"):
         Options(timing="layered", correct="bias").resolved("classification", False, 3)
+
+
+@pytest.mark.parametrize(("coding", "steps"), [("rate", 5), ("radix", 3)])
+def test_the_compiled_network_is_the_one_that_was_calibrated(coding: Any, steps: int) -> None:
+    """The emitted spikes give what `level_model` gives: to float32's rounding, but where a value lies
+    at the border of two counts, which at most 1 sample in 20 may have."""
+    model, x = residual(), random(6, 40, 3, 8, 8)
+    options = Options(timing="layered", coding=coding, steps=steps, task="classification")
+    compiled = pipeline.compile_model(model, options, x)
+    assert compiled.calibration.correct == "weights"
+    (found,) = run_model(compiled.model, x=x)[:1]
+    (expected,) = run_model(level_model(compiled.prepared, compiled.calibration), x=x)
+    off = np.abs(found - expected).max(axis=1) / np.abs(expected).max()
+    assert (off > 1e-5).sum() <= len(x) / 20
+    again = pipeline.compile_model(model, options, compiled.calibration)
+    assert again.model.SerializeToString() == compiled.model.SerializeToString()
+
+
+def test_a_calibration_with_other_corrections_is_not_taken_for_those_asked_for() -> None:
+    model, x = residual(), random(6, 40, 3, 8, 8)
+    made = pipeline.compile_model(
+        model, Options(timing="layered", steps=3, correct="bias", task="classification"), x
+    )
+    with pytest.raises(UsageError, match="--correct weights needs data"):
+        pipeline.compile_model(
+            model,
+            Options(timing="layered", steps=3, correct="weights", task="classification"),
+            made.calibration,
+        )
