@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "SNNC211": "no layer is computed by events",
     "SNNC212": "random operator",
     "SNNC220": "max pooling that takes a spiking layer of its own",
+    "SNNC221": "spiking layers that send what weights would multiply",
     # 3xx: data and calibration
     "SNNC301": "data file missing, unreadable or of an unknown kind",
     "SNNC302": "data of the wrong shape, type or name",

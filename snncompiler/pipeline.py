@@ -88,6 +88,7 @@ def compile_model(
         strict=options.is_strict,
         allow_analog=options.allow_analog,
         maxpool=options.maxpool,
+        pure=options.pure,
         watch=watch,
     )
     if options.unroll == "steps" and options.emit == "window":

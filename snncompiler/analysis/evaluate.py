@@ -42,8 +42,8 @@ from snncompiler.network.batching import (
 )
 from snncompiler.network.data import Dataset, Preprocess, load_data
 from snncompiler.network.load import load
-from snncompiler.network.prepare import prepare
-from snncompiler.network.prepared import Prepared, runnable
+from snncompiler.network.prepare import prepared_again
+from snncompiler.network.prepared import runnable
 from snncompiler.passes.lower.lower_events import LayerNote
 from snncompiler.runtime.session import create_session, runs_events
 
@@ -233,7 +233,7 @@ def evaluate(
             raise UsageError(f"--steps {count} is out of range", hint=f"1 to {MAX_STEPS:,}")
         compiled.overrides(steps=count)
     if "snnc.output_axes" not in compiled.metadata:  # a file of an earlier version
-        again = _prepared_again(model, compiled)
+        again = prepared_again(model, compiled.options)
         compiled = replace(compiled, output_axes=again.output_axes, layer_axes=again.layer_axes)
     dataset = load_data(data, compiled.inputs, preprocess).head(limit)
     most = DIAGNOSIS_BATCH if diagnose else BATCH
@@ -259,7 +259,7 @@ def evaluate(
                 f"labels go from {labels.min()} to {labels.max()}, the network has {classes} classes",
             )
     judge = _Judge(ann, scores, labels)
-    prepared = _prepared_again(model, compiled) if diagnose else None
+    prepared = prepared_again(model, compiled.options) if diagnose else None
     currents = Currents(prepared, threads, compiled.model) if prepared else None
     walk = Walk(compiled, currents=diagnose, arrivals=True, events=not diagnose, threads=threads)
     macs: Macs | None = None
@@ -342,14 +342,6 @@ def _why_dense(diagnose: bool) -> str:
     if diagnose:
         return "--diagnose looks at the currents"
     return "the native library is not built" if not runs_events() else "nothing can be lowered"
-
-
-def _prepared_again(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, compiled: CompiledFile
-) -> Prepared:
-    """The normalized ANN as it was when the file was compiled."""
-    options = compiled.options
-    return prepare(model, allow_analog=options.allow_analog, maxpool=options.maxpool)
 
 
 def _run_ann(

@@ -38,7 +38,7 @@ from snncompiler.findings import Finding
 from snncompiler.ir.settings import MAX_STEPS
 from snncompiler.network.batching import RUN, Axis, batches, filled
 from snncompiler.network.data import Dataset, Preprocess, load_data
-from snncompiler.network.prepare import prepare
+from snncompiler.network.prepare import prepared_again
 
 Array = NDArray[Any]
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -236,8 +236,7 @@ def _currents(
 ) -> Currents | None:
     if ann is None:
         return None
-    options = compiled.options
-    prepared = prepare(ann, allow_analog=options.allow_analog, maxpool=options.maxpool)
+    prepared = prepared_again(ann, compiled.options)
     if not prepared.source.is_known_as(compiled.metadata["snnc.source_sha256"]):
         raise refuse(
             "SNNC402",

@@ -52,7 +52,7 @@ from snncompiler.ir.settings import Unroll
 from snncompiler.network.batching import filled
 from snncompiler.network.checks import BATCH_TOLERANCE, check_batch
 from snncompiler.network.data import Dataset, Preprocess, load_data
-from snncompiler.network.prepare import prepare
+from snncompiler.network.prepare import prepared_again
 from snncompiler.network.prepared import Prepared, synthetic_feeds
 from snncompiler.passes.lower.verify_output import verify_output
 from snncompiler.runtime.library import library_path
@@ -130,9 +130,7 @@ def verify(
     nothing: it is in the result.
     """
     compiled = read_compiled(snn)
-    prepared = prepare(
-        model, allow_analog=compiled.options.allow_analog, maxpool=compiled.options.maxpool
-    )
+    prepared = prepared_again(model, compiled.options)
     if not prepared.source.is_known_as(compiled.metadata["snnc.source_sha256"]):
         raise refuse(
             "SNNC402",

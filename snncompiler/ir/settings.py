@@ -266,6 +266,15 @@ class Options:
             panel=NEURONS,
         ),
     ] = "exact"
+    pure: Annotated[
+        bool,
+        Option(
+            "Weights read spikes alone, and the input: other real numbers are sent by two more spiking "
+            "layers, one for each sign.",
+            panel=NEURONS,
+            untold=True,
+        ),
+    ] = False
     seed: Annotated[
         int,
         Option(

@@ -26,7 +26,7 @@ from snncompiler.ir.graph import (
     reachable_from,
 )
 from snncompiler.ir.rectifiers import rectifier
-from snncompiler.ir.settings import MaxPooling
+from snncompiler.ir.settings import MaxPooling, Options
 from snncompiler.network.checks import check_batch
 from snncompiler.network.data import InputSpec
 from snncompiler.network.load import Source, load
@@ -46,6 +46,7 @@ from snncompiler.passes.normalize.fold_affine import FoldAffine
 from snncompiler.passes.normalize.fold_batch_norm import FoldBatchNorm
 from snncompiler.passes.normalize.fold_forward import FoldForward
 from snncompiler.passes.normalize.pool_spikes import PoolSpikes
+from snncompiler.passes.normalize.pure_spikes import PureSpikes
 from snncompiler.passes.normalize.spell_max_pool import SpellMaxPool
 from snncompiler.passes.normalize.swap_max_pool import SwapMaxPool
 from snncompiler.passes.normalize.track_batch import TrackBatch
@@ -69,6 +70,7 @@ def normalization_passes(
     strict: bool = False,
     allow_analog: bool = False,
     maxpool: MaxPooling = "exact",
+    pure: bool = False,
     freeze_batch: bool = True,
 ) -> list[Pass]:
     """The graph passes from the checked source to the normalized ANN, in order."""
@@ -90,6 +92,7 @@ def normalization_passes(
         FoldAffine(),
         PoolSpikes(),
         FoldForward(),
+        *([PureSpikes()] if pure else []),
         CheckConstraints(strict, allow_analog),
     ]
 
@@ -100,6 +103,7 @@ def prepare(
     strict: bool = False,
     allow_analog: bool = False,
     maxpool: MaxPooling = "exact",
+    pure: bool = False,
     watch: Watch | None = None,
 ) -> Prepared:
     """Load, verify and normalize a model; `watch` is shown the graph after every pass.
@@ -108,7 +112,9 @@ def prepare(
     """
     source = load(model)
     checked, findings = verify_input(source.model)
-    options: dict[str, Any] = {"strict": strict, "allow_analog": allow_analog, "maxpool": maxpool}
+    options: dict[str, Any] = {
+        "strict": strict, "allow_analog": allow_analog, "maxpool": maxpool, "pure": pure
+    }  # fmt: skip
     no_samples = _inputs_without_samples(checked)
     try:
         graph, context = _normalized(checked, findings, options, watch)
@@ -144,6 +150,15 @@ def prepare(
             hint="export it with a batch axis in front, or with a fixed size where axis 0 is no batch",
         )
     return prepared
+
+
+def prepared_again(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, options: Options
+) -> Prepared:
+    """The normalized ANN as it was when a file was compiled with these options."""
+    return prepare(
+        model, allow_analog=options.allow_analog, maxpool=options.maxpool, pure=options.pure
+    )
 
 
 def _check_one_alone(prepared: Prepared) -> None:

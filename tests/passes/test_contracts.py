@@ -100,7 +100,7 @@ def test_normalization_passes_are_idempotent(name: str, maxpool: str) -> None:
     checked, findings = verify_input(source(name))
     graph, context = imported(checked, findings)
     changed = set()
-    for step in normalization_passes(allow_analog=True, maxpool=maxpool):  # type: ignore[arg-type]
+    for step in normalization_passes(allow_analog=True, maxpool=maxpool, pure=True):  # type: ignore[arg-type]
         if run_twice(step, graph, context):
             changed.add(step.name)
     if name == "mixed" and maxpool == "exact":
@@ -162,7 +162,7 @@ def test_what_a_pass_says_of_a_second_run_is_true() -> None:
 
 def test_every_pass_is_in_one_of_these_tests() -> None:
     names = {entry.name for entry in all_passes()}
-    normalizing = {step.name for step in normalization_passes(maxpool="average")}
+    normalizing = {step.name for step in normalization_passes(maxpool="average", pure=True)}
     spiking = {
         entry.name
         for entry in (
