@@ -108,8 +108,12 @@ class LayerReport:
     threshold: float | None = None
     bias: float | None = None
     weights: float | None = None
-    rounding: float | None = None
     note: str = ""
+
+    def parts(self) -> dict[str, float]:
+        """What was measured, in three digits."""
+        found = {"threshold": self.threshold, "bias": self.bias, "weights": self.weights}
+        return {name: float(f"{left:.3g}") for name, left in found.items() if left is not None}
 
 
 @dataclass
@@ -180,6 +184,7 @@ def calibrate_levels(
         correct=options.correct,
         corrected_weights=settled.weights,
         corrected_biases=settled.biases,
+        report={name: report.parts() for name, report in settled.report.items()},
     )
 
 

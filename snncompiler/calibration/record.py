@@ -30,6 +30,8 @@ class Calibration:
     correct: what was corrected in layered time.  corrected_weights: layer name -> its weights, in their
         shape.  corrected_biases: layer name -> bias [O] of a layer with weights; or what is added, [C]
         or [1], to what a rectifier receives (`passes/spike/correct_layers`).
+    report: rectifier -> what each part of the correction leaves of the squared error of what it sends,
+        over the squared activations of the ANN (`levels.LayerReport`).
     neuron, initial, reset, schedule_steps: settings of the running network on which the charges, and
         thresholds by `vin-max`, were found.
     input_scales: input name -> max |x|, for Poisson input.  maxpool: how the network pools.
@@ -55,6 +57,7 @@ class Calibration:
     correct: str = "none"
     corrected_weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     corrected_biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    report: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     neuron: Parsed[Spikes] = Parsed(Spikes.parse, Spikes, BINARY)
     initial: float = 0.5
     reset: str = "soft"
@@ -81,7 +84,7 @@ class Calibration:
             arrays = getattr(self, kind)
             content[kind] = {name: _written(array) for name, array in arrays.items()}
         if self.correct == "none":
-            for kind in ("correct", "corrected_weights", "corrected_biases"):
+            for kind in ("correct", "corrected_weights", "corrected_biases", "report"):
                 del content[kind]
         return json.dumps(content, ensure_ascii=True)
 

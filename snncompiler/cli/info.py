@@ -17,6 +17,9 @@ from snncompiler.emission.save import check_writable, write_atomically
 from snncompiler.errors import SnncError, UsageError
 from snncompiler.findings import Finding
 
+#: What is corrected in layered time, in its order (`calibration/levels`).
+_PARTS = ("threshold", "bias", "weights")
+
 
 def info(
     snn: Snn,
@@ -53,6 +56,8 @@ def info(
     content["findings"] = [finding.as_dict() for finding in findings]
     content["macs"] = None if macs is None else macs.as_dict()
     content["reads"] = compiled.reads
+    if compiled.calibration.report:
+        content["corrections"] = compiled.calibration.report
     for layer in content["layers"]:
         note = notes.get(layer["layer"])
         layer.update(tables.operator_of(note))
@@ -65,7 +70,7 @@ def info(
     rows = [
         (key.replace("_", " "), tables.flat(value))
         for key, value in content.items()
-        if key not in ("layers", "findings", "reads")
+        if key not in ("layers", "findings", "reads", "corrections")
     ]
     shown.print(tables.table(str(snn), ("", ""), rows))
     layers = [
@@ -78,6 +83,14 @@ def info(
     ]
     columns = ("layer", "θ", "smallest", "largest", "MACs a step", "by events on the CPU")
     shown.print(tables.table("Layers", columns, layers))
+    if compiled.calibration.report:
+        parts = [
+            (name, *map(left.get, _PARTS)) for name, left in compiled.calibration.report.items()
+        ]
+        title = (
+            "Squared error of what layers send, over the ANN's squared activations, in calibration"
+        )
+        shown.print(tables.table(title, ("layer", "θ alone", "and biases", "and weights"), parts))
     reads = list(content["reads"].items())
     shown.print(tables.table("What weights read", ("weights of", "reads"), reads))
 

@@ -281,7 +281,13 @@ def test_a_calibration_is_read_as_it_was_written() -> None:
     assert made.corrected_weights.keys() == {layer for layer in layers_of(prepared.graph)} - {
         layer.node.name for layer in layers_of(prepared.graph).values() if layer.last
     }
+    assert all(0 <= parts["bias"] <= 1 for parts in made.report.values())
+    assert [sorted(parts) for parts in made.report.values()] == [
+        ["bias", "threshold"],
+        *[["bias", "threshold", "weights"]] * 3,
+    ]
     read = Calibration.from_json(made.to_json())
+    assert read.report == made.report
     for kind in ("thresholds", "corrected_weights", "corrected_biases"):
         one, other = getattr(made, kind), getattr(read, kind)
         assert one.keys() == other.keys()
