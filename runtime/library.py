@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LIBRARY_VARIABLE = "SNNC_LIBRARY"
 #: Names the best instruction set that CPU kernels may use; the library reads it once.
 ISA_VARIABLE = "SNNC_MAX_ISA"
-ISAS = ("generic", "avx2", "avx512", "amx")
+ISAS = ("generic", "dotprod", "avx2", "avxvnni", "avx512f", "avx512", "amx")
 #: The version of onnxruntime's C API that the library asks for.
 API_VERSION = 18
 REMEDY = "build it with `python -m snncompiler.runtime.build`"
@@ -72,21 +72,25 @@ def cpu_isa() -> str | None:
     """
     check_isa()
     info = Path("/proc/cpuinfo")
-    if platform.machine() != "x86_64" or not info.is_file():
+    if platform.machine() not in ("x86_64", "aarch64") or not info.is_file():
         return None
     lines = info.read_text().splitlines()
-    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    needed: tuple[set[str], ...] = (
-        set(),
-        {"avx2", "f16c", "fma", "popcnt", "bmi2"},
-        {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-        {"amx_tile", "amx_int8"},
-    )
+    named = ("flags", "Features")  # as x86 and aarch64 call them
+    flags = set(next((line for line in lines if line.startswith(named)), "").split())
+    avx2 = {"avx2", "f16c", "fma", "popcnt", "bmi2"}
+    avx512f = {*avx2, "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    avx512 = {*avx512f, "avx512_vnni"}
+    needed: dict[str, set[str]] = {
+        "generic": set(),
+        "dotprod": {"asimddp"},
+        "avx2": avx2,
+        "avxvnni": {*avx2, "avx_vnni"},
+        "avx512f": avx512f,
+        "avx512": avx512,
+        "amx": {*avx512, "amx_tile", "amx_int8"},
+    }
     most = ISAS.index(os.environ.get(ISA_VARIABLE) or ISAS[-1])
-    best = 0
-    while best < most and needed[best + 1] <= flags:
-        best += 1
-    return ISAS[best]
+    return next(isa for isa in reversed(ISAS[: most + 1]) if needed[isa] <= flags)
 
 
 def inspect_library(path: Path) -> dict[str, Any]:

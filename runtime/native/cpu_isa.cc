@@ -1,10 +1,16 @@
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 #include "cpu_kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 #ifdef SNNC_AMX
 #include <sys/syscall.h>
@@ -20,6 +26,12 @@ bool has_halves() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29);
 }
+
+/// Whether the processor has AVX-VNNI; not every compiler can ask for that by name.
+bool has_products() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
 #endif
 
 #ifdef SNNC_AMX
@@ -33,35 +45,64 @@ bool has_tiles() {
 }
 #endif
 
-Isa detect_isa() {
-  Isa isa = Isa::generic;
+/// What the processor has.
+bool detect(Isa isa) {
+  if (isa == Isa::generic) return true;
 #if defined(__x86_64__)
-  const char* const named = std::getenv("SNNC_MAX_ISA");
-  const auto allowed = [named](const char* name) { return !named || std::strcmp(named, name); };
-  __builtin_cpu_init();
-  if (!allowed("generic") || !__builtin_cpu_supports("avx2") || !has_halves() ||
-      !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("popcnt") ||
-      !__builtin_cpu_supports("bmi2")) {
-    return isa;
-  }
-  isa = Isa::avx2;
-  if (!allowed("avx2") || !__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
-    return isa;
-  }
-  isa = Isa::avx512;
+  static const bool initialized = (__builtin_cpu_init(), true);
+  (void)initialized;
+  const auto has = [](Isa other) { return detect(other); };
+  switch (isa) {
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && has_halves() && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi2");
+    case Isa::avxvnni:
+      return has(Isa::avx2) && has_products();
+    case Isa::avx512f:
+      return has(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::avx512:
+      return has(Isa::avx512f) && __builtin_cpu_supports("avx512vnni");
 #ifdef SNNC_AMX
-  if (allowed("avx512") && has_tiles()) isa = Isa::amx;
+    case Isa::amx:
+      return has(Isa::avx512) && has_tiles();
 #endif
+    default:
+      return false;
+  }
+#elif defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long dot_products = 1ul << 20;  // HWCAP_ASIMDDP
+  return isa == Isa::dotprod && (getauxval(AT_HWCAP) & dot_products);
+#else
+  return false;
 #endif
-  return isa;
+}
+
+/// The one that SNNC_MAX_ISA names, or the last one.
+Isa most_isa() {
+  static constexpr const char* names[] = {"generic", "dotprod", "avx2", "avxvnni", "avx512f", "avx512", "amx"};
+  const char* const named = std::getenv("SNNC_MAX_ISA");
+  for (const Isa isa : all_isas) {
+    if (named && !std::strcmp(named, names[static_cast<int>(isa)])) return isa;
+  }
+  return Isa::amx;
 }
 
 }  // namespace
 
+bool has_isa(Isa isa) {
+  static const auto here = [] {
+    std::array<bool, std::size(all_isas)> all{};
+    const Isa most = most_isa();
+    for (const Isa one : all_isas) all[static_cast<std::size_t>(one)] = one <= most && detect(one);
+    return all;
+  }();
+  return here[static_cast<std::size_t>(isa)];
+}
+
 Isa best_isa() {
-  static const Isa isa = detect_isa();
-  return isa;
+  static const Isa best = *std::find_if(std::rbegin(all_isas), std::rend(all_isas), has_isa);
+  return best;
 }
 
 }  // namespace snnc::cpu

@@ -17,10 +17,15 @@ namespace snnc::cpu {
 /// thresholds stay in the L1 cache meanwhile.
 constexpr std::int64_t block = 2048;
 
-/// The instruction sets that have kernels, best last.  `amx` is AVX-512 with tiles of 8-bit integers.
-enum class Isa { generic, avx2, avx512, amx };
+/// The instruction sets that have kernels, best last.  `dotprod` is NEON with products of bytes (aarch64), `avxvnni`
+/// AVX2 with them and `avx512` AVX-512 with them; `amx` has tiles of bytes as well.
+enum class Isa { generic, dotprod, avx2, avxvnni, avx512f, avx512, amx };
+constexpr Isa all_isas[] = {Isa::generic, Isa::dotprod, Isa::avx2, Isa::avxvnni,
+                            Isa::avx512f, Isa::avx512,  Isa::amx};
 
-/// The best instruction set of this machine, at most the one that SNNC_MAX_ISA names.
+/// Whether this machine has an instruction set, and SNNC_MAX_ISA names no lesser one.
+bool has_isa(Isa isa);
+/// The best of them.
 Isa best_isa();
 
 /// The neurons [first, first + count) of a task; count is at most `block`.

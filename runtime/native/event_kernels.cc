@@ -7,7 +7,7 @@
 #include <new>
 #include <type_traits>
 
-#include "event_shared.h"
+#include "event_strip.h"
 
 namespace snnc::events {
 
@@ -27,110 +27,6 @@ constexpr std::int64_t jobs_of_many_blocks = 1024;
 
 /// Dense arithmetic takes as many time-steps together as make so many places.
 constexpr std::int64_t dense_cells = 24;
-
-// --- parts of vectors ----------------------------------------------------------------------------
-
-using Four __attribute__((vector_size(16))) = std::uint32_t;
-/// Vectors of sixteen channels.
-template <typename Set>
-constexpr int per_unit = 16 / lanes<Set>;
-
-/// A vector of which only the first `left` lanes exist in memory, unless it is `whole`.
-template <bool whole, typename Vector, typename T>
-SNNC_BODY void load_some(const T* from, std::int64_t left, Vector& vector) {
-  if constexpr (whole) {
-    load(from, vector);
-  } else {
-    vector = Vector{};
-    std::memcpy(&vector, from, static_cast<std::size_t>(left) * sizeof(T));
-  }
-}
-template <bool whole, typename Vector, typename T>
-SNNC_BODY void store_some(T* to, std::int64_t left, const Vector& vector) {
-  std::memcpy(to, &vector, whole ? sizeof(vector) : static_cast<std::size_t>(left) * sizeof(T));
-}
-template <typename Set, bool whole>
-SNNC_BODY void widen_some(const std::uint8_t* from, std::int64_t left, Ints<Set>& vector) {
-  std::uint8_t some[lanes<Set>] = {};
-  if constexpr (!whole) {
-    std::memcpy(some, from, static_cast<std::size_t>(left));
-    from = some;
-  }
-  Set::widen_bytes(from, vector);
-}
-
-/// row += `vectors` vectors of weights.
-template <typename Set, int vectors>
-SNNC_BODY void add_row(const float* weights, Floats<Set>* sum) {
-#pragma GCC unroll 16
-  for (int r = 0; r < vectors; ++r) {
-    Floats<Set> weight;
-    load(weights + r * lanes<Set>, weight);
-    sum[r] = sum[r] + weight;
-  }
-}
-
-// --- a part of the work --------------------------------------------------------------------------
-
-/// A place at one time-step: which spikes it sees, and where its currents go.
-struct Job {
-  const std::uint32_t* list;  // of spikes
-  std::uint32_t fours;        // of spikes in it, but for the last one to four
-  std::uint32_t base;         // from a spike in the list to its weights, modulo 2^32
-  std::uint32_t rest[4];      // the weights of the last ones, filled up with the row of zeros
-  std::uint32_t place;        // of its currents, in pixels times steps
-  std::uint32_t pixel;
-};
-
-/// What is known of one source in a tile.
-struct Input {
-  std::uint16_t* masks;   // [input row, step, level, column with padding, sixteens]
-  std::uint32_t* lists;   // of the spikes that each output row sees at each step
-  Job* jobs;
-  Job* sorted;            // by length
-};
-
-/// Output rows [top, bottom) and columns [left, right).
-struct Tile {
-  std::int64_t top, bottom, left, right;
-
-  std::int64_t columns() const { return right - left; }
-  std::int64_t pixels() const { return (bottom - top) * columns(); }
-};
-
-/// What a thread works on and with.
-struct Strip {
-  const Layer& layer;
-  const Call& call;
-  std::int64_t sample;
-  Tile tile = {};
-  Input inputs[max_sources] = {};
-  std::uint32_t* starts = nullptr;  // of the columns in a list
-  std::uint32_t* counts = nullptr;  // of the jobs of each length
-  std::int64_t lengths = 0;
-  float* begin = nullptr;     // [pixels, width]: static currents
-  std::int64_t dense_steps = 0;  // that dense arithmetic takes together
-  float* values = nullptr;    // dense: the inputs of one output row at so many steps
-  float* currents = nullptr;  // [pixels, steps, width]
-
-  const std::uint8_t* spikes(std::size_t s, std::int64_t t, std::int64_t row) const {
-    const Source& source = layer.sources[s];
-    const std::int64_t rows = (t * call.samples + sample) * source.in[0] + row;
-    return call.spikes[s] + rows * source.in[1] * source.pixel + source.offset;
-  }
-  /// The masks of an input row that the tile sees; it may lie in the padding.
-  std::uint16_t* masks(std::size_t s, std::int64_t row, std::int64_t t, std::int64_t level) const {
-    const Source& source = layer.sources[s];
-    const std::int64_t rows = (row - source.row(tile.top, 0)) * call.steps + t;
-    return inputs[s].masks + (rows * source.levels + level) * source.masks();
-  }
-};
-
-/// What the sums of a block of channels start from: one vector, or one for every pixel.
-struct Begin {
-  const float* values;
-  std::int64_t stride;
-};
 
 // --- spikes as bits ------------------------------------------------------------------------------
 
@@ -188,6 +84,28 @@ inline std::int64_t taps_in(const Source& source, int axis, std::int64_t first, 
 struct Cost {
   double events, products;
 };
+
+/// What the addition of a row, and what a job, cost in multiplications of a row.  Measured: an addition from the
+/// second-level cache costs two multiplications, and a job as much as some twenty additions of four vectors.
+struct Price {
+  double event, job;
+};
+
+/// The same for rows of 16-bit integers against products of bytes, of four inputs at a time.
+inline Price price_of_whole(Isa isa) {
+  switch (isa) {
+    case Isa::generic:
+      return {1.5, 20};
+    case Isa::avx2:
+      return {2.6, 60};
+    case Isa::avx512f:
+      return {2.4, 80};
+    case Isa::avxvnni:
+      return {3.6, 100};
+    default:
+      return {4.2, 150};
+  }
+}
 
 inline Cost cost_of(const Strip& strip, std::size_t s) {
   const Source& source = strip.layer.sources[s];
@@ -310,10 +228,6 @@ SNNC_BODY void list_jobs(const Strip& strip, std::size_t s) {
   Job* const sorted = strip.inputs[s].sorted;
   for (const Job* j = strip.inputs[s].jobs; j < job; ++j) sorted[counts[j->fours]++] = *j;
 }
-
-/// Places whose sums are made together: enough that an addition need not wait for the one before.
-template <int units>
-constexpr int together = units == 1 ? 8 : units == 2 ? 4 : 2;
 
 /// Sums the weight rows of `jobs` jobs of one length.
 template <typename Set, int units, int jobs>
@@ -787,7 +701,7 @@ SNNC_BODY Begin begin_of(const Strip& strip, std::int64_t block) {
 template <typename Set, int units>
 SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t sample,
                          std::int64_t first, std::int64_t count, std::int64_t block,
-                         std::int64_t block_count, Way way) {
+                         std::int64_t block_count, Way way, Isa isa) {
   constexpr std::int64_t width = 16 * units;
   const Weights& packed = *layer.weights;
   const std::int64_t steps = call.steps, across = layer.out[1];
@@ -798,9 +712,10 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
   const std::int64_t columns = (across + parts - 1) / parts;
   const std::int64_t most = tile_rows * columns * steps;
 
-  Strip strip{layer, call, sample};
+  const bool whole = packed.whole_values != nullptr;
+  Strip strip{layer, call, sample, isa};
   strip.dense_steps = std::min(steps, (dense_cells + columns - 1) / columns);
-  std::int64_t masks[max_sources], lists[max_sources], starts = 0, values = 0;
+  std::int64_t masks[max_sources], lists[max_sources], starts = 0, values = 0, in_bytes = 0;
   for (std::size_t s = 0; s < sources; ++s) {
     const Source& source = layer.sources[s];
     const std::int64_t in_rows = source.row(tile_rows - 1, source.kernel[0] - 1) - source.row(0, 0) + 1;
@@ -811,13 +726,14 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
     lists[s] = tile_rows * steps * inputs * source.levels + 16;
     starts = std::max(starts, source.in[1] + 1);
     strip.lengths = std::max(strip.lengths, source.rows() * source.levels / 4 + 1);
-    values += inputs * strip.dense_steps;
+    values += whole ? 0 : inputs * strip.dense_steps;
+    in_bytes += whole ? bytes_of(source, columns) * strip.dense_steps : 0;
   }
   static thread_local Scratch scratch;
   std::int64_t bytes = Scratch::room<std::uint32_t>(starts) +
                        Scratch::room<std::uint32_t>(strip.lengths) + Scratch::room<float>(values) +
                        Scratch::room<float>(tile_rows * columns * width) +
-                       Scratch::room<float>(most * width);
+                       Scratch::room<float>(most * width) + Scratch::room<std::uint8_t>(in_bytes);
   for (std::size_t s = 0; s < sources; ++s) {
     bytes += Scratch::room<std::uint16_t>(masks[s]) + Scratch::room<std::uint32_t>(lists[s]) +
              2 * Scratch::room<Job>(most);
@@ -834,6 +750,7 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
   strip.values = scratch.take<float>(values);
   strip.begin = scratch.take<float>(tile_rows * columns * width);
   strip.currents = scratch.take<float>(most * width);
+  strip.bytes = scratch.take<std::uint8_t>(in_bytes);
 
   Tile& tile = strip.tile;
   for (tile.top = first; tile.top < first + count; tile.top = tile.bottom) {
@@ -851,23 +768,26 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
           cost.events += events;
           cost.products += products;
         }
-        // Measured: an addition from the second-level cache costs two multiplications, and a job
-        // costs as much as some twenty additions of four vectors.
         if (way == Way::choose && !tables) {
-          dense = 2 * cost.events + 40 * static_cast<double>(jobs) > cost.products;
+          const Price price = whole ? price_of_whole(isa) : Price{2, 40};
+          dense = price.event * cost.events + price.job * static_cast<double>(jobs) > cost.products;
         }
         for (std::size_t s = 0; s < sources && !dense && !tables; ++s) {
           Set::apart([&]() SNNC_INLINE { list_jobs<Set, units>(strip, s); });
         }
       }
       for (std::int64_t b = block; b < block + block_count; ++b) {
-        const float* weights = packed.values.get() + b * (layer.weights->rows + 1) * width;
+        const float* weights = whole ? nullptr : packed.values.get() + b * (packed.rows + 1) * width;
         const Begin begin = begin_of<units>(strip, b);
         Currents currents{strip.currents, steps * width, width};
         if (!sources) {
           currents = {begin.values, begin.stride, 0};
         } else if (packed.depthwise) {
           Set::apart([&]() SNNC_INLINE { depthwise_all<Set, units>(strip, b, weights, begin); });
+        } else if (whole && dense) {
+          multiply_whole(strip, b, begin);
+        } else if (whole) {
+          for (std::size_t s = 0; s < sources; ++s) gather_whole(strip, s, b, begin);
         } else if (dense) {
           Set::apart([&]() SNNC_INLINE { multiply_all<Set, units>(strip, weights, begin); });
         } else {
@@ -890,16 +810,16 @@ SNNC_BODY bool run_strip(const Layer& layer, const Call& call, std::int64_t samp
 template <typename Set>
 SNNC_BODY bool run_units(const Layer& layer, const Call& call, std::int64_t sample,
                          std::int64_t first, std::int64_t count, std::int64_t block,
-                         std::int64_t block_count, Way way) {
+                         std::int64_t block_count, Way way, Isa isa) {
   switch (layer.weights->units) {
     case 1:
-      return run_strip<Set, 1>(layer, call, sample, first, count, block, block_count, way);
+      return run_strip<Set, 1>(layer, call, sample, first, count, block, block_count, way, isa);
     case 2:
-      return run_strip<Set, 2>(layer, call, sample, first, count, block, block_count, way);
+      return run_strip<Set, 2>(layer, call, sample, first, count, block, block_count, way, isa);
     case 3:
-      return run_strip<Set, 3>(layer, call, sample, first, count, block, block_count, way);
+      return run_strip<Set, 3>(layer, call, sample, first, count, block, block_count, way, isa);
     default:
-      return run_strip<Set, 4>(layer, call, sample, first, count, block, block_count, way);
+      return run_strip<Set, 4>(layer, call, sample, first, count, block, block_count, way, isa);
   }
 }
 
@@ -911,6 +831,9 @@ Weights::Weights(const std::vector<Source>& sources, bool is_depthwise, std::int
       channels(out_channels),
       rows(0),
       first_row{},
+      four_count(0),
+      first_four{},
+      most_levels(1),
       table_rows(0),
       first_table_row{},
       kind(Digits::none),
@@ -918,16 +841,20 @@ Weights::Weights(const std::vector<Source>& sources, bool is_depthwise, std::int
   const std::int64_t all = (channels + 15) / 16;
   units = all % 4 == 0 ? 4 : all % 3 == 0 ? 3 : all % 2 == 0 ? 2 : 1;
   blocks = all / units;
-  bool binary = true;
   for (std::size_t s = 0; s < sources.size(); ++s) {
     const Source& source = sources[s];
     first_row[s] = rows;
     rows += depthwise ? source.kernel[0] * source.kernel[1] : source.rows();
-    binary = binary && source.levels == 1;
+    most_levels = std::max(most_levels, source.levels);
   }
   if (isa >= Isa::amx && !depthwise && rows && make_digits(sources, from)) return;
+  const bool narrow = rows * blocks * width() <= largest_table && most_levels == 1;
+  if (!depthwise && rows && (has_products(isa) || !narrow) && are_small_and_whole(sources, from)) {
+    pack_whole(sources, from);
+    return;
+  }
   pack(sources, from);
-  if (binary && !depthwise && rows && rows * blocks * width() <= largest_table) make_tables(sources);
+  if (narrow && !depthwise && rows) make_tables(sources);
 }
 
 void Weights::pack(const std::vector<Source>& sources, const float* const* from) {
@@ -993,7 +920,7 @@ bool run(const Layer& layer, const Call& call, std::int64_t sample, std::int64_t
   }
 #endif
   return on(isa, [&](auto set) SNNC_INLINE {
-    return run_units<decltype(set)>(layer, call, sample, first, count, block, block_count, way);
+    return run_units<decltype(set)>(layer, call, sample, first, count, block, block_count, way, isa);
   });
 }
 

@@ -10,6 +10,7 @@
 // dense   all rows, by multiplication, for layers in which nearly everything fires;
 // digits  where the processor has tiles of 8-bit integers (AMX): a spike is a byte already, a weight is
 //         one to three digits of 8 bits, and their products add up exactly, many at a time.
+// Where weights are whole numbers of 8 bits, events add rows of 16-bit integers, and dense arithmetic multiplies bytes.
 // Events and dense arithmetic add in one order and, for spikes of 0 and 1, multiply by these only, so
 // they give the same bits, and the choice between them may follow the activity.  Tables add in another
 // order, and three digits round a weight to within about 2^-23 of the largest one of its channel, and their sum; a
@@ -56,6 +57,8 @@ struct Source {
   }
   /// Inputs of one receptive field.
   std::int64_t rows() const { return kernel[0] * kernel[1] * channels; }
+  /// Groups of four channels of a pixel.
+  std::int64_t fours() const { return (channels + 3) / 4; }
   /// Masks of sixteen channels: of a pixel, and of a row with its padding.
   std::int64_t sixteens() const { return (channels + 15) / 16; }
   std::int64_t masks() const { return (begin[1] + in[1] + end[1]) * sixteens(); }
@@ -88,6 +91,11 @@ struct Weights {
   std::int64_t rows;    // one row of zeros follows them
   std::int64_t first_row[max_sources];  // of each source
   Buffer<float> values;                 // [blocks, rows + 1, width], or none
+  Buffer<std::int16_t> whole_values;    // the same where all are whole numbers of 8 bits, or none
+  Buffer<std::int8_t> fours;            // of inputs, of the same: [blocks, four_count, width, 4]
+  std::int64_t four_count;
+  std::int64_t first_four[max_sources];
+  std::int64_t most_levels;             // of all sources
   Buffer<float> tables;                 // [blocks, table_rows, width], or none
   std::int64_t table_rows;
   std::int64_t first_table_row[max_sources];
@@ -102,6 +110,8 @@ struct Weights {
  private:
   void pack(const std::vector<Source>& sources, const float* const* from);
   void make_tables(const std::vector<Source>& sources);
+  bool are_small_and_whole(const std::vector<Source>& sources, const float* const* from) const;
+  void pack_whole(const std::vector<Source>& sources, const float* const* from);
   bool make_digits(const std::vector<Source>& sources, const float* const* from);
 };
 

@@ -41,6 +41,12 @@ inline constexpr auto lanes_of_byte = [] {
   return table;
 }();
 
+/// Vectors of so many bytes of 16-bit integers.
+template <std::size_t bytes>
+struct PairsIn {
+  typedef std::int16_t type __attribute__((vector_size(bytes)));
+};
+
 /// What needs no instruction of its own, in vectors of any size.
 struct Plain {
   /// All lanes are `*value`: to take away a zero changes nothing, and the compiler knows that.
@@ -64,6 +70,36 @@ struct Plain {
     std::memcpy(&bytes, from, sizeof(bytes));
     vector = __builtin_convertvector(bytes, Vector);
   }
+  /// All lanes are the four bytes of `from`.
+  template <typename Vector>
+  SNNC_BODY static void spread_bytes(const std::uint8_t* from, Vector& vector) {
+    std::int32_t four;
+    std::memcpy(&four, from, sizeof(four));
+    vector = four + Vector{};
+  }
+  /// Widens as many integers of 16 bits as `vector` has.
+  template <typename Vector>
+  SNNC_BODY static void widen_shorts(const std::int16_t* from, Vector& vector) {
+    using Shorts __attribute__((vector_size(sizeof(Vector) / 2))) = std::int16_t;
+    Shorts shorts;
+    std::memcpy(&shorts, from, sizeof(shorts));
+    vector = __builtin_convertvector(shorts, Vector);
+  }
+
+  /// Whether `add_products` adds to two sums of 16 bits in every integer, instead of to one of 32.
+  static constexpr bool narrow = true;
+  /// Adds the products of four weights, bytes with a sign, and four spikes, bytes without one, in every integer.
+  template <typename Vector>
+  SNNC_BODY static void add_products(const Vector& weights, const Vector& spikes, Vector& sum) {
+    using Pairs = typename PairsIn<sizeof(Vector)>::type;
+    Pairs w, s, pairs;
+    std::memcpy(&w, &weights, sizeof(w));
+    std::memcpy(&s, &spikes, sizeof(s));
+    std::memcpy(&pairs, &sum, sizeof(pairs));
+    pairs += ((w << 8) >> 8) * (s & 255) + (w >> 8) * ((s >> 8) & 255);
+    std::memcpy(&sum, &pairs, sizeof(sum));
+  }
+
   /// Stores a vector, past the caches where the instruction set can; `to` is aligned.
   template <typename Vector>
   SNNC_BODY static void stream(const Vector& vector, void* to) {
@@ -81,6 +117,7 @@ struct Generic : Plain {
   /// A tile of dense arithmetic: its sums fill the registers.
   static constexpr int dense_vectors(int) { return 4; }
   static constexpr int dense_pixels(int) { return 2; }
+  static constexpr int dot_pixels(int) { return 2; }
 
   template <typename Body>
   SNNC_APART static void apart(const Body& body) {
@@ -156,6 +193,33 @@ struct Assembly : Plain {
     vector = result;
   }
   template <typename Vector>
+  SNNC_BODY static void spread_bytes(const std::uint8_t* from, Vector& vector) {
+    struct Block {
+      std::uint8_t bytes[4];
+    };
+    Vector result;
+    asm("vpbroadcastd %1, %0" : "=v"(result) : "m"(*reinterpret_cast<const Block*>(from)));
+    vector = result;
+  }
+  template <typename Vector>
+  SNNC_BODY static void widen_shorts(const std::int16_t* from, Vector& vector) {
+    struct Block {
+      std::int16_t shorts[sizeof(Vector) / 4];
+    };
+    Vector result;
+    asm("vpmovsxwd %1, %0" : "=v"(result) : "m"(*reinterpret_cast<const Block*>(from)));
+    vector = result;
+  }
+  template <typename Vector>
+  SNNC_BODY static void add_products(const Vector& weights, const Vector& spikes, Vector& sum) {
+    using Pairs = typename PairsIn<sizeof(Vector)>::type;
+    Pairs more, pairs;
+    asm("vpmaddubsw %2, %1, %0" : "=v"(more) : "v"(spikes), "v"(weights));
+    std::memcpy(&pairs, &sum, sizeof(pairs));
+    pairs += more;
+    std::memcpy(&sum, &pairs, sizeof(sum));
+  }
+  template <typename Vector>
   SNNC_BODY static void stream(const Vector& vector, void* to) {
     asm volatile("vmovntps %1, %0" : "=m"(*static_cast<Vector*>(to)) : "v"(vector));
   }
@@ -167,6 +231,7 @@ struct Avx2 : Assembly {
   static constexpr int bytes = 32, registers = 8;
   static constexpr int dense_vectors(int) { return 2; }
   static constexpr int dense_pixels(int) { return 6; }
+  static constexpr int dot_pixels(int) { return 6; }
 
   template <typename Body>
   SNNC_AVX2 static auto run(const Body& body) {
@@ -231,6 +296,7 @@ struct Avx512 : Assembly {
   static constexpr int bytes = 64, registers = 16;
   static constexpr int dense_vectors(int units) { return units; }
   static constexpr int dense_pixels(int vectors) { return vectors > 2 ? 6 : 8; }
+  static constexpr int dot_pixels(int vectors) { return vectors == 1 ? 16 : 24 / vectors; }
 
   template <typename Body>
   SNNC_AVX512 static auto run(const Body& body) {
@@ -280,15 +346,82 @@ struct Avx512 : Assembly {
 };
 #endif
 
+#if defined(SNNC_X86) && !defined(__clang__)
+#define SNNC_PRODUCTS 1
+/// AVX2 and AVX-512 with products of bytes.
+struct AvxVnni : Avx2 {
+  static constexpr bool narrow = false;
+  template <typename Vector>
+  SNNC_BODY static void add_products(const Vector& weights, const Vector& spikes, Vector& sum) {
+    Vector total = sum;
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(total) : "x"(spikes), "x"(weights));
+    sum = total;
+  }
+  template <typename Body>
+  SNNC_AVX2 static auto run(const Body& body) {
+    return body(AvxVnni{});
+  }
+};
+struct Avx512Vnni : Avx512 {
+  static constexpr bool narrow = false;
+  template <typename Vector>
+  SNNC_BODY static void add_products(const Vector& weights, const Vector& spikes, Vector& sum) {
+    Vector total = sum;
+    asm("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(spikes), "v"(weights));
+    sum = total;
+  }
+  template <typename Body>
+  SNNC_AVX512 static auto run(const Body& body) {
+    return body(Avx512Vnni{});
+  }
+};
+#elif defined(__aarch64__)
+#define SNNC_PRODUCTS 1
+/// NEON with products of bytes; spikes are at most 127, so that a sign makes no difference.
+struct DotProd : Generic {
+  static constexpr bool narrow = false;
+  static constexpr int dot_pixels(int) { return 4; }
+  template <typename Vector>
+  SNNC_BODY static void add_products(const Vector& weights, const Vector& spikes, Vector& sum) {
+    Vector total = sum;
+    asm(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(total) : "w"(weights), "w"(spikes));
+    sum = total;
+  }
+};
+#endif
+
+/// Whether `on_products` takes an instruction that adds products of bytes to integers of 32 bits.
+constexpr bool has_products([[maybe_unused]] Isa isa) {
+#ifdef SNNC_PRODUCTS
+  return isa == Isa::dotprod || isa == Isa::avxvnni || isa >= Isa::avx512;
+#else
+  return false;
+#endif
+}
+
 /// Calls body(set), compiled for the best instruction set that `isa` allows.
 template <typename Body>
 auto on(Isa isa, const Body& body) {
 #ifdef SNNC_X86
-  if (isa >= Isa::avx512) return Avx512::run(body);
-  if (isa == Isa::avx2) return Avx2::run(body);
+  if (isa >= Isa::avx512f) return Avx512::run(body);
+  if (isa >= Isa::avx2) return Avx2::run(body);
 #endif
   (void)isa;
   return body(Generic{});
+}
+
+/// The same, where products of bytes matter.
+template <typename Body>
+auto on_products(Isa isa, const Body& body) {
+#ifdef SNNC_PRODUCTS
+#ifdef SNNC_X86
+  if (isa >= Isa::avx512) return Avx512Vnni::run(body);
+  if (isa == Isa::avxvnni) return AvxVnni::run(body);
+#else
+  if (isa == Isa::dotprod) return body(DotProd{});
+#endif
+#endif
+  return on(isa, body);
 }
 
 // A vector of floats, and others of as many elements.

@@ -110,9 +110,8 @@ void print(const events::Source& s) {
 
 std::vector<cpu::Isa> instruction_sets() {
   std::vector<cpu::Isa> all;
-  for (const cpu::Isa isa :
-       {cpu::Isa::generic, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::amx}) {
-    if (isa <= cpu::best_isa()) all.push_back(isa);
+  for (const cpu::Isa isa : cpu::all_isas) {
+    if (cpu::has_isa(isa)) all.push_back(isa);
   }
   return all;
 }

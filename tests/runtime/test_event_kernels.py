@@ -24,7 +24,13 @@ from snncompiler.runtime import build, create_session, library
 pytest.importorskip("onnxruntime")
 
 STEPS, SAMPLES = 24, 6
-NATIVE = ("event_kernels.cc", "event_digits.cc", "event_pooling.cc", "cpu_isa.cc")
+NATIVE = (
+    "event_kernels.cc",
+    "event_whole.cc",
+    "event_digits.cc",
+    "event_pooling.cc",
+    "cpu_isa.cc",
+)
 
 
 def compile_driver(folder: Path, *flags: str) -> Path:
