@@ -375,7 +375,7 @@ struct Avx512Vnni : Avx512 {
     return body(Avx512Vnni{});
   }
 };
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && defined(__linux__)
 #define SNNC_PRODUCTS 1
 /// NEON with products of bytes; spikes are at most 127, so that a sign makes no difference.
 struct DotProd : Generic {
@@ -384,7 +384,7 @@ struct DotProd : Generic {
   template <typename Vector>
   SNNC_BODY static void add_products(const Vector& weights, const Vector& spikes, Vector& sum) {
     Vector total = sum;
-    asm(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(total) : "w"(weights), "w"(spikes));
+    asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(total) : "w"(weights), "w"(spikes));
     sum = total;
   }
 };
