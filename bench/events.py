@@ -2,10 +2,13 @@
 
     python bench/events.py [--networks resnet20,vgg16slim,vgg16,resnet18] [--steps 32,64]
                            [--batch 1,16] [--threads 1,2] [--settings default,max] [--repeat 7]
-                           [--spikingjelly] [--json FILE]
+                           [--weights float32] [--spikingjelly] [--json FILE]
     python bench/events.py --accuracy [--networks resnet20-jpeg,..] [--limit 1000] [--repeat 7]
     python bench/events.py --memory [--networks resnet20,..] [--steps 64] [--batch 1,16]
     python bench/events.py --layers [--densities 100,50,20,10,5,2,1,0] [--repeat 9] [--plot FILE]
+
+--weights int8 compiles to whole numbers of 8 bits (any value of `snnc compile --weights`); --layers
+takes whole weights of as many bits, and compares with the same convolution in float32.
 
 Networks are the trained ones of the material (the folder SNNC_MATERIAL), on real test images,
 calibrated on real images: the time of events depends on how many there are.  `vgg16` is the trained
@@ -166,6 +169,11 @@ WIDENED = {"vgg16": ("vgg16slim", 4)}
 SAME_AS = {"resnet20-jpeg": "resnet20"}
 
 
+def options(asked: argparse.Namespace, **others: Any) -> Options:
+    """Those of a setting, with the weights that are asked for."""
+    return Options(**others, **({} if asked.weights == "float32" else {"weights": asked.weights}))
+
+
 def density(model: onnx.ModelProto, feeds: Row) -> float:
     """The mean over all neurons of their spikes per time-step."""
     watched = onnx.ModelProto.FromString(model.SerializeToString())
@@ -252,7 +260,7 @@ def network(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
     calibration = data.calibration(0, CALIBRATION_IMAGES)
     rows: list[Row] = []
     for setting in asked.settings:
-        model = compile_model(source, Options(**SETTINGS[setting]), calibration).model
+        model = compile_model(source, options(asked, **SETTINGS[setting]), calibration).model
         entry = model.graph.input[0].name
         active = density(model, {entry: images, "snnc_steps": np.array(max(asked.steps))})
         for threads in asked.threads:
@@ -278,6 +286,7 @@ def network(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
                         {
                             "network": name,
                             "setting": setting,
+                            "weights": asked.weights,
                             "density": round(active, 3),
                             "threads": threads,
                             "N": batch,
@@ -303,7 +312,7 @@ def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
     data, source = opened(name, root)
     images = data.test(asked.limit)
     entry = next(iter(images.feeds))
-    model = compile_model(source, Options(), data.calibration(0, CALIBRATION_IMAGES)).model
+    model = compile_model(source, options(asked), data.calibration(0, CALIBRATION_IMAGES)).model
     result = evaluate(source, model, images, steps=ACCURACY_STEPS)
     one = next(iter(images.feeds.values()))[:1]
     sixteen = next(iter(images.feeds.values()))[: max(ANN_BATCHES)]
@@ -320,6 +329,7 @@ def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
         near = next((r for r in result.results if r.drop is not None and r.drop <= 0.01), None)
         row: Row = {
             "network": name,
+            "weights": asked.weights,
             "images": result.samples,
             "threads": threads,
             "ANN top-1": f"{100 * (result.ann_accuracy or 0):.2f} %",
@@ -354,7 +364,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def memory(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
     data, source = opened(name, root)
     images = next(iter(data.test(max(asked.batch)).feeds.values()))
-    model = compile_model(source, Options(), data.calibration(0, CALIBRATION_IMAGES)).model
+    model = compile_model(source, options(asked), data.calibration(0, CALIBRATION_IMAGES)).model
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         file, feeds = Path(folder, "snn.onnx"), Path(folder, "feeds.npz")
@@ -389,21 +399,28 @@ def memory(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
 # --- single layers ---
 
 
-def layer_models(channels: int, out: int, size: int, stride: int) -> dict[str, onnx.ModelProto]:
+def layer_models(
+    channels: int, out: int, size: int, stride: int, kind: str
+) -> dict[str, onnx.ModelProto]:
     """The layer by events, densely, and its convolution alone."""
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 0.1, (out, channels, 3, 3)).astype(np.float32)
+    theta = 1.0
+    if kind != "float32":
+        most = 2 ** (int(kind.removeprefix("int")) - 1) - 1
+        scale = most / float(np.abs(weights).max())
+        weights, theta = np.rint(weights * scale), float(np.rint(scale))
     constants = {
         "weights": weights.transpose(2, 3, 1, 0),
         "current": np.zeros(out, np.float32),
-        "threshold": np.ones(out, np.float32),
+        "threshold": np.full(out, theta, np.float32),
         "membrane": np.zeros(out, np.float32),
         "schedule": np.zeros((1, out), np.float32),
         "start": np.array(0),
         "steps": np.array(LAYER_STEPS),
         "kernel": weights,
         "bias": np.zeros(out, np.float32),
-        "theta": np.ones((out, 1, 1), np.float32),
+        "theta": np.full((out, 1, 1), theta, np.float32),
         "v": np.zeros((), np.float32),
     }
     window: Row = {"strides": [stride] * 2, "pads": [1] * 4, "dilations": [1, 1]}
@@ -459,7 +476,7 @@ def layer_models(channels: int, out: int, size: int, stride: int) -> dict[str, o
 def layers(asked: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for channels, out, size, stride in LAYERS:
-        models = layer_models(channels, out, size, stride)
+        models = layer_models(channels, out, size, stride, asked.weights)
         sessions = {
             name: create_session(model, threads=asked.threads[0], native=True, events=False)
             for name, model in models.items()
@@ -513,6 +530,7 @@ def main() -> None:
     parser.add_argument("--spikingjelly", action="store_true")
     parser.add_argument("--networks", type=words, default=list(NETWORKS))
     parser.add_argument("--settings", type=words, default=list(SETTINGS))
+    parser.add_argument("--weights", default="float32")
     parser.add_argument("--steps", type=numbers, default=[32, 64])
     parser.add_argument("--batch", type=numbers, default=[1, 16])
     parser.add_argument("--threads", type=numbers, default=[1, 2])
