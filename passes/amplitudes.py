@@ -19,6 +19,7 @@ from snncompiler.ir.graph import (
     known_rank,
     producer,
 )
+from snncompiler.ir.grids import rounded_from
 from snncompiler.ir.operators import Amplitude, record
 from snncompiler.ir.rectifiers import rectified_channels, rectifier
 from snncompiler.ir.spike_trains import moves_spikes, turns_signs
@@ -235,6 +236,9 @@ class _Amplitudes:
             own = np.arange(self.numbers - channels, self.numbers, dtype=np.float32) + 1
             spread = (1, channels, *[1] * (len(result.shape) - 2)) if channels > 1 else 1
             return own.reshape(spread if channels > 1 else (1,) * len(result.shape))
+        rounded = rounded_from(node)
+        if rounded is not None:
+            return self.of(rounded)
         if not moves_spikes(node):
             return None
         kind = record(node.op).amplitude

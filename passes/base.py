@@ -76,6 +76,11 @@ class Context:
     batch_axis: dict[str, int] = field(default_factory=dict)
     #: Names of the Max and Min that limit what a quantized value can be, and are seldom met.
     limits: set[str] = field(default_factory=set)
+    #: Whether values are rounded as the quantized source does it (`passes/source/keep_rounding`).
+    keeps_rounding: bool = False
+    #: Names of the averages that are taken of complete values, as they are rounded behind: what lies
+    #: half-way between two integers falls as in the source only if its arithmetic is the same.
+    whole_averages: set[str] = field(default_factory=set)
     #: Output name -> type in the source.
     output_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     #: Why the batch axis is lost: node label -> reason.

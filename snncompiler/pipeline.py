@@ -22,6 +22,7 @@ from snncompiler.calibration.record import Calibration, check_levels
 from snncompiler.calibration.search import HELD_OUT, samples_of_a_run, searched_alpha
 from snncompiler.emission.emit import emit
 from snncompiler.errors import UsageError, refuse
+from snncompiler.ir.grids import grids_of
 from snncompiler.ir.growth import STEADY
 from snncompiler.ir.option import check_range, check_type, flag_of
 from snncompiler.ir.rectifiers import rectifiers_of
@@ -83,14 +84,7 @@ def compile_model(
             "preprocessing is for calibration data, and none was given",
             hint="give --calibration DATA, or leave --scale and the like away",
         )
-    prepared = prepare(
-        model,
-        strict=options.is_strict,
-        allow_analog=options.allow_analog,
-        maxpool=options.maxpool,
-        pure=options.pure,
-        watch=watch,
-    )
+    prepared = _prepared(model, options, watch)
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
     dataset = None
@@ -129,6 +123,48 @@ def compile_model(
         thresholds = calibrated(prepared, options, dataset, progress)
     spiking = emit(prepared, thresholds, options, prepared.findings, watch)
     return Compiled(spiking, prepared, thresholds)
+
+
+def _prepared(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, options: Options, watch: Watch | None
+) -> Prepared:
+    """The normalized ANN; in layered time it is rounded as a quantized source is, where spikes stand
+    for as many levels.
+
+    Raises UsageError for a correction of what needs none.
+    """
+
+    def again(keep_rounding: bool) -> Prepared:
+        return prepare(
+            model,
+            strict=options.is_strict,
+            allow_analog=options.allow_analog,
+            maxpool=options.maxpool,
+            pure=options.pure,
+            keep_rounding=keep_rounding,
+            watch=watch,
+        )
+
+    if not options.layered:
+        return again(False)
+    prepared = again(True)
+    top = max((grid.top for grid in grids_of(prepared.graph).values()), default=0)
+    if top > options.levels:
+        prepared = again(False)
+        digits = top.bit_length()
+        prepared.context.warn(
+            "SNNC206",
+            f"the rounding of the source is dropped: its activations have {top} levels, and "
+            f"T = {options.steps} gives {options.levels}",
+            hint=f"with --coding radix -T {digits} it is converted exactly",
+        )
+    elif prepared.context.keeps_rounding and options.correct not in ("auto", "none"):
+        raise UsageError(
+            f"--correct {options.correct} would change the weights of a quantized source, which is "
+            "converted exactly",
+            hint="leave --correct away",
+        )
+    return prepared
 
 
 def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, Options]:

@@ -13,6 +13,7 @@ from typing import ClassVar
 from snncompiler.errors import Refused
 from snncompiler.findings import Finding, describe
 from snncompiler.ir.graph import Graph, Node, label
+from snncompiler.ir.grids import rounds
 from snncompiler.ir.linear import NO_RULE, NOT_LINEAR, TWO_LIVE, linear_reason
 from snncompiler.ir.operators import record
 from snncompiler.ir.patterns import written_out
@@ -44,7 +45,7 @@ class CheckConstraints(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         timing = analyze(graph, lambda node: rectifier(node) is not None)
-        errors = [*_random(graph), *_unconvertible(graph, timing)]
+        errors = [*_random(graph), *_unconvertible(graph, timing, context.keeps_rounding)]
         if self.allow_analog:
             kept = [finding for finding in errors if finding.code == "SNNC202"]
             errors = [finding for finding in errors if finding.code != "SNNC202"]
@@ -82,7 +83,7 @@ def _only_its_shape(node: Node, graph: Graph) -> bool:
     ) and not any(output is tensor for output in graph.outputs for tensor in node.outputs)
 
 
-def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
+def _unconvertible(graph: Graph, timing: Timing, keeps_rounding: bool) -> list[Finding]:
     if not any(rectifier(node) is not None for node in graph.nodes):
         others = Counter(node.op for node in graph.nodes)
         seen = ", ".join(f"{op} x{count}" for op, count in sorted(others.items())) or "no operators"
@@ -99,6 +100,7 @@ def _unconvertible(graph: Graph, timing: Timing) -> list[Finding]:
         if timing.phase(node) == "temporal"
         and rectifier(node) is None
         and not random_reason(node)
+        and not (keeps_rounding and rounds(node))  # in layered time, of complete values
         and (reason := blocking(node, timing))
     }
     refused = [node for node in graph.nodes if id(node) in reasons]

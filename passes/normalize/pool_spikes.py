@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from snncompiler.ir.graph import Graph, Node, Tensor, drop_dead, label, producer, tensor_names
+from snncompiler.ir.grids import is_rounded
 from snncompiler.ir.phases import analyze
 from snncompiler.ir.rectifiers import rectifier
 from snncompiler.ir.signs import affine_step, course, never_negative, per_channel
@@ -41,7 +42,7 @@ class PoolSpikes(Pass):
             temporal = timing.phase(pool) == "temporal"
             if pool.op != "MaxPool" or pool.domain or not temporal or len(pool.outputs) != 1:
                 continue
-            if not poolable(pool.inputs[0]):
+            if not poolable(pool.inputs[0]) and not is_rounded(pool.inputs[0]):
                 rewriting = _Rewriting(writer, pool)
                 writer.replace(pool, rewriting.most(pool.inputs[0], 1))
                 if rewriting.rectified:

@@ -26,6 +26,7 @@ from snncompiler.ir.graph import (
     unique_name,
     value,
 )
+from snncompiler.ir.grids import is_rounded
 from snncompiler.ir.phases import analyze
 from snncompiler.ir.rectifiers import rectified_input, rectifier
 from snncompiler.ir.signs import affine_step
@@ -53,6 +54,8 @@ class SwapMaxPool(Pass):
         for pool in reversed(list(graph.nodes)):
             if pool.op != "MaxPool" or pool.domain or len(pool.outputs) != 1:
                 continue
+            if is_rounded(pool.inputs[0]):
+                continue  # it pools spikes, or complete values
             pooled: Tensor = pool.outputs[0]
             alone = readers(pooled, graph) == 1 and len(pooled.outputs) == 1
             if alone and rectifier(pooled.outputs[0]) is not None:

@@ -52,7 +52,7 @@ from snncompiler.passes.base import Context, Pass
 Numbers = NDArray[np.float64]
 
 
-def _number(given: Any) -> Numbers:
+def number(given: Any) -> Numbers:
     return np.asarray(given, np.float64)
 
 
@@ -66,26 +66,26 @@ class DropFakeQuant(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         taken = tensor_names(graph) | {node.name for node in graph.nodes}
-        walk = _Walk(graph, taken, context.limits)
+        walk = Walk(graph, taken, context.limits)
         for node in list(graph.nodes):
             walk.visit(node)
-        if walk.rounded:
+        if walk.quantized:
             context.note(
                 "SNNC206",
-                f"the rounding of {walk.rounded} quantizations is dropped; their ranges stay, "
+                f"the rounding of {walk.quantized} quantizations is dropped; their ranges stay, "
                 f"{walk.bounds} as bounds of rectifiers and {walk.limits} as limits of other values",
             )
             drop_dead(graph)
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Affine:
     """Scale and zero point, scalars or broadcastable to the tensor (one for each channel)."""
 
     scale: Numbers
     zero: Numbers
 
-    def same(self, other: _Grid) -> bool:
+    def same(self, other: Affine) -> bool:
         return np.array_equal(self.scale, other.scale) and np.array_equal(self.zero, other.zero)
 
     def real(self, q: Numbers) -> Numbers:
@@ -93,15 +93,15 @@ class _Grid:
 
 
 #: The integers themselves, as real values.
-_PLAIN = _Grid(_number(1), _number(0))
+_PLAIN = Affine(number(1), number(0))
 
 
 @dataclass(frozen=True)
-class _Real:
+class Real:
     """The real values that an integer tensor stands for, unrounded."""
 
     tensor: Tensor
-    grid: _Grid
+    grid: Affine
     kind: np.dtype[Any]
 
 
@@ -115,7 +115,7 @@ class _Limits:
 
 
 @dataclass
-class _Walk:
+class Walk:
     """One pass over the sorted nodes."""
 
     graph: Graph
@@ -123,12 +123,12 @@ class _Walk:
     #: Names of the Max and Min that were written.
     limiting: set[str]
     #: id of an integer tensor -> its real values.
-    reals: dict[int, _Real] = field(default_factory=dict)
+    reals: dict[int, Real] = field(default_factory=dict)
     #: id of a tensor -> what it is a Clip of.
     clipped: dict[int, _Limits] = field(default_factory=dict)
     #: id of a tensor -> the least and the largest value that it can have.
     spans: dict[int, tuple[float, float]] = field(default_factory=dict)
-    rounded: int = 0
+    quantized: int = 0
     bounds: int = 0
     limits: int = 0
 
@@ -190,7 +190,7 @@ class _Walk:
         """Let `node` be Clip(x, 0, high)."""
         limits = [self.constant(node, one, x) for one in (0.0, high)]
         self.turn(node, "Clip", [x, *limits])
-        self.clipped[id(node.outputs[0])] = _Limits(x, _number(0), _number(high))
+        self.clipped[id(node.outputs[0])] = _Limits(x, number(0), number(high))
 
     def affine(self, node: Node, x: Tensor, factor: Numbers, offset: Numbers) -> Tensor:
         """x·factor + offset."""
@@ -219,7 +219,7 @@ class _Walk:
     def clip(self, node: Node, x: Tensor, low: Numbers, high: Numbers) -> Tensor:
         """Clip(x, low, high), by as little as it takes."""
         # As they are written, so that the same range met again is known to be met.
-        low, high = (_number(one.astype(np.float32)) for one in (low, high))
+        low, high = (number(one.astype(np.float32)) for one in (low, high))
         before = self.clipped.get(id(x))
         if before and np.all(np.maximum(before.low, low) < np.minimum(before.high, high)):
             x, low, high = before.x, np.maximum(before.low, low), np.minimum(before.high, high)
@@ -272,12 +272,12 @@ class _Walk:
             return None
         limits = [self.constant(node, one, current) for one in (0.0, high)]
         result = self.apply(node, "Clip", [current, *limits])
-        self.clipped[id(result)] = _Limits(current, _number(0), _number(high))
+        self.clipped[id(result)] = _Limits(current, number(0), number(high))
         return result
 
     # --- the operators ---
 
-    def grid(self, node: Node, ranked: Tensor) -> tuple[_Grid, np.dtype[Any]] | None:
+    def grid(self, node: Node, ranked: Tensor) -> tuple[Affine, np.dtype[Any]] | None:
         """Scale, zero point and type of a quantization; None where they are not known."""
         scale, zero = constant_input(node, 1), constant_input(node, 2)
         if scale is None or (zero is None and input_at(node, 2) is not None):
@@ -294,7 +294,7 @@ class _Walk:
                 return None
             shape = (-1, *(1,) * (size - 1 - axis % size))
         zeros = np.zeros(scale.shape) if zero is None else zero.astype(np.float64)
-        return _Grid(scale.astype(np.float64).reshape(shape), zeros.reshape(shape)), kind
+        return Affine(scale.astype(np.float64).reshape(shape), zeros.reshape(shape)), kind
 
     def quantize(self, node: Node) -> None:
         x = node.inputs[0]
@@ -309,17 +309,21 @@ class _Walk:
         exact = found[1].itemsize == 1 or self.graph.opset >= 21
         if (
             exact
-            and _given(x)
+            and is_given(x)
             and all(one.op == "DequantizeLinear" for one in node.outputs[0].outputs)
         ):
             return  # It is computed once a run: rounded as the file says.
         grid, kind = found
         if not np.all(grid.scale > 0):
             return
+        self.reals[id(node.outputs[0])] = Real(self.limited(node, x, grid, kind), grid, kind)
+        self.quantized += 1
+
+    def limited(self, node: Node, x: Tensor, grid: Affine, kind: np.dtype[Any]) -> Tensor:
+        """What x is once it is quantized and dequantized, without rounding."""
         limits = np.iinfo(kind)
-        low, high = grid.real(_number(limits.min)), grid.real(_number(limits.max))
-        self.reals[id(node.outputs[0])] = _Real(self.clip(node, x, low, high), grid, kind)
-        self.rounded += 1
+        low, high = grid.real(number(limits.min)), grid.real(number(limits.max))
+        return self.clip(node, x, low, high)
 
     def quantize_dynamically(self, node: Node) -> None:
         """Its scale cancels where it is used: any will do, so it is 1, and the zero point 0."""
@@ -339,8 +343,8 @@ class _Walk:
             for index, one in enumerate(reader.inputs):
                 if one is zero:
                     reader.inputs[index] = constant(zero.name, np.zeros((), np.uint8), self.taken)
-        self.reals[id(outputs[0])] = _Real(x, _PLAIN, np.dtype(np.uint8))
-        self.rounded += 1
+        self.reals[id(outputs[0])] = Real(x, _PLAIN, np.dtype(np.uint8))
+        self.quantized += 1
 
     def dequantize(self, node: Node) -> None:
         real = self.reals.get(id(node.inputs[0]))
@@ -349,7 +353,7 @@ class _Walk:
             return
         self.become(node, self.on_grid(node, real, found[0]))
 
-    def on_grid(self, node: Node, real: _Real, grid: _Grid) -> Tensor:
+    def on_grid(self, node: Node, real: Real, grid: Affine) -> Tensor:
         """The real values that the integers of `real` stand for on another grid."""
         if real.grid.same(grid):
             return real.tensor
@@ -357,7 +361,7 @@ class _Walk:
         factor, offset = grid.scale / real.grid.scale, grid.real(real.grid.zero)
         return self.affine(node, real.tensor, factor, offset)
 
-    def of(self, node: Node, index: int, grid: _Grid) -> Tensor | None:
+    def of(self, node: Node, index: int, grid: Affine) -> Tensor | None:
         """Input `index`, real values or constant integers, as real values on the grid."""
         real, array = self.reals.get(id(node.inputs[index])), value(node.inputs[index])
         if real is not None:
@@ -386,7 +390,7 @@ class _Walk:
             inputs[index] = tensor
         made = self.copy(node, node.op, inputs, node.attrs, len(node.outputs))
         for old, new in zip(node.outputs, made, strict=True):
-            self.reals[id(old)] = _Real(new, grid, kinds[0])
+            self.reals[id(old)] = Real(new, grid, kinds[0])
 
     def first(self, node: Node) -> None:
         self.choose(node, [0])
@@ -412,14 +416,14 @@ class _Walk:
         padding = self.constant(node, grid.real(array.astype(np.float64)).reshape(()), x)
         inputs = [x, node.inputs[1], padding, *node.inputs[3:]]
         result = self.apply(node, "Pad", inputs, **node.attrs)
-        self.reals[id(node.outputs[0])] = _Real(result, grid, real.kind)
+        self.reals[id(node.outputs[0])] = Real(result, grid, real.kind)
 
     def bound_integers(self, node: Node) -> None:
         """Clip, Relu, and Max and Min with a number."""
         real = next(self.reals[id(one)] for one in node.inputs if id(one) in self.reals)
-        low, high = _number(-np.inf), _number(np.inf)
+        low, high = number(-np.inf), number(np.inf)
         if node.op == "Relu":
-            low = real.grid.real(_number(0))
+            low = real.grid.real(number(0))
         elif node.op == "Clip":
             arrays = [constant_input(node, index) for index in (1, 2)]
             given = [input_at(node, index) is not None for index in (1, 2)]
@@ -440,7 +444,7 @@ class _Walk:
         if not np.all(low <= high):
             return
         result = self.clip(node, real.tensor, np.asarray(low), np.asarray(high))
-        self.reals[id(node.outputs[0])] = _Real(result, real.grid, real.kind)
+        self.reals[id(node.outputs[0])] = Real(result, real.grid, real.kind)
 
     def shape(self, node: Node) -> None:
         self.turn(node, node.op, [self.reals[id(node.inputs[0])].tensor])
@@ -453,7 +457,7 @@ class _Walk:
         elif kind.kind in "iu":
             own, wide = np.iinfo(real.kind), np.iinfo(kind)
             if wide.min <= own.min and own.max <= wide.max:
-                self.reals[id(node.outputs[0])] = _Real(real.tensor, real.grid, kind)
+                self.reals[id(node.outputs[0])] = Real(real.tensor, real.grid, kind)
 
     def shift(self, node: Node) -> None:
         """Integers of 32 bit, as the convolutions give them, and a constant: a bias."""
@@ -465,7 +469,7 @@ class _Walk:
             return
         offset = self.constant(node, array.astype(np.float64) * real.grid.scale, real.tensor)
         result = self.apply(node, node.op, [real.tensor, offset])
-        self.reals[id(node.outputs[0])] = _Real(result, real.grid, real.kind)
+        self.reals[id(node.outputs[0])] = Real(result, real.grid, real.kind)
 
     def multiply(self, node: Node) -> None:
         """ConvInteger and MatMulInteger: integers less their zero points, times constant integers."""
@@ -474,35 +478,35 @@ class _Walk:
         live = any(input_at(node, i) is not None and zeros[i - 2] is None for i in (2, 3))
         if real is None or weights is None or live or real.grid.scale.size > 1:
             return
-        first, second = (_number(0) if z is None else z.astype(np.float64) for z in zeros)
+        first, second = (number(0) if z is None else z.astype(np.float64) for z in zeros)
         if first.size != 1:
             return
         if second.size > 1 and node.op == "ConvInteger":
             second = second.reshape(-1, *(1,) * (weights.ndim - 1))
-        grid = _Grid(real.grid.scale, np.asarray(first.reshape(())))
+        grid = Affine(real.grid.scale, np.asarray(first.reshape(())))
         x = self.on_grid(node, real, grid)
         factor = self.constant(node, weights.astype(np.float64) - second, x)
         result = self.apply(node, node.op.removesuffix("Integer"), [x, factor], **node.attrs)
-        plain = _Grid(real.grid.scale, _number(0))
-        self.reals[id(node.outputs[0])] = _Real(result, plain, np.dtype(np.int32))
+        plain = Affine(real.grid.scale, number(0))
+        self.reals[id(node.outputs[0])] = Real(result, plain, np.dtype(np.int32))
 
 
-_ON_INTEGERS: dict[Integers, Callable[[_Walk, Node], None]] = {
-    "dequantize": _Walk.dequantize,
-    "first": _Walk.first,
-    "all": _Walk.all,
-    "max-pool": _Walk.max_pool,
-    "resize": _Walk.resize,
-    "pad": _Walk.pad,
-    "bound": _Walk.bound_integers,
-    "cast": _Walk.cast,
-    "shape": _Walk.shape,
-    "shift": _Walk.shift,
-    "multiply": _Walk.multiply,
+_ON_INTEGERS: dict[Integers, Callable[[Walk, Node], None]] = {
+    "dequantize": Walk.dequantize,
+    "first": Walk.first,
+    "all": Walk.all,
+    "max-pool": Walk.max_pool,
+    "resize": Walk.resize,
+    "pad": Walk.pad,
+    "bound": Walk.bound_integers,
+    "cast": Walk.cast,
+    "shape": Walk.shape,
+    "shift": Walk.shift,
+    "multiply": Walk.multiply,
 }
 
 
-def _given(tensor: Tensor) -> bool:
+def is_given(tensor: Tensor) -> bool:
     """Whether the tensor is an input of the network, moved, scaled or shifted at most."""
     maker = producer(tensor)
     while maker is not None:
@@ -556,36 +560,36 @@ def _cancels(node: Node, graph: Graph) -> bool:
 # --- between which values an operator's outputs lie; each gives (least, most) ---
 
 
-def _same_span(walk: _Walk, node: Node) -> tuple[float, float]:
+def _same_span(walk: Walk, node: Node) -> tuple[float, float]:
     return walk.span(node.inputs[0])
 
 
-def _hull(walk: _Walk, node: Node) -> tuple[float, float]:
+def _hull(walk: Walk, node: Node) -> tuple[float, float]:
     spans = [walk.span(tensor) for tensor in node.inputs]
     return min(low for low, _ in spans), max(high for _, high in spans)
 
 
-def _average_span(walk: _Walk, node: Node) -> tuple[float, float]:
+def _average_span(walk: Walk, node: Node) -> tuple[float, float]:
     low, high = walk.span(node.inputs[0])
     return (min(low, 0.0), max(high, 0.0)) if node.attrs.get("count_include_pad") else (low, high)
 
 
-def _max_span(walk: _Walk, node: Node) -> tuple[float, float]:
+def _max_span(walk: Walk, node: Node) -> tuple[float, float]:
     spans = [walk.span(tensor) for tensor in node.inputs]
     return max(low for low, _ in spans), max(high for _, high in spans)
 
 
-def _min_span(walk: _Walk, node: Node) -> tuple[float, float]:
+def _min_span(walk: Walk, node: Node) -> tuple[float, float]:
     spans = [walk.span(tensor) for tensor in node.inputs]
     return min(low for low, _ in spans), min(high for _, high in spans)
 
 
-def _sum_span(walk: _Walk, node: Node) -> tuple[float, float]:
+def _sum_span(walk: Walk, node: Node) -> tuple[float, float]:
     spans = [walk.span(tensor) for tensor in node.inputs]
     return sum(low for low, _ in spans), sum(high for _, high in spans)
 
 
-def _clip_span(walk: _Walk, node: Node) -> tuple[float, float]:
+def _clip_span(walk: Walk, node: Node) -> tuple[float, float]:
     low, high = walk.span(node.inputs[0])
     least, most = constant_input(node, 1), constant_input(node, 2)
     if least is not None and least.size == 1:
@@ -595,16 +599,16 @@ def _clip_span(walk: _Walk, node: Node) -> tuple[float, float]:
     return low, high
 
 
-def _relu_span(walk: _Walk, node: Node) -> tuple[float, float]:
+def _relu_span(walk: Walk, node: Node) -> tuple[float, float]:
     low, high = walk.span(node.inputs[0])
     return max(low, 0.0), max(high, 0.0)
 
 
-def _unit_span(walk: _Walk, node: Node) -> tuple[float, float]:
+def _unit_span(walk: Walk, node: Node) -> tuple[float, float]:
     return 0.0, 1.0
 
 
-_SPANS: dict[Span, Callable[[_Walk, Node], tuple[float, float]]] = {
+_SPANS: dict[Span, Callable[[Walk, Node], tuple[float, float]]] = {
     "first": _same_span,
     "average": _average_span,
     "hull": _hull,

@@ -55,7 +55,7 @@ class FoldAmplitude(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         sort_nodes(graph)
-        work = _Work(graph, tensor_names(graph))
+        work = _Work(graph, tensor_names(graph), context.whole_averages)
         for node in list(graph.nodes):
             if node.op == "Mul" and node.inputs[0].inputs and _is_neuron(node.inputs[0].inputs[0]):
                 work.start(node)
@@ -104,6 +104,8 @@ class _Work:
 
     graph: Graph
     taken: set[str]
+    #: Names of the nodes that read complete values.
+    whole: set[str]
     pending: list[Node] = field(default_factory=list)
     scales: dict[int, Scale] = field(default_factory=dict)
 
@@ -121,6 +123,8 @@ class _Work:
         raw, scaled, scale = mul.inputs[0], mul.outputs[0], self.scales[id(mul)]
         for reader in list(scaled.outputs):
             if sum(1 for tensor in reader.inputs if tensor is scaled) != 1 or reader.domain:
+                continue
+            if reader.name in self.whole:
                 continue
             index = next(i for i, tensor in enumerate(reader.inputs) if tensor is scaled)
             nature = record(reader.op)

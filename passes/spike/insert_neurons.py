@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from snncompiler.errors import InternalError
 from snncompiler.ir import dialect
-from snncompiler.ir.graph import Graph, constant, known_rank, remove_node, tensor_names, unique_name
+from snncompiler.ir.graph import (
+    Graph,
+    Tensor,
+    constant,
+    known_rank,
+    remove_node,
+    tensor_names,
+    unique_name,
+)
+from snncompiler.ir.grids import grid_of
 from snncompiler.ir.rectifiers import rectified_input, rectifier
 from snncompiler.ir.settings import Coding
 from snncompiler.ir.spikes import BINARY, Spikes
@@ -32,6 +41,7 @@ class InsertNeurons(Pass):
     start, in units of θ (of θ/G for G levels).  reset: soft (RMP) or hard.  spikes: what a step sends.
     schedules: layer name -> charge b [S, C] or [S, 1] of each step, the last for all later ones.
     layered: how the neurons of layered time code values; None for those of streaming time.
+    levels: the largest number that their spikes stand for.
     """
 
     thresholds: Mapping[str, NDArray[np.float32]]
@@ -40,6 +50,7 @@ class InsertNeurons(Pass):
     spikes: Spikes = BINARY
     schedules: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     layered: Coding | None = None
+    levels: int = 0
 
     name: ClassVar[str] = "insert-neurons"
     requires: ClassVar[frozenset[str]] = frozenset({"constraints-checked"})
@@ -54,10 +65,18 @@ class InsertNeurons(Pass):
             if not (np.all(np.isfinite(theta)) and np.all(theta > 0)):
                 raise InternalError(f"threshold of {node.name} is not finite and positive")
             current, result = node.inputs[rectified_input(node)], node.outputs[0]
+            grid = grid_of(node)
+            if grid is not None:
+                # The neuron rounds as the source does, and its top level is the source's.
+                result = grid.rounded
+                for part in grid.nodes:
+                    remove_node(part)
             spatial = [1] * max(known_rank(current) - 2, 0)
             theta = theta.reshape(-1, *spatial) if theta.size > 1 else theta.reshape(())
             theta = np.asarray(theta / np.float32(self.spikes.levels))
             threshold = constant(f"{node.name}/threshold", theta, taken)
+            if grid is not None and grid.top < self.levels:
+                current = self._limited(graph, node.name, current, theta * grid.top, taken)
             start = np.asarray(theta * np.float32(self.initial))
             membrane = constant(f"{node.name}/membrane_start", start, taken)
             spikes = gs.Variable(
@@ -80,6 +99,23 @@ class InsertNeurons(Pass):
                     outputs=[result],
                 )
             )
+
+        graph.nodes = [node for node in graph.nodes if node.outputs]
+
+    def _limited(
+        self,
+        graph: Graph,
+        layer: str,
+        current: Tensor,
+        most: NDArray[np.float32],
+        taken: set[str],
+    ) -> Tensor:
+        """A current that is no more than a neuron answers with its top level."""
+        name = unique_name(f"{layer}/limited", taken)
+        result = gs.Variable(name, current.dtype, current.shape)
+        limit = constant(f"{layer}/top", np.asarray(most, np.float32), taken)
+        graph.nodes.append(gs.Node("Min", name, inputs=[current, limit], outputs=[result]))
+        return result
 
     def _attributes(self) -> dict[str, int]:
         if self.layered is not None:

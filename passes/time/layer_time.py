@@ -66,7 +66,7 @@ class LayerTime(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         timing = analyze(graph, lambda node: node.domain == dialect.DOMAIN)
-        work = _Work(graph, self.radix, timing, tensor_names(graph))
+        work = _Work(graph, self.radix, timing, tensor_names(graph), context.whole_averages)
         for node in list(graph.nodes):
             work.visit(node)
         work.complete_outputs()
@@ -89,9 +89,13 @@ class _Work:
     radix: bool
     timing: Timing
     taken: set[str]
+    #: Names of the nodes that read complete values.
+    whole: set[str]
     #: By the id of the tensor that holds the value in the ANN.  What is not in it is complete.
     windows: dict[int, _Window] = field(default_factory=dict)
     completed: dict[int, Tensor] = field(default_factory=dict)
+    #: Of a value that is an amplitude times spikes, by its id: the spikes, and the amplitude.
+    amplitudes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     #: Of every neuron, by the id of its spikes: it, its current, and its potential at the start.
     neurons: dict[int, tuple[Node, Tensor, Tensor]] = field(default_factory=dict)
     #: A neuron, the pooling behind it, and the neuron that was made to fire behind that.
@@ -127,7 +131,11 @@ class _Work:
         window = self.windows.get(id(tensor))
         if window is None:
             return tensor
-        if id(tensor) not in self.completed:
+        if id(tensor) not in self.completed and id(tensor) in self.amplitudes:
+            # n·θ is rounded once, where a sum over the steps would be at every one.
+            spikes, amplitude = self.amplitudes[id(tensor)]
+            self.completed[id(tensor)] = self._computed("Mul", amplitude, self.complete(spikes))
+        elif id(tensor) not in self.completed:
             once = window.once
             if once is None:
                 once = constant(f"{tensor.name}/nothing", np.zeros((), np.float32), self.taken)
@@ -173,6 +181,8 @@ class _Work:
     def _over_steps(self, node: Node, windows: list[_Window | None]) -> bool:
         """Whether the node computes on steps from now on; if so, its outputs are windows."""
         live = [t for t, window in zip(node.inputs, windows, strict=True) if window is not None]
+        if node.name in self.whole:
+            return False
         if node.domain or not all(_leads_with_batch(t) for t in (*live, *node.outputs)):
             return False
         nature = record(node.op)
@@ -274,6 +284,8 @@ class _Work:
         if list(window.steps.shape) != list(result.shape):
             return False
         once = window.once
+        if node.op == "Mul" and once is None and window.kind == "spikes":
+            self.amplitudes[id(result)] = (node.inputs[at], node.inputs[1 - at])
         if once is not None:
             others = list(node.inputs)
             others[at] = once

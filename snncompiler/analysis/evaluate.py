@@ -233,7 +233,7 @@ def evaluate(
             raise UsageError(f"--steps {count} is out of range", hint=f"1 to {MAX_STEPS:,}")
         compiled.overrides(steps=count)
     if "snnc.output_axes" not in compiled.metadata:  # a file of an earlier version
-        again = prepared_again(model, compiled.options)
+        again = prepared_again(model, compiled.options, compiled.keeps_rounding)
         compiled = replace(compiled, output_axes=again.output_axes, layer_axes=again.layer_axes)
     dataset = load_data(data, compiled.inputs, preprocess).head(limit)
     most = DIAGNOSIS_BATCH if diagnose else BATCH
@@ -259,7 +259,9 @@ def evaluate(
                 f"labels go from {labels.min()} to {labels.max()}, the network has {classes} classes",
             )
     judge = _Judge(ann, scores, labels)
-    prepared = prepared_again(model, compiled.options) if diagnose else None
+    prepared = (
+        prepared_again(model, compiled.options, compiled.keeps_rounding) if diagnose else None
+    )
     currents = Currents(prepared, threads, compiled.model) if prepared else None
     walk = Walk(compiled, currents=diagnose, arrivals=True, events=not diagnose, threads=threads)
     macs: Macs | None = None

@@ -236,7 +236,7 @@ def _currents(
 ) -> Currents | None:
     if ann is None:
         return None
-    prepared = prepared_again(ann, compiled.options)
+    prepared = prepared_again(ann, compiled.options, compiled.keeps_rounding)
     if not prepared.source.is_known_as(compiled.metadata["snnc.source_sha256"]):
         raise refuse(
             "SNNC402",

@@ -130,7 +130,7 @@ def verify(
     nothing: it is in the result.
     """
     compiled = read_compiled(snn)
-    prepared = prepared_again(model, compiled.options)
+    prepared = prepared_again(model, compiled.options, compiled.keeps_rounding)
     if not prepared.source.is_known_as(compiled.metadata["snnc.source_sha256"]):
         raise refuse(
             "SNNC402",

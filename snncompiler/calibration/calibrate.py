@@ -27,6 +27,7 @@ from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.statistics import gaussian_thresholds
 from snncompiler.calibration.window import Window, window_of
 from snncompiler.errors import Refused, UsageError
+from snncompiler.ir.grids import Grid, grids_of
 from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.rectifiers import rectified_channels, rectifiers_of, values_of
 from snncompiler.ir.settings import DEFAULT_GROWTH, Options, no_growth
@@ -56,7 +57,8 @@ def calibrated(
 ) -> Calibration:
     """Thresholds and corrections for every rectifier: from data, else batch-norm statistics, else
     synthetic input."""
-    if options.layered and dataset is not None:
+    grids = grids_of(prepared.graph)
+    if options.layered and dataset is not None and not grids:
         return calibrate_levels(prepared, options, dataset, progress)
     labels = dataset.labels if dataset else None
     options = resolve(prepared, options, data=dataset is not None, labels=labels)
@@ -78,12 +80,36 @@ def calibrated(
         model_sha256=prepared.source.sha256,
         data_sha256=dataset.sha256() if dataset else "",
     )
+    if grids:
+        calibration = replace(calibration, levels=options.levels)
+        return _on_grids(prepared, calibration, options, dataset, progress, grids)
     if dataset is None:
         return _in_levels(_without_data(prepared, calibration, options, progress), options)
     calibration = _from_data(prepared, calibration, options, dataset.feeds, progress)
     if options.correction == "none":
         return calibration
     return _corrected(prepared, calibration, options, dataset.feeds, progress)
+
+
+def _on_grids(
+    prepared: Prepared,
+    calibration: Calibration,
+    options: Options,
+    dataset: Dataset | None,
+    progress: Progress | None,
+    grids: Mapping[str, Grid],
+) -> Calibration:
+    """The scales of a quantized source as thresholds; data is for the rectifiers that have none."""
+    scales = {name: grid.scale for name, grid in grids.items()}
+    nodes = rectifiers_of(prepared.graph)
+    if all(node.name in scales for node in nodes):
+        return replace(calibration, thresholds=scales, source="quantized source", data_sha256="")
+    if dataset is None:
+        found = _without_data(prepared, calibration, options, progress)
+    else:
+        found = _from_data(prepared, calibration, options, dataset.feeds, progress)
+    found = _in_levels(found, options)
+    return replace(found, thresholds={**found.thresholds, **scales})
 
 
 def _in_levels(calibration: Calibration, options: Options) -> Calibration:

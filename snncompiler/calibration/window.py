@@ -84,6 +84,7 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
                 options.neuron,
                 calibration.schedules,
                 options.coding if options.layered else None,
+                options.levels if options.layered else 0,
             ),
             FoldAmplitude(options.layered),
             *([TelescopeAnalog()] if options.allow_analog and not options.layered else []),

@@ -23,6 +23,7 @@ from snncompiler.ir.graph import (
     known,
     label,
 )
+from snncompiler.ir.grids import grids_of
 from snncompiler.ir.growth import STEADY
 from snncompiler.ir.rectifiers import rectified_channels, rectifier, rectifiers_of
 from snncompiler.ir.settings import Options, chosen
@@ -33,6 +34,7 @@ from snncompiler.passes.lower.attach_functions import attach_functions
 from snncompiler.passes.lower.chunks import MAX_CHUNK
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.passes.lower.lower_precision import LowerPrecision
+from snncompiler.passes.lower.spell_rounding import SpellRounding
 from snncompiler.passes.lower.verify_output import verify_output
 from snncompiler.passes.normalize.track_batch import name_batch
 from snncompiler.passes.time.layer_time import LayerTime
@@ -127,7 +129,8 @@ def _layered(
     graph: Graph, prepared: Prepared, calibration: Calibration, options: Options
 ) -> onnx.ModelProto:
     """The network of layered time, which has no loop."""
-    run_passes([LayerTime(options.radix)], graph, prepared.context)
+    spelled = [SpellRounding()] if prepared.context.keeps_rounding else []
+    run_passes([*spelled, LayerTime(options.radix)], graph, prepared.context)
     infer_shapes(graph)
     written, names = write_window(
         graph, options.steps, radix=options.radix, overridable=not _capped(prepared)
@@ -141,9 +144,10 @@ def _layered(
 
 
 def _capped(prepared: Prepared) -> bool:
-    """Whether a rectifier has an upper bound, which is its top level for one T only."""
+    """Whether a rectifier has an upper bound, or a grid, whose top level is right for one T only."""
     found = [rectifier(node) for node in rectifiers_of(prepared.graph)]
-    return any(one is not None and one.cap is not None for one in found)
+    capped = any(one is not None and one.cap is not None for one in found)
+    return capped or bool(grids_of(prepared.graph))
 
 
 def _unobserved(name: str, network: Graph | onnx.ModelProto) -> None:
@@ -214,6 +218,7 @@ def _check_fit(prepared: Prepared, calibration: Calibration, levels: int) -> Non
     thresholds an activation has at most; their sum is rounded where there are several."""
     slack = np.float32(1 if levels == 1 else 1 + 2.0**-22)
     nodes = {node.name: node for node in rectifiers_of(prepared.graph)}
+    grids = grids_of(prepared.graph)
     findings = []
     for name in sorted(set(nodes) ^ set(calibration.thresholds)):
         text = "no threshold" if name in nodes else "a threshold, but no such rectifier"
@@ -226,6 +231,10 @@ def _check_fit(prepared: Prepared, calibration: Calibration, levels: int) -> Non
             findings.append(Finding("SNNC306", text, node=name))
         elif not (np.isfinite(theta).all() and (theta > 0).all()):
             findings.append(Finding("SNNC306", "a threshold is not finite and positive", node=name))
+        elif name in grids:
+            if not np.array_equal(theta, grids[name].scale) or grids[name].top > levels:
+                text = f"the quantized source has {grids[name].top} levels of its own there"
+                findings.append(Finding("SNNC306", text, node=name, hint="calibrate again"))
         elif (theta * levels > bounded(nodes[name], theta * levels) * slack).any():
             text = f"a threshold of {theta.max():g} is above the upper bound of its rectifier"
             findings.append(Finding("SNNC306", text, node=name, hint="calibrate again"))

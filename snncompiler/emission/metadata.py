@@ -47,6 +47,11 @@ class Metadata:
     layer_axes: Mapping[str, Axis] | None = None
 
     @property
+    def keeps_rounding(self) -> bool:
+        """Whether it rounds as its quantized source does."""
+        return self.metadata.get("snnc.rounding") == "kept"
+
+    @property
     def metadata_version(self) -> int:
         return int(self.metadata.get("snnc.metadata_version", "1"))
 
@@ -89,6 +94,8 @@ def metadata_of(
     }
     if "copies" in names:
         found["snnc.copies"] = names["copies"]
+    if prepared.context.keeps_rounding:
+        found["snnc.rounding"] = "kept"
     if prepared.context.pooled:
         found["snnc.pooled"] = json.dumps(prepared.context.pooled)
     return found

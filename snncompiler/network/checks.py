@@ -36,6 +36,10 @@ BATCH_TOLERANCE = 1e-4
 #: layers add up; float16 sources are computed in float32 on purpose, and keep 11 bits.
 SOURCE_TOLERANCE = 1e-2
 
+#: The same of root mean squares where both are rounded: a single value of few bits that falls to the
+#: other side changes its output by some percent; a wrong network differs by as much as it is.
+ROUNDED_TOLERANCE = 0.1
+
 
 def check_batch(prepared: Prepared, seed: int) -> None:
     """Compare three samples at once with the same three one by one, in onnxruntime; where outputs
@@ -116,9 +120,11 @@ def _joined(alone: list[Array], axis: int) -> Array:
 def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
     """Compare the normalized ANN with the source file itself, on one batch, in onnxruntime.
 
-    A quantized source is compared without its rounding, which is dropped on purpose; a note says how
-    much it does.  Where they differ, a pass or the opset conversion was wrong for this network:
-    Refused, naming the output, rather than converting another network than the one given.
+    A quantized source is compared without its rounding, where it is dropped on purpose; a note says how
+    much it does.  Where it is kept, sums of another order may round to the next integer, and so on
+    behind them: what is compared then is the mean squared change.  Where they differ, a pass or the
+    opset conversion was wrong for this network: Refused, naming the output, rather than converting
+    another network than the one given.
     """
     one = prepared.for_source(feeds)
     given = without_maps(prepared.source.model)
@@ -130,7 +136,7 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
         if node.op == "QuantizeLinear"
     }
     try:
-        exact = unrounded(given, kept)
+        exact = given if prepared.context.keeps_rounding else unrounded(given, kept)
     except NotUnrounded as error:
         prepared.context.note(
             "SNNC208",
@@ -171,10 +177,9 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
         wide = np.asarray(first, np.float64)
         if not np.isfinite(wide).all():
             continue
-        scale = float(np.abs(wide).max(initial=0))
-        change = float(np.abs(wide - second).max(initial=0)) if wide.size else 0.0
+        scale, change, tolerance = _difference(prepared, wide, second)
         # What differs little may round to the next integer.
-        if wide.shape != np.shape(second) or change > SOURCE_TOLERANCE * scale + quantized:
+        if wide.shape != np.shape(second) or change > tolerance * scale + quantized:
             raise refuse(
                 "SNNC208",
                 f"the normalized network gives another '{output.name}' than the source: "
@@ -189,6 +194,20 @@ def check_source(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
                 f"{share:.3g} of {scale:.3g}, on one sample",
             )
     _check_samples_alike(prepared, session, feeds)
+
+
+def _difference(prepared: Prepared, first: Array, second: Array) -> tuple[float, float, float]:
+    """How large an output is, by how much another computation of it differs, and the share of its size
+    by which it may."""
+    if not first.size or np.shape(first) != np.shape(second):
+        return 0.0, 0.0, SOURCE_TOLERANCE
+    if prepared.context.keeps_rounding:
+        return _root_mean_square(first), _root_mean_square(first - second), ROUNDED_TOLERANCE
+    return float(np.abs(first).max()), float(np.abs(first - second).max()), SOURCE_TOLERANCE
+
+
+def _root_mean_square(array: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
 
 
 def _check_samples_alike(prepared: Prepared, session: Any, feeds: Mapping[str, Array]) -> None:
@@ -212,9 +231,9 @@ def _check_samples_alike(prepared: Prepared, session: Any, feeds: Mapping[str, A
     for output, first, second in zip(prepared.graph.outputs, expected, found, strict=True):
         if np.asarray(first).dtype.kind != "f" or np.shape(first) != np.shape(second):
             continue
-        scale = float(np.abs(second).max(initial=0))
-        change = float(np.abs(np.asarray(first, np.float64) - second).max(initial=0))
-        if np.isfinite(first).all() and change > SOURCE_TOLERANCE * scale:
+        wide = np.asarray(first, np.float64)
+        scale, change, tolerance = _difference(prepared, wide, second)
+        if np.isfinite(first).all() and change > tolerance * scale:
             raise refuse(
                 "SNNC205",
                 f"the source computes '{output.name}' of a sample otherwise among three samples than "
@@ -237,8 +256,9 @@ def measure_folds(prepared: Prepared, feeds: Mapping[str, Array]) -> None:
         return
     one = prepared.for_source(feeds)
     source = in_float32(prepared.checked_model)
-    with contextlib.suppress(NotUnrounded):
-        source = unrounded(source)
+    if not prepared.context.keeps_rounding:
+        with contextlib.suppress(NotUnrounded):
+            source = unrounded(source)
     before = checking_session(with_outputs(source, names)).run(names, one)
     after = checking_session(with_outputs(prepared.ann, names)).run(names, one)
     for layer in layers:

@@ -7,6 +7,7 @@ or Clip, linear layers with their batch-norms folded, and a known batch axis.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from snncompiler.network.prepared import (
     synthetic_feeds,
 )
 from snncompiler.passes.base import Context, Pass, Watch, run_passes
+from snncompiler.passes.lower.spell_rounding import SpellRounding
 from snncompiler.passes.normalize.check_constraints import CheckConstraints
 from snncompiler.passes.normalize.fold_affine import FoldAffine
 from snncompiler.passes.normalize.fold_batch_norm import FoldBatchNorm
@@ -54,6 +56,7 @@ from snncompiler.passes.normalize.unify_linear import UnifyLinear
 from snncompiler.passes.source.average_max_pool import AverageMaxPool
 from snncompiler.passes.source.drop_fake_quant import DropFakeQuant
 from snncompiler.passes.source.fold_constants import FoldConstants
+from snncompiler.passes.source.keep_rounding import KeepRounding
 from snncompiler.passes.source.remove_noops import RemoveNoops
 from snncompiler.passes.source.spell_linear import SpellLinear
 from snncompiler.passes.source.spell_ml import SpellMl
@@ -72,6 +75,7 @@ def normalization_passes(
     maxpool: MaxPooling = "exact",
     pure: bool = False,
     freeze_batch: bool = True,
+    keep_rounding: bool = False,
 ) -> list[Pass]:
     """The graph passes from the checked source to the normalized ANN, in order."""
     return [
@@ -79,7 +83,7 @@ def normalization_passes(
         ToFloat32(),
         SpellQuantized(),
         FoldConstants(freeze_batch),
-        DropFakeQuant(),
+        KeepRounding() if keep_rounding else DropFakeQuant(),
         *([AverageMaxPool()] if maxpool == "average" else []),  # of real values, not of integers
         SpellLinear(),
         SpellRectifiers(),
@@ -104,16 +108,20 @@ def prepare(
     allow_analog: bool = False,
     maxpool: MaxPooling = "exact",
     pure: bool = False,
+    keep_rounding: bool = False,
     watch: Watch | None = None,
 ) -> Prepared:
     """Load, verify and normalize a model; `watch` is shown the graph after every pass.
+
+    keep_rounding: a quantized source is rounded as it is, for layered time.
 
     Raises Refused with every finding.
     """
     source = load(model)
     checked, findings = verify_input(source.model)
     options: dict[str, Any] = {
-        "strict": strict, "allow_analog": allow_analog, "maxpool": maxpool, "pure": pure
+        "strict": strict, "allow_analog": allow_analog, "maxpool": maxpool, "pure": pure,
+        "keep_rounding": keep_rounding,
     }  # fmt: skip
     no_samples = _inputs_without_samples(checked)
     try:
@@ -153,11 +161,17 @@ def prepare(
 
 
 def prepared_again(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, options: Options
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    options: Options,
+    keep_rounding: bool = False,
 ) -> Prepared:
     """The normalized ANN as it was when a file was compiled with these options."""
     return prepare(
-        model, allow_analog=options.allow_analog, maxpool=options.maxpool, pure=options.pure
+        model,
+        allow_analog=options.allow_analog,
+        maxpool=options.maxpool,
+        pure=options.pure,
+        keep_rounding=keep_rounding,
     )
 
 
@@ -241,10 +255,14 @@ def _same_for_three(prepared: Prepared) -> bool:
 def _prepared(
     source: Source, checked: onnx.ModelProto, graph: Graph, context: Context, any_batch: bool
 ) -> Prepared:
+    spelled = graph
+    if context.keeps_rounding:
+        spelled = graph.copy()
+        run_passes([SpellRounding()], spelled, replace(context, observer=None))
     return Prepared(
         source=source,
         graph=graph,
-        ann=as_model(graph),
+        ann=as_model(spelled),
         context=context,
         inputs=[_spec(tensor) for tensor in graph.inputs],
         any_batch=any_batch,

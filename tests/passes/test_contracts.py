@@ -27,7 +27,9 @@ from snncompiler.network.prepare import normalization_passes
 from snncompiler.network.prepared import imported
 from snncompiler.passes.base import Context, Pass, run_passes
 from snncompiler.passes.lower.lower_precision import LowerPrecision
+from snncompiler.passes.lower.spell_rounding import SpellRounding
 from snncompiler.passes.normalize.track_batch import TrackBatch
+from snncompiler.passes.source.keep_rounding import KeepRounding
 from snncompiler.passes.source.verify_input import verify_input
 from snncompiler.passes.spike.correct_layers import CorrectLayers
 from snncompiler.passes.spike.encode_poisson import EncodePoisson
@@ -108,6 +110,22 @@ def test_normalization_passes_are_idempotent(name: str, maxpool: str) -> None:
         assert expected <= changed
 
 
+def test_the_passes_that_keep_rounding_leave_a_sound_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first one says why it is not idempotent, and that is true."""
+    monkeypatch.setenv("SNNC_CHECK_PASSES", "1")
+    checked, findings = verify_input(source("mixed"))
+    graph, context = imported(checked, findings)
+    for step in normalization_passes(allow_analog=True, keep_rounding=True):
+        changed = run_twice(step, graph, context)
+        if isinstance(step, KeepRounding):
+            assert changed and step.again
+            assert run_passes([step], graph.copy(), context.apart()) == ["keep-rounding"]
+    assert run_twice(SpellRounding(), graph, context)
+    assert not any("Quantize" in node.op for node in graph.nodes)
+
+
 @pytest.mark.parametrize("name", ["mixed", "digits-resnet"])
 def test_spiking_passes_are_idempotent(name: str) -> None:
     x = random(0, 8, 2, 8, 8) if name == "mixed" else random(0, 8, 1, 8, 8)
@@ -167,7 +185,7 @@ def test_every_pass_is_in_one_of_these_tests() -> None:
         entry.name
         for entry in (
             EncodePoisson, InsertNeurons, FoldAmplitude, TelescopeAnalog, SinkTimeMean,
-            LowerPrecision, DriveInput, LayerTime, CorrectLayers,
+            LowerPrecision, DriveInput, LayerTime, CorrectLayers, KeepRounding, SpellRounding,
         )
     }  # fmt: skip
     assert names == normalizing | spiking

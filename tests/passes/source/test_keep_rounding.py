@@ -1,0 +1,248 @@
+"""keep-rounding: a quantized network becomes spikes that stand for its integers, in layered time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import Array, codes, parse, random, run_model
+
+from snncompiler import pipeline
+from snncompiler.errors import UsageError
+from snncompiler.ir.graph import with_outputs
+from snncompiler.ir.grids import grids_of
+from snncompiler.ir.settings import Coding, Options
+from snncompiler.network.prepare import prepare
+from snncompiler.network.prepared import checking_session
+from snncompiler.pipeline import Compiled
+
+#: Scales whose ratios are no simple fractions, so that no value lies half-way between two integers.
+S, T, U = np.float32(0.0371), np.float32(0.0523), np.float32(0.0417)
+ZERO, MIDDLE = np.uint8(0), np.uint8(121)
+WEIGHTS = {
+    "s": S, "t": T, "u": U, "z": ZERO, "m": MIDDLE, "i": np.int8(0), "low": np.int8(-128),
+    "is": np.float32(0.031), "im": np.uint8(128),
+}  # fmt: skip
+
+
+def weights(seed: int, *shape: int) -> Array:
+    """What 8-bit weights stand for."""
+    whole = np.random.default_rng(seed).integers(-127, 128, shape)
+    return (whole * np.float32(0.00173)).astype(np.float32)
+
+
+def network(body: str, **given: Any) -> onnx.ModelProto:
+    """An image [N, 2, 6, 6], quantized, a layer, and `body` from c, its output, to r; then a layer."""
+    text = (
+        "g (float[N,2,6,6] x) => (float[N,3,h,w] y) {"
+        " xq = QuantizeLinear(x, is, im) xd = DequantizeLinear(xq, is, im)"
+        f" c = Conv <pads = [1, 1, 1, 1]>(xd, w1, b1) {body} y = Conv(r, w2, b2) }}"
+    )
+    layers = {
+        "w1": weights(1, 4, 2, 3, 3), "b1": 0.1 * random(2, 4),
+        "w2": weights(3, 3, 4, 1, 1), "b2": 0.1 * random(4, 3),
+    }  # fmt: skip
+    arrays = {**WEIGHTS, **layers, **given}
+    used = {name: np.asarray(one) for name, one in arrays.items() if f"{name}" in text}
+    return parse(text, used, opset=19)
+
+
+X = 2 * random(0, 32, 2, 6, 6)
+
+
+def compiled(
+    model: onnx.ModelProto, steps: int = 8, coding: Coding = "radix", **options: Any
+) -> Compiled:
+    return pipeline.compile_model(
+        model, Options(timing="layered", coding=coding, steps=steps, **options)
+    )
+
+
+def integers(result: Compiled, x: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What the rectifiers of the source send, in integers, and what the spikes stand for."""
+    options, prepared = result.prepared.context, result.prepared
+    assert options.keeps_rounding
+    grids = grids_of(prepared.graph)
+    names = {name: grid.rounded.name for name, grid in grids.items()}
+    ann = with_outputs(prepared.ann, list(names.values()))
+    values = checking_session(ann, optimize=False).run(list(names.values()), {"x": x})
+    wanted = {}
+    for (name, grid), value in zip(grids.items(), values, strict=True):
+        scale = (
+            grid.scale.reshape(-1, *[1] * (value.ndim - 2)) if grid.scale.size > 1 else grid.scale
+        )
+        wanted[name] = np.rint(value / scale)
+    neurons = {
+        node.name: node for node in result.model.graph.node if node.op_type == "LayeredRMPNeuron"
+    }
+    assert set(neurons) == set(grids)
+    outputs = [node.output[0] for node in neurons.values()]
+    found = {}
+    for name, spikes in zip(
+        neurons, run_model(with_outputs(result.model, outputs), x=x)[-len(outputs) :], strict=True
+    ):
+        radix = onnx.helper.get_node_attr_value(neurons[name], "radix")
+        assert set(np.unique(spikes)) <= {0, 1}
+        steps = spikes.reshape(-1, len(x), *spikes.shape[1:])
+        worth = 2.0 ** np.arange(len(steps))[::-1] if radix else np.ones(len(steps))
+        found[name] = np.tensordot(worth, steps, 1)
+    return wanted, found
+
+
+def assert_same_integers(model: onnx.ModelProto, **options: Any) -> Compiled:
+    """The spikes stand for the integers of the source, and the outputs agree up to float32's rounding:
+    sums of 36 products."""
+    result = compiled(model, **options)
+    wanted, found = integers(result, X)
+    for name, integer in wanted.items():
+        np.testing.assert_array_equal(found[name], integer, err_msg=name)
+        assert integer.max() > 1
+    source = checking_session(model, optimize=False).run(None, {"x": X})[0]
+    (output,) = run_model(result.model, x=X)
+    np.testing.assert_allclose(output, source, rtol=0, atol=64 * 2.0**-24 * np.abs(source).max())
+    return result
+
+
+def pair(x: str, q: str, scale: str = "s", zero: str = "z", result: str = "") -> str:
+    name = result or f"{q}d"
+    return (
+        f" {q} = QuantizeLinear({x}, {scale}, {zero})"
+        f" {name} = DequantizeLinear({q}, {scale}, {zero})"
+    )
+
+
+BODIES = {
+    "fused": pair("c", "q", result="r"),
+    "unfused": " a = Relu(c)" + pair("a", "q", result="r"),
+    "int8": " a = Relu(c)" + pair("a", "q", zero="i", result="r"),
+    "int8, full range": " a = Relu(c)" + pair("a", "q", zero="low", result="r"),
+    "rounded before and after": pair("c", "p", "t", "m")
+    + " a = Relu(pd)"
+    + pair("a", "q", result="r"),
+    "rectified on its grid": pair("c", "p", "t", "m") + " r = Relu(pd)",
+    "rectified as integers": " p = QuantizeLinear(c, t, i) a = Relu(p) r = DequantizeLinear(a, t, i)",
+    "bounded": " a = Clip(c, nil, six)" + pair("a", "q", result="r"),
+    "max pooling behind": pair("c", "q")
+    + " k = MaxPool <kernel_shape = [2, 2], strides = [2, 2]>(qd)"
+    + pair("k", "o", result="r"),
+    "max pooling of integers": " q = QuantizeLinear(c, s, z)"
+    " k = MaxPool <kernel_shape = [2, 2], strides = [2, 2]>(q) r = DequantizeLinear(k, s, z)",
+    "max pooling before": " k = MaxPool <kernel_shape = [2, 2], strides = [2, 2]>(c) a = Relu(k)"
+    + pair("a", "q", result="r"),
+    "max pooling of both signs": pair("c", "p", "t", "m")
+    + " k = MaxPool <kernel_shape = [2, 2]>(pd) a = Relu(k)"
+    + pair("a", "q", result="r"),
+    "average pooling": pair("c", "q")
+    + " k = AveragePool <kernel_shape = [2, 2], strides = [2, 2]>(qd)"
+    + pair("k", "o", result="r"),
+    "residual": pair("c", "q")
+    + " c2 = Conv <pads = [1, 1, 1, 1]>(qd, w3)"
+    + pair("c2", "p", "t", "m")
+    + " a = Add(pd, qd) e = Relu(a)"
+    + pair("e", "o", "u", result="r"),
+    "concat": pair("c", "q")
+    + " n = Neg(c)"
+    + pair("n", "o", "t")
+    + " r = Concat <axis = 1>(qd, od)",
+    "other readers": " a = Relu(c)" + pair("a", "q") + " r = Add(a, qd)",
+    "clipped integers": " p = QuantizeLinear(c, s, i) k = Clip(p, nothing, fifteen)"
+    " r = DequantizeLinear(k, s, i)",
+    "channels": " a = Relu(c) q = QuantizeLinear <axis = 1>(a, ss, zs)"
+    " r = DequantizeLinear <axis = 1>(q, ss, zs)",
+}  # fmt: skip
+GIVEN = {
+    "bounded": {"nil": np.float32(0), "six": np.float32(1.3)},
+    "residual": {"w3": weights(5, 4, 4, 3, 3)},
+    "concat": {"w2": weights(6, 3, 8, 1, 1)},
+    "clipped integers": {"nothing": np.int8(0), "fifteen": np.int8(15)},
+    "channels": {
+        "ss": np.float32([0.0371, 0.0291, 0.0417, 0.0233]), "zs": np.zeros(4, np.uint8),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in BODIES if name != "other readers"])
+def test_the_spikes_are_the_integers_of_the_source(name: str) -> None:
+    result = assert_same_integers(network(BODIES[name], **GIVEN.get(name, {})))
+    assert result.calibration.source == "quantized source"
+    assert "SNNC304" not in codes(result.prepared.findings)
+
+
+def test_rate_spikes_count_the_levels() -> None:
+    assert_same_integers(
+        network(BODIES["clipped integers"], **GIVEN["clipped integers"]), steps=15, coding="rate"
+    )
+
+
+@pytest.mark.parametrize("steps", [7, 8, 12])
+def test_the_top_level_is_that_of_the_source(steps: int) -> None:
+    """127 with int8: with more digits the current is limited, so that spikes say no more."""
+    model = network(BODIES["int8"])
+    result = assert_same_integers(model, steps=steps)
+    _, found = integers(result, 20 * X)
+    assert max(one.max() for one in found.values()) == 127
+    limits = [node for node in result.model.graph.node if node.op_type == "Min"]
+    assert len(limits) == (steps > 7)
+
+
+def test_a_rectifier_that_others_read_is_converted_beside() -> None:
+    """Unrounded for them, which the calibration is for."""
+    model = network(BODIES["other readers"])
+    result = pipeline.compile_model(model, Options(timing="layered", coding="radix", steps=10), X)
+    grids = grids_of(result.prepared.graph)
+    assert len(grids) == 1 and len(result.calibration.thresholds) == 2
+    assert set(result.calibration.thresholds) > set(grids)
+    notes = [one.message for one in result.prepared.findings if one.code == "SNNC206"]
+    assert any("its threshold is calibrated" in one for one in notes)
+    source = checking_session(model, optimize=False).run(None, {"x": X})[0]
+    (output,) = run_model(result.model, x=X)
+    # 1023 levels for what is not rounded: half a level of its largest value in each of 4 products.
+    assert np.abs(output - source).max() < 4 / 1023 * np.abs(source).max()
+
+
+def test_values_of_both_signs_are_rounded_without_spikes() -> None:
+    result = compiled(network(BODIES["residual"], **GIVEN["residual"]))
+    (note,) = [one.message for one in result.prepared.findings if "is kept" in one.message]
+    assert "2 rectifiers send spikes on its grids, 1 other values are rounded" in note
+    ops = [node.op_type for node in result.model.graph.node]
+    assert ops.count("Round") == 2  # the input's, and that in front of the sum
+    assert not any("Quantize" in op for op in ops)
+
+
+def test_what_lies_on_the_grid_is_not_rounded_again() -> None:
+    result = compiled(network(BODIES["max pooling behind"]))
+    assert sum(node.op_type == "LayeredRMPNeuron" for node in result.model.graph.node) == 1
+
+
+def test_too_few_steps_drop_the_rounding_and_say_so() -> None:
+    model = network(BODIES["fused"])
+    result = pipeline.compile_model(model, Options(timing="layered", coding="radix", steps=4), X)
+    assert not result.prepared.context.keeps_rounding
+    (warning,) = [one for one in result.prepared.findings if one.severity == "warning"]
+    assert "255 levels" in warning.message and "-T 8" in (warning.hint or "")
+    assert result.calibration.source == "data"
+
+
+def test_a_range_that_follows_the_input_cannot_be_kept() -> None:
+    text = (
+        "g (float[N,3] x) => (float[N,2] y) { h = MatMul(x, a) r = Relu(h)"
+        " q, s, z = DynamicQuantizeLinear(r) d = DequantizeLinear(q, s, z) y = MatMul(d, b) }"
+    )
+    prepared = prepare(
+        parse(text, {"a": random(1, 3, 4), "b": random(2, 4, 2)}), keep_rounding=True
+    )
+    assert not prepared.context.keeps_rounding
+    assert any("takes its range from every input" in one.message for one in prepared.findings)
+
+
+def test_corrected_weights_are_not_those_of_the_source() -> None:
+    with pytest.raises(UsageError, match="--correct weights"):
+        compiled(network(BODIES["fused"]), correct="weights")
+
+
+def test_streaming_time_drops_the_rounding_as_ever() -> None:
+    result = pipeline.compile_model(network(BODIES["fused"]), Options(steps=8), X)
+    assert not result.prepared.context.keeps_rounding
+    assert not any("Quantize" in node.op for node in result.prepared.graph.nodes[3:])
