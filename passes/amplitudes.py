@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from snncompiler.ir.rectifiers import rectified_channels, rectifier
 from snncompiler.ir.spike_trains import moves_spikes, turns_signs
 
 #: An amplitude as an array of the rank of its tensor: [1, C, 1, 1], or all ones in shape.
-Scale = NDArray[np.float32]
+Scale = NDArray[Any]
 
 
 def joined(node: Node, scales: Sequence[Scale | None]) -> Scale | None:

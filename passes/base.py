@@ -22,6 +22,7 @@ from snncompiler.errors import InternalError, SnncError
 from snncompiler.findings import Finding
 from snncompiler.ir.check import Snapshot, faults
 from snncompiler.ir.graph import Graph, name_apart
+from snncompiler.ir.whole import Grid
 
 #: Is shown the graph, or behind the last graph pass the model, after a pass with this name.  It must
 #: not change what it is shown.
@@ -89,6 +90,10 @@ class Context:
     by_batch: ByBatch = field(default_factory=ByBatch)
     #: Neurons of layered time that fire behind a pooling: name -> names of rectifier and pooling.
     pooled: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: The scales of all layers, where weights are whole numbers.
+    grid: Grid = field(default_factory=Grid)
+    #: And the largest size of the values that are whole numbers, by the id of their tensor.
+    bounds: dict[int, float] = field(default_factory=dict)
     #: Is called with the graph after every pass.
     observer: Observer | None = None
 

@@ -44,6 +44,8 @@ CODES: dict[str, str] = {
     "SNNC212": "random operator",
     "SNNC220": "max pooling that takes a spiking layer of its own",
     "SNNC221": "spiking layers that send what weights would multiply",
+    "SNNC223": "cannot be computed in whole numbers",
+    "SNNC224": "whole numbers with a limit",
     # 3xx: data and calibration
     "SNNC301": "data file missing, unreadable or of an unknown kind",
     "SNNC302": "data of the wrong shape, type or name",

@@ -131,7 +131,7 @@ class _Work:
             if nature.amplitude == "joined":
                 self._join(reader)
             elif index == 0 and nature.weights is not None:
-                factor = _INTO[nature.weights](reader, scale)
+                factor = into_weights(reader, scale)
                 if factor is not None:
                     weights = value(reader.inputs[1])
                     assert weights is not None
@@ -205,6 +205,12 @@ def _into_matrix(node: Node, scale: Scale) -> NDArray[Any] | None:
     if not varies(scale) <= {scale.ndim - 1}:
         return None
     return scale.reshape(-1, 1) if scale.size > 1 else scale.reshape(())
+
+
+def into_weights(node: Node, scale: NDArray[Any]) -> NDArray[Any] | None:
+    """What the weights of a linear node are multiplied by if its input is multiplied by `scale`."""
+    kind = record(node.op).weights
+    return None if kind is None else _INTO[kind](node, scale)
 
 
 _INTO: dict[Weights, Callable[[Node, Scale], NDArray[Any] | None]] = {

@@ -17,14 +17,19 @@ from snncompiler.ir import dialect
 from snncompiler.ir.graph import Graph, Node, constant, is_live, tensor_names, unique_name
 from snncompiler.ir.growth import Growth
 from snncompiler.ir.phases import TIME_MEAN, analyze
+from snncompiler.ir.whole import drive_of
 from snncompiler.passes.base import Context, Pass
 
 
 @dataclass(frozen=True)
 class DriveInput(Pass):
-    """A Drive on every static current of a neuron; `hindrance` made sure that this is enough."""
+    """A Drive on every static current of a neuron; `hindrance` made sure that this is enough.
+
+    `whole`: the currents are whole numbers and stay so.
+    """
 
     growth: Growth
+    whole: bool = False
 
     name: ClassVar[str] = "drive-input"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons"})
@@ -34,6 +39,7 @@ class DriveInput(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         taken = tensor_names(graph)
         timing = analyze(graph, _fires)
+        factors = drive_of(self.growth) if self.whole else self.growth.drive
         driven: dict[int, gs.Variable] = {}
         for node in list(graph.nodes):
             if not (node.domain == dialect.DOMAIN and node.op in (*dialect.NEURONS, TIME_MEAN)):
@@ -44,7 +50,7 @@ class DriveInput(Pass):
             if id(current) not in driven:
                 name = unique_name(f"{current.name}/driven", taken)
                 driven[id(current)] = gs.Variable(name, current.dtype, current.shape)
-                drive = constant(f"{current.name}/drive", self.growth.drive, taken)
+                drive = constant(f"{current.name}/drive", factors, taken)
                 graph.nodes.append(
                     gs.Node(
                         "Drive",

@@ -24,7 +24,7 @@ def thresholds_of(compiled: CompiledFile) -> list[dict[str, Any]]:
     `channel` is None where the whole layer shares one threshold.  `neurons` is the number of neurons
     of the layer for one sample, None where it depends on the input or nothing runs here.
     """
-    layers = watch(compiled.model).layers
+    layers = [layer.in_values() for layer in watch(compiled.model).layers]
     neurons = _neurons_of(compiled)
     rows = []
     for layer in layers:

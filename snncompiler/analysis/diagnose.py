@@ -250,6 +250,7 @@ class Split:
             for what in ("count", "current_sum")
         )
         cap = self.caps[layer.name]
+        layer, total = layer.in_values(), layer.times_unit(total)
         parts = split(layer, spikes, total, cut(current, axis, count), self.steps, cap, self.growth)
         parts["own"] = parts["unevenness"] + parts["rounding"] + parts["clipping"]
         parts["total"] = parts["own"] + parts["inherited"]
@@ -293,7 +294,7 @@ def quantised_ann(
     graph.input.append(helper.make_tensor_value_info(steps, TensorProto.FLOAT, []))
     pooled = pooled_of(snn) if snn is not None else {}
     further = {name for name, (relu, _) in pooled.items() if name != relu}
-    by_name = {layer.name: layer for layer in layers if layer.name not in further}
+    by_name = {layer.name: layer.in_values() for layer in layers if layer.name not in further}
     results = {node.name: node.outputs[0].name for node in rectifiers_of(prepared.graph)}
     if set(by_name) != set(results):
         raise refuse("SNNC402", "the layers of the compiled file are not the network's rectifiers")

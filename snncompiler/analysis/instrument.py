@@ -35,12 +35,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from snncompiler.emission.metadata import copies_of
+from snncompiler.emission.metadata import copies_of, grid_of
 from snncompiler.errors import UsageError, refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import free_root
 from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.synapses import Synapses, synapses_of
+from snncompiler.ir.whole import Grid
 from snncompiler.passes.lower.lower_events import LayerNote, lower_events
 
 Array = NDArray[Any]
@@ -58,7 +59,8 @@ class Layer:
 
     `threshold` is the charge that one spike takes away; a neuron of several `levels` can fire as many
     spikes in one step, and its largest output is levels * threshold.  `schedule` is the charge that is
-    added at every step, [S, ...]; its last row holds from then on.
+    added at every step, [S, ...]; its last row holds from then on.  Where these are whole numbers,
+    `unit` is what 1 stands for in units of the network's values.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Layer:
     #: Of layered time; there `levels` is what a window of the file's own steps stands for at most.
     layered: bool = False
     radix: bool = False
+    unit: NDArray[np.float64] | None = None
 
     def most(self, steps: int) -> int:
         """The largest count of `steps` time-steps."""
@@ -87,6 +90,25 @@ class Layer:
     def events(self) -> str:
         """The output with the number of spikes."""
         return "events" if self.signed or self.radix else "count"
+
+    def in_values(self) -> Layer:
+        """The layer in units of the network's values."""
+        if self.unit is None:
+            return self
+        schedule = None if self.schedule is None else self.times_unit(self.schedule)
+        return replace(
+            self,
+            threshold=self.times_unit(self.threshold),
+            membrane_start=self.times_unit(self.membrane_start),
+            schedule=schedule,
+            unit=None,
+        )
+
+    def times_unit(self, numbers: Array) -> Array:
+        """Charges or potentials [..., C, ...] in units of the network's values."""
+        if self.unit is None:
+            return numbers
+        return np.asarray((numbers * self.unit).astype(numbers.dtype))
 
     @property
     def signed(self) -> bool:
@@ -207,6 +229,8 @@ def watch(
         layers = _watch_copies(graph, wanted, starts, names)
     else:
         raise refuse("SNNC401", "the model holds no spiking neurons", hint="compile it first")
+    grid = grid_of(model)
+    layers = [_with_unit(layer, grid) for layer in layers]
     for layer in layers:
         for what in _shown(layer, wanted):
             graph.output.append(
@@ -231,6 +255,14 @@ def watch(
     start, states = _make_resumable(graph, loops[0], names.root)
     carried = dict(zip(states, _carried(_body(_loops(graph)[0])), strict=True))
     return Watched(copy, tuple(layers), tuple(found), start, states, carried, notes)
+
+
+def _with_unit(layer: Layer, grid: Grid) -> Layer:
+    if not grid.layers:
+        return layer
+    scale = grid.of(layer.name).scale
+    beside = max(layer.threshold.ndim - 1, 0)
+    return replace(layer, unit=scale.reshape(-1, *[1] * beside) if scale.size > 1 else scale[0])
 
 
 def _carried(body: onnx.GraphProto) -> Iterator[tuple[str, bool]]:

@@ -274,7 +274,7 @@ class _Writer:
             self.neuron = np.sort(rng.choice(total, neurons, replace=False))
         else:
             self.neuron = np.arange(total)
-        full = self._samples_first(np.broadcast_to(layer.threshold, first.shape))
+        full = self._samples_first(np.broadcast_to(layer.in_values().threshold, first.shape))
         self.threshold = full[:1].reshape(-1)[self.neuron].astype(np.float32)
         self.activation: Array | None = None
 
@@ -305,7 +305,7 @@ class _Writer:
         count = self._rows(values[Watched.output(self.layer, "count")], part)
         self.spikes[at - 1, part] = count - self.before[part]
         self.before[part] = count
-        end = values[Watched.output(self.layer, "membrane_end")]
+        end = self.layer.times_unit(values[Watched.output(self.layer, "membrane_end")])
         self.membrane[at - 1, part] = self._rows(end, part)
 
     def add_window(self, values: Mapping[str, Array], worth: Array, part: slice) -> None:

@@ -74,6 +74,7 @@ def calibrated(
         reset=options.reset,
         schedule_steps=options.schedule_steps,
         maxpool=options.maxpool,
+        weights=options.weights,
         source="data",
         samples=0,
         seed=options.seed,
@@ -142,11 +143,13 @@ def _from_data(
     seen = replace(options, threshold="max") if from_running else options
     thresholds, findings = calibrate(observation, rectifiers_of(prepared.graph), seen)
     prepared.context.findings += findings
-    scales = {}
-    if options.encode == "poisson":
-        scales = {name: float(np.abs(array).max(initial=0)) or 1.0 for name, array in feeds.items()}
+    largest = {name: float(np.abs(array).max(initial=0)) or 1.0 for name, array in feeds.items()}
     calibration = replace(
-        calibration, thresholds=thresholds, samples=observation.samples, input_scales=scales
+        calibration,
+        thresholds=thresholds,
+        samples=observation.samples,
+        input_scales=largest if options.encode == "poisson" else {},
+        input_ranges=largest if options.weights else {},
     )
     if not from_running:
         return calibration
@@ -176,7 +179,7 @@ def _without_data(
         f"there is no calibration data: thresholds come from {_SOURCES[source]}",
         hint="give --calibration DATA; a few hundred real samples are enough",
     )
-    if missing or options.encode == "poisson":
+    if missing or options.encode == "poisson" or options.weights:
         feeds = synthetic_feeds(prepared, SYNTHETIC_SAMPLES, options.seed)
         calibration = _from_data(prepared, calibration, options, feeds, progress)
     thresholds = {**calibration.thresholds, **found}

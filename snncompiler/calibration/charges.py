@@ -457,9 +457,10 @@ def settle_corrections(
         driven = None
         if growth and biases is not None:
             driven = driven_bias(biases[node.name], growth, window.steps)
+        unit = window.unit(layer.name, layer.channels)
         received = Received(
             currents=np.concatenate(parts, axis=2),
-            analog=seen.activations,
+            analog=seen.activations if unit is None else seen.activations / unit,
             quantum=_column(constants[node.input[1]], layer.channels),
             start=_column(constants[node.input[2]], layer.channels),
             levels=_attribute(node, "levels") or 1,
@@ -475,7 +476,11 @@ def settle_corrections(
                 schedule = np.concatenate([driven, schedule])
         else:
             schedule = correct(received, correction, window.steps)
-        schedules[layer.name] = schedule
+        if unit is None:
+            schedules[layer.name] = schedule
+        else:
+            schedule = np.floor(schedule + np.float32(0.5))
+            schedules[layer.name] = np.asarray(schedule * unit[:, 0], np.float32)
         spread = schedule.reshape(*schedule.shape, *[1] * (len(seen.shape) - 1))
         network.fire(window, node, spread, iter(held) if hold else network.currents(window, node))
         network.forget(window, set(schedules))

@@ -16,6 +16,7 @@ from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.option import Parsed
 from snncompiler.ir.settings import Options
 from snncompiler.ir.spikes import BINARY, Spikes
+from snncompiler.ir.whole import REAL, Weights
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Calibration:
     input_scales: input name -> max |x|, for Poisson input.  maxpool: how the network pools.
     levels: of layered time, where θ is the value of one level: L, the largest number that the spikes of
         a window stand for.  0: of streaming time.
+    weights: of the running network.  input_ranges: input name -> max |x|, where they are whole numbers.
     source: "data", "batch-norm" or "synthetic".  data_sha256: hash of the calibration arrays.
     """
 
@@ -65,6 +67,8 @@ class Calibration:
     input_scales: Mapping[str, float] = field(default_factory=dict)
     maxpool: str = "exact"
     levels: int = 0
+    weights: Parsed[Weights] = Parsed(Weights.parse, Weights, REAL)
+    input_ranges: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """As JSON; float32 values are written so that they are read back exactly.
@@ -74,10 +78,15 @@ class Calibration:
         """
         content = {**self.__dict__, "thresholds": {}}
         content |= {"growth": str(self.growth), "neuron": str(self.neuron)}
+        # What calibrations did not have before, they don't tell where it has its default.
         if self.maxpool == "exact":
-            del content["maxpool"]  # as calibrations before had it
+            del content["maxpool"]
         if not self.levels:
             del content["levels"]
+        if self.weights:
+            content["weights"] = str(self.weights)
+        else:
+            del content["weights"], content["input_ranges"]
         for name, theta in self.thresholds.items():
             content["thresholds"][name] = [float(str(value)) for value in theta]
         for kind in _ARRAYS:

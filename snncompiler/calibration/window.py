@@ -7,24 +7,29 @@ same graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from snncompiler.calibration.record import Calibration
 from snncompiler.errors import refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import Graph, infer_shapes, label
 from snncompiler.ir.settings import Options
+from snncompiler.ir.whole import Grid
 from snncompiler.network.prepared import Prepared
 from snncompiler.passes.base import Pass, run_passes
 from snncompiler.passes.spike.correct_layers import CorrectLayers
 from snncompiler.passes.spike.encode_poisson import EncodePoisson
 from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
 from snncompiler.passes.spike.insert_neurons import InsertNeurons
+from snncompiler.passes.spike.whole_numbers import WholeNumbers
 from snncompiler.passes.time.drive_input import DriveInput
 from snncompiler.passes.time.telescope_analog import TelescopeAnalog
 from snncompiler.passes.time.unroll_time import UnrollTime, unfoldable
+from snncompiler.passes.time.whole_read_out import WholeReadOut
 
 
 @dataclass(frozen=True)
@@ -32,19 +37,28 @@ class Window:
     """All time-steps of a network as one graph without control flow (`UnrollTime`, cuda-graph form).
 
     `opsets` are those of the source; `steps` is the number of time-steps; `first_image` names the input
-    that tells a Poisson encoder which image is the first, empty where there is none.
+    that tells a Poisson encoder which image is the first, empty where there is none; `grid` tells of
+    the layers where weights are whole numbers.
     """
 
     graph: onnx.GraphProto
     opsets: Sequence[onnx.OperatorSetIdProto]
     steps: int
     first_image: str = ""
+    grid: Grid = field(default_factory=Grid)
 
     @property
     def inputs(self) -> set[str]:
         """What the user feeds, and the number of the first image where it matters."""
         given = {tensor.name for tensor in self.graph.initializer} - {self.first_image}
         return {entry.name for entry in self.graph.input} - given
+
+    def unit(self, layer: str, channels: int) -> NDArray[np.float32] | None:
+        """What 1 stands for in the currents of a layer, [C, 1]; None where they are real numbers."""
+        if not self.grid.layers:
+            return None
+        scale = self.grid.of(layer).scale.reshape(-1, 1).astype(np.float32)
+        return np.broadcast_to(scale, (channels, 1))
 
     def neurons(self) -> list[onnx.NodeProto]:
         return [node for node in self.graph.node if is_neuron(node)]
@@ -66,8 +80,12 @@ def is_neuron(node: onnx.NodeProto) -> bool:
     return node.domain == dialect.DOMAIN and node.op_type in dialect.NEURONS
 
 
-def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options) -> Graph:
+def spiking_graph(
+    prepared: Prepared, calibration: Calibration, options: Options, *, settled: bool = True
+) -> Graph:
     """The normalized ANN with neurons for its rectifiers and spikes between its layers.
+
+    `settled`: the calibration has its charges already, where it will have some.
 
     `prepared` is one's own (`Prepared.apart`): what the passes learn of the copied graph goes into it.
     """
@@ -88,6 +106,7 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
             ),
             FoldAmplitude(options.layered),
             *([TelescopeAnalog()] if options.allow_analog and not options.layered else []),
+            *_whole_numbers(calibration, options, settled),
         ],
         graph,
         prepared.context,
@@ -95,10 +114,33 @@ def spiking_graph(prepared: Prepared, calibration: Calibration, options: Options
     return graph
 
 
-def driving(calibration: Calibration) -> list[Pass]:
+def _whole_numbers(calibration: Calibration, options: Options, settled: bool) -> list[Pass]:
+    """The pass that makes weights whole numbers, where they are."""
+    if not options.weights.bits:
+        return []
+    return [
+        WholeNumbers(
+            options.weights.bits,
+            calibration.input_ranges,
+            options.input_bits,
+            options.steps,
+            calibration.growth,
+            settled=settled,
+        )
+    ]
+
+
+def whole_read_out(options: Options) -> list[Pass]:
+    """The pass that makes the sums of the read-out exact, where weights are whole numbers."""
+    if not options.weights.bits:
+        return []
+    return [WholeReadOut(options.weights.bits, inputs_vary=options.emit == "step")]
+
+
+def driving(calibration: Calibration, options: Options) -> list[Pass]:
     """The pass that lets thresholds grow, where they do."""
     growth = calibration.growth
-    return [DriveInput(growth)] if growth else []
+    return [DriveInput(growth, whole=bool(options.weights))] if growth else []
 
 
 def window_of(prepared: Prepared, calibration: Calibration, options: Options, steps: int) -> Window:
@@ -107,8 +149,8 @@ def window_of(prepared: Prepared, calibration: Calibration, options: Options, st
     Raises Refused where time cannot be folded into the batch.
     """
     prepared = prepared.apart()
-    graph = spiking_graph(prepared, calibration, options)
-    run_passes(driving(calibration), graph, prepared.context)
+    graph = spiking_graph(prepared, calibration, options, settled=False)
+    run_passes(driving(calibration, options), graph, prepared.context)
     infer_shapes(graph)
     blocking = unfoldable(graph)
     if blocking:
@@ -117,5 +159,9 @@ def window_of(prepared: Prepared, calibration: Calibration, options: Options, st
         )
     unrolled, names = UnrollTime("fold", steps, steps, "cuda-graph").emit(graph)
     return Window(
-        unrolled, prepared.checked_model.opset_import, steps, names.get("first_image", "")
+        unrolled,
+        prepared.checked_model.opset_import,
+        steps,
+        names.get("first_image", ""),
+        prepared.context.grid,
     )

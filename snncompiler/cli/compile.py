@@ -99,6 +99,8 @@ def compile(
         f"{target}: {len(content['layers'])} spiking layers, T = {content['steps']}, {form}, "
         f"{content['bytes']:,} bytes"
     )
+    if written.grid.layers and not quiet:
+        console().print(tables.grid_table(content["layers"]))
     if print_after:
         print(f"{stages.folder}: {len(stages.written)} files")
     if written.options.target == "cpu":

@@ -93,6 +93,8 @@ def info(
         shown.print(tables.table(title, ("layer", "θ alone", "and biases", "and weights"), parts))
     reads = list(content["reads"].items())
     shown.print(tables.table("What weights read", ("weights of", "reads"), reads))
+    if compiled.grid.layers:
+        shown.print(tables.grid_table(content["layers"]))
 
 
 def _tell_thresholds(compiled: CompiledFile, to_csv: Path | None, as_json: bool) -> None:

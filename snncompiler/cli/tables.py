@@ -15,6 +15,7 @@ from snncompiler.emission.compiled import CompiledFile
 from snncompiler.findings import Finding, printable
 from snncompiler.ir.option import applying, options_of, written
 from snncompiler.ir.settings import Options
+from snncompiler.ir.whole import LayerGrid
 from snncompiler.passes.lower.lower_events import LayerNote
 
 
@@ -38,6 +39,14 @@ def operator_of(note: LayerNote | None) -> dict[str, str | None]:
     return {"operator": note.operator or None, "reason": note.reason or None}
 
 
+def whole_numbers(layer: LayerGrid) -> dict[str, Any]:
+    """What a layer is in whole numbers; of what is told for each channel the smallest and the
+    largest."""
+    content = layer.as_dict()
+    content["scale"] = [float(f"{end:.6g}") for end in (layer.scale.min(), layer.scale.max())]
+    return {"whole_numbers": {key: content[key] for key in content if key != "name"}}
+
+
 def described(compiled: CompiledFile) -> dict[str, Any]:
     """What `snnc compile` and `snnc info` tell of a compiled file: all its options, None where one
     means nothing beside the others.  Of a lowered one, also what became of every layer."""
@@ -46,7 +55,10 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
     notes = {note.name: note for note in compiled.lowered}
     for layer in layers if notes else []:
         layer.update(operator_of(notes.get(layer["layer"])))
-    means = applying(compiled.options)
+    for layer in layers if compiled.grid.layers else []:
+        layer.update(whole_numbers(compiled.grid.of(layer["layer"])))
+    untold = {one.name: one.default for one in options_of(Options) if one.option.untold}
+    means = {**untold, **applying(compiled.options)}
     return {
         "version": meta["snnc.version"],
         "source": meta["snnc.source"],
@@ -61,6 +73,7 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
         "steps_input": meta["snnc.steps_input"] or None,
         "chunk": int(meta["snnc.chunk"]) if meta["snnc.chunk_input"] else None,
         "chunk_input": meta["snnc.chunk_input"] or None,
+        "exact_outputs": compiled.grid.read_out or None,
         "calibrated_on": calibration.source,
         "calibration_samples": calibration.samples,
         "seed": calibration.seed,
@@ -69,6 +82,23 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
 
 
 # --- for people ---
+
+#: What the table of a network in whole numbers tells of a layer, and the titles.
+_GRID = {
+    "bits": "bits", "largest": "weights to", "coefficient": "residual to", "threshold": "θ",
+    "bound": "sums to", "reach": "potentials to", "exact_steps": "exact to T", "rounding": "rounding",
+}  # fmt: skip
+
+
+def grid_table(layers: Sequence[dict[str, Any]]) -> RenderableType:
+    """The layers of a network in whole numbers, as `described` tells them."""
+    rows = []
+    for layer in layers:
+        told = layer["whole_numbers"]
+        low, high = told["threshold"]
+        told = {**told, "threshold": str(low) if low == high else f"{low} to {high}"}
+        rows.append((layer["layer"], *(told[key] for key in _GRID)))
+    return table("Whole numbers", ("layer", *_GRID.values()), rows)
 
 
 def by_events(note: LayerNote | None) -> str:

@@ -11,7 +11,7 @@ import onnx
 
 from snncompiler.calibration.observe import bounded
 from snncompiler.calibration.record import Calibration, check_levels
-from snncompiler.calibration.window import driving, spiking_graph
+from snncompiler.calibration.window import driving, spiking_graph, whole_read_out
 from snncompiler.emission.metadata import metadata_of, tell_lowered
 from snncompiler.errors import Refused, UsageError, refuse
 from snncompiler.findings import Finding
@@ -87,7 +87,8 @@ def emit(
     run_passes(
         [
             SinkTimeMean(inputs_vary=options.emit == "step"),
-            *driving(calibration),
+            *whole_read_out(options),
+            *driving(calibration, options),
             *([LowerPrecision()] if options.precision == "fp16" else []),
         ],
         graph,
@@ -174,6 +175,8 @@ def rehearse(prepared: Prepared, options: Options) -> None:
         samples=1,
         seed=options.seed,
         model_sha256=prepared.source.sha256,
+        weights=options.weights,
+        input_ranges={spec.name: 1.0 for spec in prepared.inputs},
     )
     quiet = replace(prepared, context=replace(prepared.context, findings=[]))
     emit(quiet, stand_in, options)

@@ -20,6 +20,7 @@ from snncompiler.errors import UsageError, refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.option import applying, written
 from snncompiler.ir.settings import Options
+from snncompiler.ir.whole import Grid
 from snncompiler.network.batching import RUN, Axis
 from snncompiler.network.prepared import Prepared
 from snncompiler.passes.lower.lower_events import LayerNote
@@ -45,6 +46,8 @@ class Metadata:
     output_axes: Mapping[str, Axis] = field(default_factory=dict)
     #: That of every layer's spikes where it is not the first; None in files of earlier versions.
     layer_axes: Mapping[str, Axis] | None = None
+    #: What the layers are in whole numbers; without layers where weights are real numbers.
+    grid: Grid = field(default_factory=Grid)
 
     @property
     def keeps_rounding(self) -> bool:
@@ -98,6 +101,8 @@ def metadata_of(
         found["snnc.rounding"] = "kept"
     if prepared.context.pooled:
         found["snnc.pooled"] = json.dumps(prepared.context.pooled)
+    if prepared.context.grid.layers:
+        found["snnc.grid"] = json.dumps(prepared.context.grid.as_dict())
     return found
 
 
@@ -177,6 +182,7 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         layer_axes = json.loads(metadata.get("snnc.layer_axes", "null"))
         events = json.loads(metadata.get("snnc.events") or "[]")
         lowered = tuple(LayerNote(**{key: str(layer[key]) for key in layer}) for layer in events)
+        grid = grid_of(model)
     except (KeyError, ValueError, TypeError, UsageError) as error:
         raise refuse("SNNC401", f"the metadata of {name} is damaged: {error}") from None
     given = {tensor.name for tensor in model.graph.initializer}
@@ -190,6 +196,7 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         lowered=lowered,
         output_axes=axes,
         layer_axes=layer_axes,
+        grid=grid,
     )
 
 
@@ -197,6 +204,15 @@ def pooled_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """Neurons of layered time that fire behind a pooling: name -> names of rectifier and pooling."""
     told = next((e.value for e in model.metadata_props if e.key == "snnc.pooled"), "{}")
     return {neuron: (first, second) for neuron, (first, second) in json.loads(told).items()}
+
+
+def grid_of(model: onnx.ModelProto) -> Grid:
+    """What the layers are in whole numbers; without layers where weights are real numbers.
+
+    Raises KeyError, TypeError or ValueError where it is damaged.
+    """
+    text = next((one.value for one in model.metadata_props if one.key == "snnc.grid"), "")
+    return Grid.from_dict(json.loads(text)) if text else Grid()
 
 
 def copies_of(model: onnx.ModelProto) -> str:

@@ -357,8 +357,17 @@ class Options:
             raise UsageError(
                 f"{flag} belongs to weights that are whole numbers", hint="give --weights int8 too"
             )
-        if self.weights:
-            raise UsageError(f"--weights {self.weights} is not built yet", hint="leave it out")
+        if self.weights and self.precision == "fp16":
+            raise UsageError(
+                f"--weights {self.weights} beside --precision fp16: float16 holds whole numbers up to "
+                "2,048 only, and sums are larger",
+                hint="leave one of the two out",
+            )
+        if self.weights and self.layered:
+            raise UsageError(
+                f"--weights {self.weights} has no form in layered time yet",
+                hint="leave one of the two out",
+            )
         if self.layered:
             self._check_layered()
         if self.target == "cpu":

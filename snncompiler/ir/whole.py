@@ -9,7 +9,14 @@ size.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snncompiler.ir.growth import Growth
 
 #: What the text form of weights that stay real numbers is.
 FLOAT = "float32"
@@ -50,3 +57,73 @@ class Weights:
 
 
 REAL = Weights()
+
+#: Where thresholds grow, what is driven is a multiple of it, and the drive one of its inverse, so that
+#: what is driven is whole at every step.
+DRIVE_UNIT = 64
+
+
+def drive_of(growth: Growth) -> NDArray[np.float32]:
+    """`Growth.drive` in DRIVE_UNIT-ths, [D]."""
+    return np.asarray(np.round(growth.drive * DRIVE_UNIT) / DRIVE_UNIT, np.float32)
+
+
+@dataclass(frozen=True)
+class LayerGrid:
+    """What a spiking layer is in whole numbers.
+
+    name: of its neuron.  bits: of its largest weight, and `largest` that.  step: weights are multiples
+    of it.  coefficient: the largest of a residual spike, 0 without one.  threshold: the smallest and
+    the largest of its thresholds.  bound: no sum of a time-step is larger in size, whatever arrives.
+    reach: nor is a potential within the T steps of the file; exact_steps: within so many steps it stays
+    below 2^24.  rounding: the largest change of a weight, as a part of the largest weight of its
+    channel.  scale: what 1 stands for, [C] or [1], in units of the network's values.
+    """
+
+    name: str
+    bits: int
+    largest: int
+    step: int
+    coefficient: int
+    threshold: tuple[int, int]
+    bound: int
+    reach: int
+    exact_steps: int
+    rounding: float
+    scale: NDArray[np.float64]
+
+    def as_dict(self) -> dict[str, Any]:
+        content = {**vars(self), "threshold": list(self.threshold)}
+        content["rounding"] = float(f"{self.rounding:.3g}")
+        content["scale"] = self.scale.tolist()
+        return content
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> LayerGrid:
+        """Raises TypeError or ValueError where it is not what `as_dict` makes."""
+        low, high = content["threshold"]
+        scale = np.asarray(content["scale"], np.float64)
+        return LayerGrid(**{**content, "threshold": (int(low), int(high)), "scale": scale})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All layers of a network whose weights are whole numbers, in their order.
+
+    read_out: how far behind the last spike all machines give the same bits, in words.
+    """
+
+    layers: tuple[LayerGrid, ...] = ()
+    read_out: str = ""
+
+    def of(self, name: str) -> LayerGrid:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"read_out": self.read_out, "layers": [layer.as_dict() for layer in self.layers]}
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> Grid:
+        """Raises KeyError, TypeError or ValueError where it is not what `as_dict` makes."""
+        layers = tuple(LayerGrid.from_dict(layer) for layer in content["layers"])
+        return Grid(layers, str(content["read_out"]))

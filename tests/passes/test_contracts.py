@@ -35,10 +35,12 @@ from snncompiler.passes.spike.correct_layers import CorrectLayers
 from snncompiler.passes.spike.encode_poisson import EncodePoisson
 from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
 from snncompiler.passes.spike.insert_neurons import InsertNeurons
+from snncompiler.passes.spike.whole_numbers import WholeNumbers
 from snncompiler.passes.time.drive_input import DriveInput
 from snncompiler.passes.time.layer_time import LayerTime
 from snncompiler.passes.time.sink_time_mean import SinkTimeMean
 from snncompiler.passes.time.telescope_analog import TelescopeAnalog
+from snncompiler.passes.time.whole_read_out import WholeReadOut
 
 FOLDER = Path(snncompiler.passes.__file__).parent
 STORED = sorted((Path(__file__).parents[1] / "zoo" / "stored").glob("*.onnx"))
@@ -164,18 +166,22 @@ def test_what_a_pass_says_of_a_second_run_is_true() -> None:
     compiled = pipeline.compile_model(
         source("digits-resnet"), Options(steps=4), random(0, 16, 1, 8, 8)
     )
-    calibration, prepared = compiled.calibration, compiled.prepared.apart()
-    graph, context = prepared.graph.copy(), prepared.context
+    calibration = compiled.calibration
     neurons = InsertNeurons(calibration.thresholds, 0.5, "soft", schedules=calibration.schedules)
     growth = Growth.parse("0.5@1,1@3")
-    steps = [neurons, FoldAmplitude(), SinkTimeMean(), DriveInput(growth), LowerPrecision()]
+    whole = [WholeNumbers(8, {"input": 1.0}), SinkTimeMean(), WholeReadOut(8)]
     again = set()
-    for step in steps:
-        assert run_passes([step], graph, context) == [step.name]
-        if step.again:
-            assert run_passes([step], graph.copy(), context.apart()) == [step.name]
-            again.add(step.name)
-    assert again == {"sink-time-mean", "drive-input", "lower-precision"}
+    for further in ([SinkTimeMean(), DriveInput(growth), LowerPrecision()], whole):
+        prepared = compiled.prepared.apart()
+        graph, context = prepared.graph.copy(), prepared.context
+        for step in (neurons, FoldAmplitude(), *further):
+            assert run_passes([step], graph, context) == [step.name]
+            if step.again:
+                assert run_passes([step], graph.copy(), context.apart()) == [step.name]
+                again.add(step.name)
+    assert again == {
+        "sink-time-mean", "whole-read-out", "drive-input", "lower-precision",
+    }  # fmt: skip
 
 
 def test_every_pass_is_in_one_of_these_tests() -> None:
@@ -186,6 +192,7 @@ def test_every_pass_is_in_one_of_these_tests() -> None:
         for entry in (
             EncodePoisson, InsertNeurons, FoldAmplitude, TelescopeAnalog, SinkTimeMean,
             LowerPrecision, DriveInput, LayerTime, CorrectLayers, KeepRounding, SpellRounding,
+            WholeNumbers, WholeReadOut,
         )
     }  # fmt: skip
     assert names == normalizing | spiking

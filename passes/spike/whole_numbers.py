@@ -1,0 +1,1294 @@
+"""Bring all that flows into a neuron onto a grid: whole numbers of one scale for each channel.
+
+A current of the network is n·s, with n whole and s the *scale* of its channel.  Weights, biases,
+charges, the potential at the start and the threshold become whole numbers of s; θ = Q·s, with Q odd, so
+that no potential comes to lie on half a threshold.  A sum of whole numbers is exact in float32 up to
+2^24, so that neither its order nor the machine matters.  What a spike is worth for the next layer stays
+the real number θ, which fold-amplitude has put into the next weights.
+
+The pass looks at every node from which a neuron is reached, in the order of the graph, and says of its
+output which of three kinds it is:
+
+`Real`     a function of the network's input alone, element by element: any machine gives the same bits.
+`Whole`    whole numbers whose unit is known: spikes, and what is chosen, moved or summed from them.
+`Current`  what layers with weights give.  Every channel has a label, and channels that are added up, or
+           are moved into one, share it (`_Labels`).  A label is a scale that is still to be chosen.
+
+The scale of a label is as small as its weights allow: the largest of them fits the bits that were
+asked for, no sum exceeds 2^24, and the thresholds of its neurons are whole.  Values of one scale that
+are read where another one counts are multiplied and rounded, element by element (`_Rounded`): static
+values in front of a neuron; sums that a layer reads, where its own would become too large; and averages
+of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from snncompiler.errors import Refused
+from snncompiler.findings import Finding
+from snncompiler.ir import dialect
+from snncompiler.ir.graph import (
+    Graph,
+    Node,
+    Tensor,
+    constant,
+    input_at,
+    is_live,
+    known,
+    known_rank,
+    label,
+    remove_node,
+    replace_uses,
+    tensor_names,
+    unique_name,
+    value,
+)
+from snncompiler.ir.growth import STEADY, Growth
+from snncompiler.ir.operators import record
+from snncompiler.ir.phases import TIME_MEAN, Timing, analyze
+from snncompiler.ir.spike_trains import moves_spikes
+from snncompiler.ir.whole import DRIVE_UNIT, EXACT, Grid, LayerGrid, drive_of
+from snncompiler.passes.amplitudes import joined, moved
+from snncompiler.passes.base import Context, Pass
+from snncompiler.passes.grids import (
+    BY_ELEMENT,
+    Floats,
+    Real,
+    from_rows,
+    interval,
+    moves,
+    places_of,
+    rows_of,
+)
+from snncompiler.passes.spike.fold_amplitude import into_weights
+
+Labels = NDArray[np.int64]
+
+#: The most that a threshold is: a finer grid tells nothing more of a weight than its own bits do.
+LARGEST_THRESHOLD = (1 << 14) - 1
+#: Thresholds of neurons whose currents are rounded and not summed from weights, which leave the choice.
+ROUNDED_THRESHOLD = (1 << 12) - 1
+#: The same where the current is static: it is multiplied by DRIVE_UNIT-ths where thresholds grow; and
+#: the most where weights read more than spikes.
+STATIC_THRESHOLD = (1 << 16) - 1
+#: Levels of a sum that a layer reads, where it has more than the layer's own sums bear.
+SUM_LEVELS = (1 << 8) - 1
+#: Bits of the coefficient of a residual spike, whatever the bits of weights.
+COEFFICIENT = (1 << 15) - 1
+#: The least threshold: with a smaller one there would be no half of it, and no charge.
+LEAST_THRESHOLD = 7
+#: Weights of fewer bits are multiples of a power of two, so that they take 8 all the same, and
+#: thresholds, biases and charges are as fine as beside weights of 8 bits.
+PLACE_BITS = 8
+#: The most bits of an input that is left to the compiler, and the largest number of an input.
+INPUT_BITS = 16
+#: How far beyond the largest input of the calibration an input may be before it is clipped.
+MARGIN = 2.0
+#: The label of what has any scale: zeros that were added by padding.
+FREE = 1
+
+_SUMS = frozenset({"Add", "Sub", "Sum"})
+_AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+
+
+@dataclass(frozen=True)
+class Whole:
+    """n at most `bound` in size, that stands for unit·r·n: `unit` and `trains` have the rank of the
+    tensor; `trains` says from which spikes n comes, and so by how much a threshold was rounded, r.
+    `signed`: n may be negative."""
+
+    unit: Floats
+    trains: Labels
+    bound: float
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Current:
+    """Sums with weights; the labels have the rank of the tensor.  `static`: no neuron changes it."""
+
+    labels: Labels
+    static: bool
+
+
+Kind = Real | Whole | Current
+
+
+class _Labels:
+    """Labels that were joined (union-find), and what is known of each."""
+
+    def __init__(self) -> None:
+        self.parents: list[int] = [0, FREE]
+
+    def fresh(self, shape: tuple[int, ...]) -> Labels:
+        size = prod(shape)
+        first = len(self.parents)
+        self.parents += range(first, first + size)
+        return np.arange(first, first + size).reshape(shape)
+
+    def root(self, one: int) -> int:
+        while self.parents[one] != one:
+            self.parents[one] = self.parents[self.parents[one]]
+            one = self.parents[one]
+        return one
+
+    def roots(self, labels: Labels) -> Labels:
+        return np.array([self.root(int(one)) for one in labels.reshape(-1)]).reshape(labels.shape)
+
+    def join(self, first: Labels, second: Labels) -> Labels:
+        """One label for what is added up, place by place."""
+        one, two = np.broadcast_arrays(first, second)
+        for a, b in zip(one.reshape(-1), two.reshape(-1), strict=True):
+            if a != FREE and b != FREE:
+                self.parents[self.root(int(b))] = self.root(int(a))
+        return np.where(one == FREE, two, one)
+
+    def uniform(self, labels: Labels) -> Labels:
+        """One label for all of them, where a scale of each channel cannot pass."""
+        own = labels[labels != FREE]
+        if not own.size:
+            return np.full((1,) * labels.ndim, FREE)
+        for other in own[1:]:
+            self.parents[self.root(int(other))] = self.root(int(own[0]))
+        return np.full((1,) * labels.ndim, own[0])
+
+
+@dataclass
+class _Layer:
+    """A node whose weights, with those of its input's unit, become whole numbers.
+
+    labels: of its output channels, flat, one for each row; those of a Mul as they are.  weights: the
+    real numbers; rows: these as [O, K], with the unit of the input.  Whole weights are step·w, with w
+    at most `most` in size.  bound: Σ over a row of |weight| · the largest input, in real numbers, [O].
+    """
+
+    node: Node
+    source: Kind
+    labels: Labels
+    weights: Floats
+    most: int
+    step: int = 1
+    rows: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    bound: Floats = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass
+class _Rounded:
+    """A Mul and a Round that bring a value onto the scale of `labels`: value · factor / scale.
+
+    reader: the layer behind it, where it is left out if that layer needs none.
+    places: of the source, which are added up in the value.
+    unit: what it gives is a multiple of that.  ends: the lowest and the highest that it gives, where it
+    has no need to give more, [2, ...].
+    """
+
+    node: Node
+    round: Node
+    source: Kind
+    labels: Labels
+    factor: Floats
+    bound: Floats = field(default_factory=lambda: np.zeros(0))
+    reader: Node | None = None
+    places: int = 1
+    unit: int = 1
+    ends: Floats | None = None
+
+
+@dataclass(frozen=True)
+class WholeNumbers(Pass):
+    """Weights of `bits` bits, and all that flows into a neuron in whole numbers.
+
+    ranges: name of an input of the network -> the largest size of its values.  input_bits: bits of a
+    real-valued input, None for as many as leave its sums exact.  steps: T, for which the reach of
+    potentials is told.  growth: how thresholds grow.  given: name of a node -> its weights as whole
+    numbers of their channel's scale, where they are not to be rounded to the nearest.  settled: whether
+    the charges are final; what a current may be at most depends on them.
+
+    What it finds goes into `Context.grid`.
+    """
+
+    bits: int
+    ranges: Mapping[str, float]
+    input_bits: int | None = None
+    steps: int = 1
+    growth: Growth = STEADY
+    given: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    settled: bool = True
+
+    name: ClassVar[str] = "whole-numbers"
+    requires: ClassVar[frozenset[str]] = frozenset({"neurons", "binary-spikes"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"whole-numbers"})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        if "whole-numbers" in context.facts:
+            return  # a Round would be one of the network's own
+        work = _Work(self, graph, tensor_names(graph))
+        work.walk()
+        if work.findings:
+            raise Refused(*work.findings)
+        work.settle()
+        if work.findings:
+            raise Refused(*work.findings)
+        context.grid = Grid(tuple(work.write()))
+        context.bounds = work.bounds()
+        if work.findings:
+            raise Refused(*work.findings)
+
+
+@dataclass
+class _Neuron:
+    """A neuron, the labels of its current, and the numbers of its spikes in the table of ratios."""
+
+    node: Node
+    labels: Labels
+    trains: Labels
+    rounded: _Rounded | None
+
+
+def _fires(node: Node) -> bool:
+    return bool(node.domain == dialect.DOMAIN and node.op != TIME_MEAN)
+
+
+def _is_neuron(node: Node) -> bool:
+    return bool(node.domain == dialect.DOMAIN and node.op in dialect.NEURONS)
+
+
+class _Work:
+    def __init__(self, options: WholeNumbers, graph: Graph, taken: set[str]) -> None:
+        self.options, self.graph, self.taken = options, graph, taken
+        self.timing: Timing = analyze(graph, _fires)
+        self.needed = _before_neurons(graph)
+        self.before = {id(node) for node in graph.nodes}
+        #: Roots without a scale that holds all.
+        self.crowded: set[int] = set()
+        self.most = (1 << (options.bits - 1)) - 1
+        self.step = 1
+        while self.step * 2 * self.most < 1 << (PLACE_BITS - 1):
+            self.step *= 2
+        self.findings: list[Finding] = []
+        #: By the id of a tensor of the graph as it was or as it is; `held` keeps all of them alive.
+        self.kinds: dict[int, Kind | None] = {}
+        self.held: list[Any] = [*graph.tensors().values(), *graph.nodes]
+        self.numbers: dict[int, Tensor] = {}
+        self.labels = _Labels()
+        self.layers: list[_Layer] = []
+        self.rounded: list[_Rounded] = []
+        #: A constant that is added, or a bias: the node, the place of its input, what it is added to.
+        self.added: list[tuple[Node, int, Labels]] = []
+        self.neurons: list[_Neuron] = []
+        #: By how much the threshold behind a spike was rounded; the first two are no neuron's.
+        self.ratios: list[float] = [1.0, 1.0]
+        #: And the label of its neuron.
+        self.owners: list[int] = [FREE, FREE]
+        self.wide: dict[int, float] = {}
+
+    # --- which kind every value is ---
+
+    def walk(self) -> None:
+        for tensor in self.graph.inputs:
+            self.kinds[id(tensor)] = self._input(tensor)
+        for node in list(self.graph.nodes):
+            if id(node) in self.needed and not _of_shapes(node):
+                outputs = list(node.outputs)  # rounding may stand between a node and its output
+                self.kinds.update(zip(map(id, outputs), self._visit(node), strict=True))
+
+    def _refuse(self, node: Node, why: str, hint: str = "leave out --weights") -> list[Kind | None]:
+        self.findings.append(Finding("SNNC223", why, node=label(node), hint=hint))
+        return [None] * len(node.outputs)
+
+    def _input(self, tensor: Tensor) -> Kind | None:
+        kind = np.dtype(tensor.dtype)
+        if kind.kind in "iu":
+            return Real(float(np.iinfo(kind).min), float(np.iinfo(kind).max), whole=True)
+        top = self.options.ranges.get(tensor.name, 0.0) * MARGIN
+        if kind.kind == "f" and not top > 0 and any(id(n) in self.needed for n in tensor.outputs):
+            self.findings.append(
+                Finding(
+                    "SNNC306",
+                    f"the calibration does not tell the range of the input '{tensor.name}', which "
+                    "--weights needs",
+                    hint="calibrate with --weights",
+                )
+            )
+            return None
+        return Real(-top, top)
+
+    def _visit(self, node: Node) -> list[Kind | None]:
+        if _is_neuron(node):
+            return [self._neuron(node)]
+        if node.domain == dialect.DOMAIN:
+            return self._ours(node)
+        nature = record(node.op)
+        live = [tensor for tensor in node.inputs if is_live(tensor) and _floats(tensor)]
+        kinds = [self.kinds[id(tensor)] for tensor in live]
+        if any(kind is None for kind in kinds):
+            return [None] * len(node.outputs)  # refused already
+        if nature.weights is not None:
+            return self._layer(node)
+        if all(isinstance(kind, Real) for kind in kinds) and node.op not in _AVERAGES:
+            return self._real(node, [kind for kind in kinds if isinstance(kind, Real)])
+        if node.op in _SUMS:
+            return self._sum(node)
+        turns = nature.spikes == "signs" and isinstance(kinds[0], Whole) and moves_spikes(node)
+        if node.op in ("Mul", "Div") and not turns:
+            return self._scaled(node)
+        if node.op in _AVERAGES:
+            return self._average(node)
+        if node.op == "ReduceSum":
+            return self._reduce(node)
+        if node.op == "Concat":
+            return self._concat(node)
+        if turns or moves(node):
+            assert kinds[0] is not None
+            return self._moved(node, kinds[0])
+        return self._refuse(node, "no rule says how it computes on whole numbers")
+
+    def _ours(self, node: Node) -> list[Kind | None]:
+        kind = self.kinds.get(id(node.inputs[0]))
+        if node.op == "PoissonEncoder":
+            ones = np.ones((1,) * known_rank(node.outputs[0]))
+            return [Whole(ones, ones.astype(np.int64), 1.0, signed=True)]
+        if kind is None:
+            return [None]
+        if node.op == "SpikeMaxPool" and isinstance(kind, Whole):
+            return [kind]
+        return self._refuse(
+            node,
+            "what is kept analog between spiking layers is no whole number",
+            "leave out --weights, or what needs --allow-analog",
+        )
+
+    def _real(self, node: Node, kinds: list[Real]) -> list[Kind | None]:
+        """What is computed on the input element by element, or moved."""
+        found: Real | None = None
+        if node.op in BY_ELEMENT:
+            found = interval(node, [self._range(tensor) for tensor in node.inputs])
+        elif moves(node) or node.op in ("MaxPool", "Concat"):
+            low = min(
+                [0.0 if node.op == "Pad" else kind.low for kind in kinds] + [k.low for k in kinds]
+            )
+            high = max(
+                [0.0 if node.op == "Pad" else k.high for k in kinds] + [k.high for k in kinds]
+            )
+            found = Real(low, high, all(kind.whole for kind in kinds))
+        if found is None or not np.isfinite([found.low, found.high]).all():
+            return self._refuse(
+                node, "it computes on the network's input, and not the same bits on every machine"
+            )
+        return [found] * len(node.outputs)
+
+    def _range(self, tensor: Tensor) -> Real:
+        held = value(tensor)
+        if held is not None and held.size:
+            whole = bool(np.all(held == np.round(held)))
+            return Real(float(held.min()), float(held.max()), whole)
+        kind = self.kinds.get(id(tensor))
+        return kind if isinstance(kind, Real) else Real(-np.inf, np.inf)
+
+    def _source(self, node: Node, weight: float) -> Kind | None:
+        """The kind of what a node multiplies, on a grid: a real input is rounded, to as many levels as
+        leave a sum of `weight` of them exact."""
+        tensor = node.inputs[0]
+        kind = self.kinds.get(id(tensor))
+        if not isinstance(kind, Real):
+            return kind
+        if id(tensor) not in self.numbers:
+            self.numbers[id(tensor)] = self._quantized(tensor, kind, weight)
+        node.inputs[0] = self.numbers[id(tensor)]
+        return self.kinds[id(node.inputs[0])]
+
+    def _quantized(self, tensor: Tensor, kind: Real, weight: float) -> Tensor:
+        """x · a of real numbers, rounded, and no larger than the levels that there are."""
+        size = known_rank(tensor)
+        free = np.full((1,) * size, FREE)
+        top = max(abs(kind.low), abs(kind.high)) or 1.0
+        if kind.whole and top * weight < EXACT:
+            self.kinds[id(tensor)] = Whole(np.ones((1,) * size), free, top, kind.low < 0)
+            return tensor
+        bits = self.options.input_bits
+        most = (1 << (INPUT_BITS - 1)) - 1
+        if bits is None:
+            most = int(min(most, max(0.98 * EXACT / max(weight, 1.0), 1.0)))
+        else:
+            most = (1 << (bits - 1)) - 1
+        factor = np.float32(most / top)
+        scaled = self._node("Mul", [tensor], f"{tensor.name}/levels", True, tensor)
+        scaled.inputs.append(self._constant(f"{tensor.name}/levels_of_1", factor))
+        least = self._node("Max", scaled.outputs, f"{tensor.name}/least", True, tensor)
+        least.inputs.append(self._constant(f"{tensor.name}/lowest", np.float32(-most)))
+        clipped = self._node("Min", least.outputs, f"{tensor.name}/most", True, tensor)
+        clipped.inputs.append(self._constant(f"{tensor.name}/highest", np.float32(most)))
+        rounding = self._node("Round", clipped.outputs, f"{tensor.name}/on_grid", True, tensor)
+        result = rounding.outputs[0]
+        self.kinds[id(result)] = Whole(
+            np.full((1,) * size, 1.0 / float(factor)), free, float(most), signed=True
+        )
+        return result
+
+    def _layer(self, node: Node) -> list[Kind | None]:
+        weights = value(node.inputs[1]) if len(node.inputs) > 1 else None
+        layout = record(node.op).weights
+        if weights is None or layout == "equation" or not is_live(node.inputs[0]):
+            return self._refuse(node, "its weights are not one constant, the second of its inputs")
+        bias = input_at(node, 2)
+        if bias is not None and value(bias) is None:
+            return self._refuse(node, "its bias is not constant")
+        rows = rows_of(node, np.asarray(weights, np.float64))
+        top = np.abs(rows).max(axis=1, initial=0.0)
+        mass = np.abs(rows).sum(axis=1) / np.where(top > 0, top, 1.0)
+        kind = self._source(node, float(mass.max(initial=1.0)) * self.step * self.most)
+        if kind is None:
+            return [None]
+        if isinstance(kind, Current):
+            if into_weights(node, kind.labels) is None:
+                kind = Current(self.labels.uniform(kind.labels), kind.static)
+            kind = self._linked(node, kind)
+        elif isinstance(kind, Real) or any(
+            into_weights(node, held) is None for held in (kind.unit, kind.trains)
+        ):
+            # Its weights cannot take in what its input stands for.
+            kind = self._one(node, 0)
+            kind = self._linked(node, replace(kind, labels=self.labels.uniform(kind.labels)))
+        axis = 1 if layout != "matrix" else known_rank(node.outputs[0]) - 1
+        shape = [1] * known_rank(node.outputs[0])
+        shape[axis] = len(rows)
+        labels = self.labels.fresh(tuple(shape))
+        held = np.asarray(weights, np.float64)
+        self.layers.append(_Layer(node, kind, labels.reshape(-1), held, self.most, self.step))
+        if bias is not None:
+            flat = layout != "matrix"
+            self.added.append((node, 2, labels.reshape(-1) if flat else labels))
+        return [Current(labels, self._static(node))]
+
+    def _linked(self, node: Node, kind: Current) -> Current:
+        """A rounding in front of a layer that reads a sum, which is left out where it needs none."""
+        tensor = node.inputs[0]
+        mul = self._node("Mul", [tensor], f"{tensor.name}/levels", kind.static, tensor)
+        mul.inputs.append(self._constant(f"{mul.name}/factor", np.float32(1)))
+        node.inputs[0] = mul.outputs[0]
+        ones = np.ones((1,) * kind.labels.ndim)
+        self._round(mul, kind, ones, self.labels.fresh(kind.labels.shape))
+        self.rounded[-1].reader = node
+        return Current(self.rounded[-1].labels, kind.static)
+
+    def _static(self, node: Node) -> bool:
+        return self.timing.phases.get(id(node)) == "static"
+
+    def _scaled(self, node: Node) -> list[Kind | None]:
+        """A Mul or Div by constants: weights of one input for whole numbers, a rounding for sums."""
+        at = 0 if is_live(node.inputs[0]) else 1
+        factor = value(node.inputs[1 - at])
+        if factor is None or (node.op == "Div" and at == 1):
+            return self._refuse(node, "it multiplies, or divides by, a value that is not constant")
+        if at == 1:
+            node.inputs[0], node.inputs[1] = node.inputs[1], node.inputs[0]
+        factor = np.asarray(factor, np.float64)
+        if node.op == "Div":
+            node.op, factor = "Mul", 1.0 / factor
+        size = known_rank(node.outputs[0])
+        factor = factor.reshape((1,) * (size - factor.ndim) + factor.shape)
+        kind = self.kinds[id(node.inputs[0])]
+        if known_rank(node.inputs[0]) != size:
+            return self._refuse(node, "it broadcasts spikes to more axes")
+        if isinstance(kind, Current):
+            return [self._round(node, kind, factor)]
+        assert isinstance(kind, Whole)
+        labels = self._by_channel(node.outputs[0], factor, kind.unit, kind.trains)
+        node.inputs[1] = self._constant(f"{node.name}/coefficient", factor.astype(np.float32))
+        self.layers.append(_Layer(node, kind, labels, factor, COEFFICIENT))
+        return [Current(labels, self._static(node))]
+
+    def _by_channel(self, tensor: Tensor, *others: NDArray[Any]) -> Labels:
+        """A label for each channel, and along what axes the `others` vary."""
+        size = known_rank(tensor)
+        shape = [1] * size
+        if size > 1 and known(tensor.shape[1]):
+            shape[1] = int(tensor.shape[1])
+        spread = np.broadcast_shapes(tuple(shape), *(other.shape for other in others))
+        return self.labels.fresh(spread)
+
+    def _round(
+        self, node: Node, kind: Kind, factor: Floats | None = None, labels: Labels | None = None
+    ) -> Current:
+        """Round(x · factor / scale) in place of a Mul node: a scale of its own for each channel."""
+        result = node.outputs[0]
+        size = known_rank(result)
+        factor = np.ones((1,) * size) if factor is None else factor
+        if labels is None:
+            own = kind.labels if isinstance(kind, Current) else np.ones((1,) * size)
+            labels = self._by_channel(result, factor, own)
+        static = self._static(node)
+        node.outputs[0] = self._like(result, f"{result.name}/scaled")
+        rounding = self._node("Round", node.outputs, f"{node.name}/round", static, result, result)
+        self.rounded.append(_Rounded(node, rounding, kind, labels, factor))
+        return Current(labels, self._static(node))
+
+    def _one(self, reader: Node, index: int) -> Current:
+        """What a node reads, as a Current: spikes with the weight 1, and a value that no neuron changes
+        rounded."""
+        tensor = reader.inputs[index]
+        kind = self.kinds[id(tensor)]
+        if isinstance(kind, Current) and not kind.static:
+            return kind
+        assert kind is not None
+        static = id(tensor) not in self.timing.temporal
+        mul = self._node("Mul", [tensor], f"{tensor.name}/on_grid", static, tensor)
+        mul.inputs.append(self._constant(f"{mul.name}/factor", np.float32(1)))
+        reader.inputs[index] = mul.outputs[0]
+        found = self._round(mul, kind) if static else self._scaled(mul)[0]
+        assert isinstance(found, Current)
+        self.kinds[id(reader.inputs[index])] = found
+        return found
+
+    def _sum(self, node: Node) -> list[Kind | None]:
+        live = [index for index, tensor in enumerate(node.inputs) if is_live(tensor)]
+        kinds = {index: self.kinds[id(node.inputs[index])] for index in live}
+        # Static sums keep the scale of their weights; a static value beside temporal ones is rounded.
+        static = all(isinstance(k, Current) and k.static for k in kinds.values())
+        labels: Labels | None = None
+        for index in live:
+            kind = kinds[index] if static else self._one(node, index)
+            assert isinstance(kind, Current)
+            labels = (
+                kind.labels if labels is None else self.labels.join(*_ranks(labels, kind.labels))
+            )
+        assert labels is not None
+        size = known_rank(node.outputs[0])
+        labels = labels.reshape((1,) * (size - labels.ndim) + labels.shape)
+        for index, tensor in enumerate(node.inputs):
+            if index not in live and not tensor.is_empty():
+                self.added.append((node, index, labels))
+        return [Current(labels, static)]
+
+    def _concat(self, node: Node) -> list[Kind | None]:
+        """Side by side; zeros that are constants are numbers of any scale."""
+        ones = np.ones((1,) * known_rank(node.outputs[0]))
+        zeros = Whole(ones, ones.astype(np.int64), 0.0)
+        kinds: list[Kind] = []
+        for tensor in node.inputs:
+            held = value(tensor)
+            kind = self.kinds[id(tensor)] if held is None else zeros
+            if held is not None and held.any():
+                return self._refuse(node, "it puts constants beside what depends on the input")
+            assert kind is not None
+            kinds.append(kind)
+        wholes = [kind for kind in kinds if isinstance(kind, Whole)]
+        if len(wholes) == len(kinds):
+            unit = joined(node, [kind.unit for kind in wholes])
+            trains = joined(node, [kind.trains for kind in wholes])
+            if unit is not None and trains is not None:
+                bound, signed = max(k.bound for k in wholes), any(k.signed for k in wholes)
+                return [Whole(unit, trains.astype(np.int64), bound, signed)]
+        static = all((isinstance(k, Current) and k.static) or k is zeros for k in kinds)
+        parts: list[Labels] = []
+        for index, kind in enumerate(kinds):
+            if kind is zeros:
+                parts.append(np.full(ones.shape, FREE))
+            elif static and isinstance(kind, Current):
+                parts.append(kind.labels)
+            else:
+                parts.append(self._one(node, index).labels)
+        labels = joined(node, parts)
+        if labels is None:
+            labels = self.labels.uniform(parts[0])
+            for part in parts[1:]:
+                labels = self.labels.join(labels, self.labels.uniform(part))
+        return [Current(labels.astype(np.int64), static)]
+
+    def _average(self, node: Node) -> list[Kind | None]:
+        """n = Round(average · L), where L is a multiple of the places averaged; the unit is 1/L."""
+        places = places_of(node)
+        if places is None:
+            return self._refuse(node, "it averages over a number of places that is not known")
+        kind = self._source(node, float(2 * places))
+        if kind is None:
+            return [None]
+        found = self._moved(node, kind)[0]
+        if found is None:
+            return [None]
+        if isinstance(found, Whole) and found.bound * places >= EXACT >> 3:
+            return self._refuse(node, f"it averages over {places} places, too many to be exact")
+        result, static = node.outputs[0], self._static(node)
+        node.outputs[0] = self._like(result, f"{result.name}/average")
+        sums = self._node("Mul", [node.outputs[0]], f"{node.name}/sum", static, result)
+        sums.inputs.append(self._constant(f"{node.name}/places", np.float32(places)))
+        if isinstance(found, Whole):
+            self._node("Round", sums.outputs, f"{node.name}/whole", static, result, result)
+            unit, bound = found.unit / places, found.bound * places
+            return [Whole(unit, found.trains, bound, found.signed)]
+        assert isinstance(found, Current)
+        for one in set(self.labels.roots(found.labels).reshape(-1).tolist()):
+            self.wide[one] = max(self.wide.get(one, 1.0), 8.0 * places)
+        exact = self._node("Round", sums.outputs, f"{node.name}/whole", static, result)
+        mul = self._node("Mul", exact.outputs, f"{node.name}/rescaled", static, result, result)
+        mul.inputs.append(self._constant(f"{mul.name}/factor", np.float32(1)))
+        current = self._round(mul, found, np.full((1,) * known_rank(result), 1.0 / places))
+        self.rounded[-1].places = places
+        return [current]
+
+    def _reduce(self, node: Node) -> list[Kind | None]:
+        """A sum over axes of known sizes."""
+        places = places_of(node)
+        if places is None:
+            return self._refuse(node, "it adds up a number of places that is not known")
+        kind = self.kinds[id(node.inputs[0])]
+        assert kind is not None
+        found = self._moved(node, kind)[0]
+        if isinstance(found, Whole):
+            if found.bound * places >= EXACT:
+                return self._refuse(node, f"it adds up {places} places, too many to be exact")
+            return [replace(found, bound=found.bound * places)]
+        if found is None:
+            return [None]
+        assert isinstance(found, Current)
+        for one in set(self.labels.roots(found.labels).reshape(-1).tolist()):
+            self.wide[one] = max(self.wide.get(one, 1.0), float(places))
+        result, static = node.outputs[0], self._static(node)
+        node.outputs[0] = self._like(result, f"{result.name}/sum")
+        mul = self._node("Mul", node.outputs, f"{node.name}/rescaled", static, result, result)
+        mul.inputs.append(self._constant(f"{mul.name}/factor", np.float32(1)))
+        current = self._round(mul, found)
+        self.rounded[-1].places = places
+        return [current]
+
+    def _moved(self, node: Node, kind: Kind) -> list[Kind | None]:
+        """The kind behind a node that chooses, moves or averages."""
+        assert not isinstance(kind, Real)
+        if isinstance(kind, Whole):
+            signed = kind.signed or record(node.op).spikes in ("turned", "signs")
+            unit, trains = moved(node, kind.unit), moved(node, kind.trains)
+            if unit is not None and trains is not None:
+                found = Whole(unit, trains.astype(np.int64), kind.bound, signed)
+                return [found] * len(node.outputs)
+            if (kind.unit != kind.unit.flat[0]).any():
+                return self._refuse(node, "it mixes spikes that stand for different values")
+            # Thresholds that were rounded by different parts are taken as they were meant.
+            return [
+                Whole(np.full(ones, kind.unit.flat[0]), np.full(ones, FREE), kind.bound, signed)
+                for ones in ((1,) * known_rank(result) for result in node.outputs)
+            ]
+        labels = moved(node, kind.labels)
+        if labels is not None:
+            return [Current(labels.astype(np.int64), kind.static)] * len(node.outputs)
+        one = self.labels.uniform(kind.labels).reshape(-1)
+        return [
+            Current(one.reshape((1,) * known_rank(result)), kind.static) for result in node.outputs
+        ]
+
+    def bounds(self) -> dict[int, float]:
+        """The largest size of every value, by the id of its tensor, which is one of the graph."""
+        found = {}
+        for tensor in self.graph.tensors().values():
+            kind = self.kinds.get(id(tensor))
+            if isinstance(kind, Whole):
+                found[id(tensor)] = kind.bound
+            elif isinstance(kind, Current):
+                roots = self.root[kind.labels]
+                found[id(tensor)] = float(np.maximum(self.rises[roots], self.falls[roots]).max())
+            elif isinstance(kind, Real):
+                found[id(tensor)] = max(abs(kind.low), abs(kind.high))
+        return found
+
+    # --- pieces ---
+
+    def _constant(self, name: str, values: NDArray[Any] | np.float32) -> gs.Constant:
+        return constant(name, np.asarray(values, np.float32), self.taken)
+
+    def _like(self, tensor: Tensor, name: str) -> Tensor:
+        return gs.Variable(unique_name(name, self.taken), tensor.dtype, tensor.shape)
+
+    def _node(
+        self,
+        op: str,
+        inputs: list[Tensor],
+        name: str,
+        static: bool,
+        like: Tensor,
+        output: Tensor | None = None,
+    ) -> Node:
+        """A new node of one output, which is like another tensor."""
+        result = self._like(like, name) if output is None else output
+        node = gs.Node(op, name, inputs=list(inputs), outputs=[result])
+        self.graph.nodes.append(node)
+        self.held += [node, result]
+        self.timing.phases[id(node)] = "static" if static else "temporal"
+        return node
+
+    def _neuron(self, node: Node) -> Kind | None:
+        kind = self.kinds[id(node.inputs[0])]
+        if kind is None:
+            return None
+        static = id(node.inputs[0]) not in self.timing.temporal
+        size = known_rank(node.inputs[0])
+        current = self._by_threshold(self._one(node, 0), node.inputs[0])
+        theta = _spread(value(_port(node, "threshold")), size)
+        shape = np.broadcast_shapes(theta.shape, current.labels.shape)
+        first = len(self.ratios)
+        self.ratios += [1.0] * prod(shape)
+        self.owners += np.broadcast_to(current.labels, shape).reshape(-1).tolist()
+        trains = np.arange(first, first + prod(shape)).reshape(shape)
+        rounded = self.rounded[-1] if static else None
+        if rounded is not None and self.options.growth:
+            rounded.unit = DRIVE_UNIT
+        self.neurons.append(_Neuron(node, current.labels, trains, rounded))
+        levels = float(node.attrs.get("levels", 1))
+        return Whole(np.ones((1,) * size), trains, levels, node.op == "SignedNeuron")
+
+    def _by_threshold(self, current: Current, tensor: Tensor) -> Current:
+        """One scale for all that has one threshold: a channel, or all where there is no such axis."""
+        labels = current.labels
+        if labels.ndim < 2 or not known(tensor.shape[1]):
+            return replace(current, labels=self.labels.uniform(labels))
+        channels = [self.labels.uniform(part) for part in np.moveaxis(labels, 1, 0)]
+        joined_labels = np.array([part.reshape(-1)[0] for part in channels])
+        return replace(current, labels=joined_labels.reshape(1, -1, *[1] * (labels.ndim - 2)))
+
+    # --- which scale every label has ---
+
+    def settle(self) -> None:
+        """Choose the scales, the scale of a label as soon as all that it depends on is known."""
+        count = len(self.labels.parents)
+        self.root = np.array([self.labels.root(one) for one in range(count)])
+        #: By root: the least that a scale may be for the bits of weights; the bound of sums; and what
+        #: rounding may add to it, in whole numbers.
+        self.least, self.bound, self.slack = (np.zeros(count) for _ in range(3))
+        self.scale = np.full(count, np.nan)
+        wide = np.ones(count)
+        for one, factor in self.wide.items():
+            wide[self.root[one]] = max(wide[self.root[one]], factor)
+        thetas: dict[int, list[float]] = {}
+        caps: dict[int, int] = {}
+        for neuron in self.neurons:
+            theta = _spread(value(_port(neuron.node, "threshold")), neuron.labels.ndim)
+            pairs = np.broadcast_arrays(theta, self.root[neuron.labels])
+            for one, place in zip(*(pair.reshape(-1) for pair in pairs), strict=True):
+                thetas.setdefault(int(place), []).append(float(one))
+                caps[int(place)] = STATIC_THRESHOLD if neuron.rounded else ROUNDED_THRESHOLD
+        waiting = np.zeros(count, np.int64)
+        weighed: set[int] = set()
+        records: list[_Layer | _Rounded] = [*self.layers, *self.rounded]
+        for made in records:
+            np.add.at(waiting, self.root[made.labels], 1)
+            if isinstance(made, _Layer):
+                of_weights = set(self.root[made.labels].reshape(-1).tolist())
+                plain = isinstance(made.source, Whole) and made.source.bound == 1
+                cap = LARGEST_THRESHOLD if plain or made.most == COEFFICIENT else STATIC_THRESHOLD
+                for root in of_weights:
+                    caps[root] = max(cap, caps.get(root, 0) if root in weighed else 0)
+                weighed |= of_weights
+        for node, index, labels in self.added:
+            values = _spread(value(node.inputs[index]), labels.ndim)
+            size, roots = np.broadcast_arrays(np.abs(values), self.root[labels])
+            most = np.zeros(count)
+            np.maximum.at(most, roots, size)
+            self.bound += most
+            self.slack += (most > 0).astype(np.float64)
+        left = set(np.unique(self.root[FREE + 1 :]).tolist())
+        by_root: dict[int, list[_Neuron]] = {}
+        for neuron in self.neurons:
+            for root in set(self.root[neuron.labels].reshape(-1).tolist()):
+                by_root.setdefault(root, []).append(neuron)
+        patient = True
+        while left:
+            ready = [one for one in records if self._known(one.source, patient)]
+            ids = {id(one) for one in ready}
+            records = [one for one in records if id(one) not in ids]
+            for made in ready:
+                self._account(made)
+                np.add.at(waiting, self.root[made.labels], -1)
+            chosen = [root for root in left if waiting[root] == 0]
+            for root in chosen:
+                if np.isnan(self.scale[root]):
+                    self.scale[root] = self._chosen(
+                        root, thetas.get(root, []), caps, float(wide[root])
+                    )
+            for neuron in {id(n): n for root in chosen for n in by_root.get(root, [])}.values():
+                self._set_ratios(neuron)
+            left -= set(chosen)
+            if not chosen and not ready:
+                if not patient:
+                    for node in {id(one.node): one.node for one in records}.values():
+                        why = "its output flows back into its input without a neuron between them"
+                        self._refuse(node, why)
+                    return
+                # Spikes flow back into the sums from which they come: what they are worth has to be
+                # taken as it was meant.
+                patient = False
+
+    def _known(self, source: Kind, patient: bool) -> bool:
+        """Whether the unit of a value is known; of spikes, if one is `patient`, what they are worth."""
+        if isinstance(source, Real) or (isinstance(source, Whole) and not patient):
+            return True
+        labels = (
+            source.labels if isinstance(source, Current) else np.asarray(self.owners)[source.trains]
+        )
+        return not np.isnan(self.scale[self.root[labels[labels != FREE]]]).any()
+
+    def _scales(self, labels: Labels) -> Floats:
+        found = self.scale[self.root[labels]]
+        return np.where(labels == FREE, 1.0, found)
+
+    def _bounds(self, labels: Labels) -> Floats:
+        return np.where(labels == FREE, 0.0, self.bound[self.root[labels]])
+
+    def _account(self, one: _Layer | _Rounded) -> None:
+        """What a node says of the scales of its labels."""
+        roots = self.root[one.labels]
+        if isinstance(one, _Rounded):
+            if isinstance(one.source, Current):
+                size = self._bounds(one.source.labels)
+            elif isinstance(one.source, Whole):
+                size = one.source.unit * one.source.bound
+            else:
+                size = np.array(max(abs(one.source.low), abs(one.source.high)))
+            sizes, places = np.broadcast_arrays(np.abs(one.factor) * size, roots)
+            sizes = one.bound = np.asarray(one.places * sizes, np.float64)
+            most = np.zeros(len(self.bound))
+            np.maximum.at(most, places, sizes)
+            self.bound += most
+            self.slack += (most > 0).astype(np.float64)
+            if one.reader is not None:
+                self._link(one)
+            return
+        roots = roots.reshape(-1)
+        one.rows = self._real_rows(one)
+        sizes = np.abs(one.rows)
+        if isinstance(one.source, Current):
+            reach = np.abs(_rows_with(one.node, one.weights, self._bounds(one.source.labels)))
+        else:
+            assert isinstance(one.source, Whole)
+            reach = sizes * one.source.bound
+        # A weight is rounded by half a step at most, for each of the inputs' numbers.
+        loose = 0.5 * one.step * np.divide(reach, sizes, out=np.zeros_like(reach), where=sizes > 0)
+        one.bound = reach.sum(axis=1)
+        np.maximum.at(self.least, roots, sizes.max(axis=1, initial=0.0) / (one.step * one.most))
+        most, slack = np.zeros(len(self.bound)), np.zeros(len(self.bound))
+        np.maximum.at(most, roots, one.bound)
+        np.maximum.at(slack, roots, loose.sum(axis=1))
+        self.bound += most
+        self.slack += slack
+
+    def _link(self, one: _Rounded) -> None:
+        """The scale of what a layer reads that is a sum itself: as it is where it has few levels, else
+        with as many as the layer's sums bear, SUM_LEVELS at most."""
+        assert isinstance(one.source, Current) and one.reader is not None
+        weights = value(one.reader.inputs[1])
+        assert weights is not None
+        bounds, scales = self._bounds(one.source.labels), self._scales(one.source.labels)
+        rows = np.abs(_rows_with(one.reader, weights, bounds))
+        top = rows.max(axis=1, initial=0.0)
+        mass = float((rows.sum(axis=1) / np.where(top > 0, top, 1.0)).max(initial=1.0))
+        levels = max(0.9 * EXACT / (mass * self.most * self.step), 1.0)
+        held = np.maximum(scales, bounds / min(levels, SUM_LEVELS))
+        self.scale[self.root[one.labels]] = np.broadcast_to(held, one.labels.shape)
+
+    def _chosen(
+        self, root: int, thetas: list[float], caps: Mapping[int, int], wide: float
+    ) -> float:
+        """The smallest scale with which the weights fit, no sum exceeds 2^24, and the smallest
+        threshold is whole and odd."""
+        room = EXACT / wide - self.slack[root] - 2
+        if room < EXACT / wide / 4:
+            self.crowded.add(root)
+            room = EXACT / wide / 4
+        least = max(float(self.least[root]), float(self.bound[root]) / room)
+        if not thetas:
+            return least or 1.0
+        theta = min(thetas)
+        cap = caps[root]
+        threshold = cap if least * cap <= theta else int(theta / least)
+        threshold -= 1 - threshold % 2
+        # A threshold that is small beside the weights becomes larger, and its spikes worth more.
+        return theta / threshold if threshold >= LEAST_THRESHOLD else least
+
+    def _real_rows(self, one: _Layer) -> Floats:
+        """The weights with the unit of what they read, [O, K]."""
+        if isinstance(one.source, Current):
+            return _rows_with(one.node, one.weights, self._scales(one.source.labels))
+        assert isinstance(one.source, Whole)
+        ratios = np.asarray(self.ratios)[one.source.trains]
+        return _rows_with(one.node, one.weights, one.source.unit * ratios, one.labels.shape)
+
+    # --- what is written ---
+
+    def write(self) -> list[LayerGrid]:
+        for neuron in self.neurons:
+            self._bound_static(neuron)
+        count = len(self.scale)
+        #: Per root, what a time-step may add at most and take away at most, in whole numbers.
+        self.rises, self.falls = np.zeros(count), np.zeros(count)
+        told: list[_Told] = []
+        for layer in self.layers:
+            told.append(self._write_layer(layer))
+        for node, index, labels in self.added:
+            self._write_added(node, index, labels)
+        for one in self.rounded:
+            self._write_rounded(one)
+        grids = [self._write_neuron(neuron, told) for neuron in self.neurons]
+        self._restore()
+        return grids
+
+    def _add_bounds(self, roots: Labels, rises: Floats, falls: Floats) -> None:
+        for held, more in ((self.rises, rises), (self.falls, falls)):
+            most = np.zeros(len(held))
+            np.maximum.at(most, *np.broadcast_arrays(roots, more))
+            held += most
+
+    def _set_ratios(self, neuron: _Neuron) -> None:
+        theta = _spread(value(_port(neuron.node, "threshold")), neuron.labels.ndim)
+        exact = theta / self._neuron_scales(neuron)
+        if np.isnan(exact).any():
+            return  # some of its scales are still to be chosen
+        ratios = _odd(exact) / exact
+        flat = np.broadcast_to(
+            np.where(np.abs(ratios - 1) < 1e-9, 1.0, ratios), neuron.trains.shape
+        )
+        for train, ratio in zip(neuron.trains.reshape(-1), flat.reshape(-1), strict=True):
+            self.ratios[int(train)] = float(ratio)
+
+    def _neuron_scales(self, neuron: _Neuron) -> Floats:
+        scales: Floats = self.scale[self.root[neuron.labels]]
+        return scales
+
+    def _write_layer(self, layer: _Layer) -> _Told:
+        """Put whole numbers in place of the weights."""
+        node, rows = layer.node, self._real_rows(layer)
+        roots = self.root[layer.labels].reshape(-1)
+        units = rows / (layer.step * self.scale[roots])[:, None]
+        given = self.options.given.get(node.name)
+        if given is not None and layer.most != COEFFICIENT:
+            whole = rows_of(node, given.astype(np.float64))
+        else:
+            whole = np.floor(units + 0.5)
+            whole = np.clip(whole, -layer.most, layer.most)
+        numbers = whole * layer.step
+        if isinstance(layer.source, Current):
+            source = self._bounds(layer.source.labels) / self._scales(layer.source.labels)
+            sizes = _rows_with(node, np.ones_like(layer.weights), np.ceil(source) + 1)
+            signed = True
+        else:
+            assert isinstance(layer.source, Whole)
+            sizes = np.full(rows.shape, layer.source.bound)
+            signed = layer.source.signed
+        rises = (np.maximum(numbers, 0) * sizes).sum(axis=1)
+        falls = (np.maximum(-numbers, 0) * sizes).sum(axis=1)
+        both = rises + falls
+        self._add_bounds(roots, *((both, both) if signed else (rises, falls)))
+        name = node.inputs[1].name.removesuffix("_amplitude") + "_whole"
+        shaped = _from_rows(node, numbers, layer)
+        node.inputs[1] = self._constant(name, shaped.astype(np.float32))
+        top = np.abs(rows).max(axis=1, initial=0.0)
+        change = np.abs(numbers * self.scale[roots][:, None] - rows).max(axis=1, initial=0.0)
+        worst = (change / np.where(top > 0, top, 1.0)).max(initial=0.0)
+        return _Told(layer, set(roots.tolist()), int(np.abs(numbers).max(initial=0)), float(worst))
+
+    def _write_added(self, node: Node, index: int, labels: Labels) -> None:
+        """A bias, or a constant that is added."""
+        held = value(node.inputs[index])
+        assert held is not None
+        values = _spread(held, labels.ndim)
+        numbers = np.floor(values / self._scales(labels) + 0.5)
+        self._add_bounds(self.root[labels], np.abs(numbers), np.abs(numbers))
+        shape = numbers.shape
+        while len(shape) > np.ndim(held) and shape[0] == 1:
+            shape = shape[1:]
+        name = f"{node.inputs[index].name}_whole"
+        node.inputs[index] = self._constant(name, numbers.reshape(shape).astype(np.float32))
+
+    def _write_rounded(self, one: _Rounded) -> None:
+        scales = self._scales(one.labels)
+        ratio = one.factor / scales
+        if isinstance(one.source, Current):
+            ratio = ratio * self._scales(one.source.labels)
+        elif isinstance(one.source, Whole):
+            ratio = ratio * one.source.unit
+        sizes = np.ceil(one.bound / scales) + 1
+        if one.reader is not None and (ratio == 1).all():
+            one.reader.inputs[0] = one.node.inputs[0]
+            remove_node(one.node)
+            remove_node(one.round)
+            self.graph.nodes = [n for n in self.graph.nodes if n not in (one.node, one.round)]
+        else:
+            unit = one.unit
+            if isinstance(one.source, Current):
+                self._guard(one.node)
+            name = one.node.inputs[1].name
+            one.node.inputs[1] = self._constant(name, (ratio / unit).astype(np.float32))
+            if one.ends is not None:
+                self._clip(one)
+                sizes = np.minimum(sizes, np.maximum(*np.abs(one.ends)))
+            if unit != 1:
+                result = one.round.outputs[0]
+                one.round.outputs[0] = self._like(result, f"{result.name}/units")
+                last = self._node(
+                    "Mul", one.round.outputs, f"{one.round.name}/unit", True, result, result
+                )
+                last.inputs.append(self._constant(f"{last.name}/unit", np.float32(unit)))
+        self._add_bounds(self.root[one.labels], sizes, sizes)
+
+    def _bound_static(self, neuron: _Neuron) -> None:
+        """Between which values a static current has to lie: what is larger lets the neuron send all
+        that it can at every step, and what is smaller lets it never fire, as the bounds themselves do.
+
+        With the charges b_t and the drive d_t, from v >= 0 on: d_t·x + b_t >= G·Q for all t; and
+        v(0) + Σ (d·x + b) < Q up to every t, which later steps keep where the last b is not above -d·x.
+        """
+        rounded = neuron.rounded
+        if rounded is None or not self.options.settled:
+            return
+        numbers = self._numbers(neuron)
+        drive = drive_of(self.options.growth)
+        count = max(len(drive), len(numbers.schedule))
+        d = drive[np.minimum(np.arange(count), len(drive) - 1)].astype(np.float64)
+        d = d.reshape(-1, *[1] * numbers.threshold.ndim)
+        b = numbers.schedule[np.minimum(np.arange(count), len(numbers.schedule) - 1)]
+        levels = neuron.node.attrs.get("levels", 1)
+        high = ((levels * numbers.threshold - b) / d).max(axis=0)
+        left = numbers.start - numbers.threshold + 1 + np.cumsum(b, axis=0)
+        low = np.maximum((left / np.cumsum(d, axis=0)).max(axis=0), b[-1] / d[-1])
+        unit = rounded.unit
+        # At least a threshold on either side, however the charges are.
+        high = np.maximum(np.ceil(high / unit), np.ceil(numbers.threshold / unit)) * unit
+        low = np.minimum(-np.ceil(low / unit), -np.ceil(numbers.threshold / unit)) * unit
+        rounded.ends = np.stack(np.broadcast_arrays(low, high))
+
+    def _guard(self, mul: Node) -> None:
+        """A Round of what is whole already, which keeps the Mul behind it from being folded into the
+        weights before it, as onnxruntime does: they would be no whole numbers any more."""
+        tensor = mul.inputs[0]
+        static = self._static(mul)
+        mul.inputs[0] = self._node("Round", [tensor], f"{tensor.name}/sum", static, tensor).outputs[
+            0
+        ]
+
+    def _clip(self, one: _Rounded) -> None:
+        assert one.ends is not None
+        name = one.node.outputs[0].name
+        low, high = (end / one.unit for end in one.ends)
+        least = self._node("Max", one.node.outputs, f"{name}/least", True, one.node.outputs[0])
+        least.inputs.append(self._constant(f"{name}/lowest", low.astype(np.float32)))
+        most = self._node("Min", least.outputs, f"{name}/most", True, one.node.outputs[0])
+        most.inputs.append(self._constant(f"{name}/highest", high.astype(np.float32)))
+        one.round.inputs[0] = most.outputs[0]
+
+    def _numbers(self, neuron: _Neuron) -> _Numbers:
+        """Threshold, start and charges of a neuron in whole numbers, of the rank of its current."""
+        node, size = neuron.node, neuron.labels.ndim
+        scales = self._neuron_scales(neuron)
+        theta = _spread(value(_port(node, "threshold")), size)
+        exact = theta / scales
+        threshold = _odd(exact)
+        start = _spread(value(_port(node, "membrane")), size)
+        # The part of it that is half a threshold is half of what became of that.
+        begins = start / scales + (threshold - exact) / 2
+        if node.op != "LayeredRMPNeuron":
+            begins = start / theta * threshold
+        whole = np.floor(begins + 1e-6 * np.maximum(np.abs(begins), 1.0))
+        schedule = np.zeros((1,) * (size + 1))
+        port = _port(node, "schedule")
+        if port is not None:
+            rows = np.asarray(value(port), np.float64)
+            rows = rows.reshape(len(rows), *[1] * (size + 1 - rows.ndim), *rows.shape[1:])
+            schedule = np.floor(rows / scales + 0.5)
+        return _Numbers(threshold, whole, schedule)
+
+    def _write_neuron(self, neuron: _Neuron, told: list[_Told]) -> LayerGrid:
+        node, numbers = neuron.node, self._numbers(neuron)
+        scales = self._neuron_scales(neuron)
+        for name, array in (("threshold", numbers.threshold), ("membrane", numbers.start)):
+            index = _place(node, name)
+            self._put(node, index, array)
+        if _port(node, "schedule") is not None:
+            index = _place(node, "schedule")
+            rows = numbers.schedule
+            while rows.ndim > 2 and rows.shape[1] == 1:
+                rows = rows[:, 0]
+            held = value(node.inputs[index])
+            assert held is not None
+            rows = (
+                rows.reshape(len(rows), -1, *[1] * (held.ndim - 2))
+                if rows.ndim < held.ndim
+                else rows
+            )
+            name = f"{node.inputs[index].name}_whole"
+            node.inputs[index] = self._constant(name, rows.astype(np.float32))
+        roots = self.root[neuron.labels]
+        own = set(roots.reshape(-1).tolist())
+        if own & self.crowded:
+            self.findings.append(
+                Finding(
+                    "SNNC223",
+                    "no scale holds its threshold, its weights and its sums below 2^24 at once",
+                    node=label(node),
+                    hint="ask for fewer bits, or leave out --weights",
+                )
+            )
+        sources = own | self._behind_roundings(own)
+        layers = [one for one in told if one.roots & sources]
+        plain = [one for one in layers if one.layer.most != COEFFICIENT]
+        rises, falls = self.rises[roots], self.falls[roots]
+        charge = np.abs(numbers.schedule).max(axis=0)
+        levels = node.attrs.get("levels", 1)
+        worth = float(drive_of(self.options.growth).max()) if neuron.rounded is not None else 1.0
+        up = np.maximum(rises * worth + charge - levels * numbers.threshold, 0.0)
+        down = falls * worth + charge
+        peak = np.abs(numbers.start) + rises * worth + charge + numbers.threshold
+        steps = self.options.steps
+        reach = np.maximum(peak + steps * up, np.abs(numbers.start) + steps * down).max()
+        per_step = np.maximum(up, down).max()
+        room = EXACT - float(peak.max())
+        largest = max((one.largest for one in plain), default=0)
+        return LayerGrid(
+            name=node.name,
+            bits=int(largest).bit_length() + 1 if largest else 0,
+            largest=largest,
+            step=plain[0].layer.step if plain else 1,
+            coefficient=max((o.largest for o in layers if o.layer.most == COEFFICIENT), default=0),
+            threshold=(int(numbers.threshold.min()), int(numbers.threshold.max())),
+            bound=int(np.maximum(rises, falls).max()),
+            reach=int(reach),
+            exact_steps=int(max(room, 0) // per_step) if per_step > 0 else EXACT,
+            rounding=max((one.rounding for one in layers), default=0.0),
+            scale=np.broadcast_to(
+                scales, np.broadcast_shapes(scales.shape, numbers.threshold.shape)
+            )
+            .reshape(-1)
+            .copy(),
+        )
+
+    def _behind_roundings(self, roots: set[int]) -> set[int]:
+        """The roots of the sums that are rounded onto these."""
+        found: set[int] = set()
+        for one in self.rounded:
+            own = set(self.root[one.labels].reshape(-1).tolist())
+            if isinstance(one.source, Current) and own & roots and one.reader is None:
+                found |= set(self.root[one.source.labels].reshape(-1).tolist())
+        return found
+
+    def _put(self, node: Node, index: int, array: Floats) -> None:
+        while array.ndim and array.shape[0] == 1:
+            array = array[0]
+        name = f"{node.inputs[index].name}_whole"
+        node.inputs[index] = self._constant(name, array.astype(np.float32))
+
+    def _restore(self) -> None:
+        """What is read behind the last neuron has its unit back."""
+        made = {id(node) for node in self.graph.nodes if id(node) not in self.before}
+        for node in list(self.graph.nodes):
+            for tensor in node.outputs:
+                kind = self.kinds.get(id(tensor))
+                late = [
+                    reader
+                    for reader in tensor.outputs
+                    if id(reader) not in self.needed
+                    and id(reader) not in made
+                    and not record(reader.op).shape_only
+                ]
+                out = any(output is tensor for output in self.graph.outputs)
+                if kind is None or isinstance(kind, Real) or not (late or out):
+                    continue
+                if isinstance(kind, Whole):
+                    unit = kind.unit * np.asarray(self.ratios)[kind.trains]
+                else:
+                    unit = self._scales(kind.labels)
+                if (unit == 1).all():
+                    continue
+                mul = self._node("Mul", [tensor], f"{tensor.name}/value", False, tensor)
+                mul.inputs.append(self._constant(f"{mul.name}/unit", unit.astype(np.float32)))
+                keep = [reader for reader in tensor.outputs if reader not in late]
+                replace_uses(tensor, mul.outputs[0], self.graph, keep=[*keep, mul])
+                if isinstance(kind, Current):
+                    self._guard(mul)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    threshold: Floats
+    start: Floats
+    schedule: Floats
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What became of a layer's weights: the roots of its labels, the largest of them, and the largest
+    change as a part of the largest weight of its channel."""
+
+    layer: _Layer
+    roots: set[int]
+    largest: int
+    rounding: float
+
+
+def _place(node: Node, port: str) -> int:
+    return [one.name for one in dialect.OPERATORS[node.op].inputs].index(port)
+
+
+def _port(node: Node, port: str) -> Tensor | None:
+    """What a neuron reads at a port, None where it has no such port."""
+    names = [one.name for one in dialect.OPERATORS[node.op].inputs]
+    return input_at(node, names.index(port)) if port in names else None
+
+
+def _odd(numbers: Floats) -> Floats:
+    """The nearest odd numbers, LEAST_THRESHOLD at least."""
+    return np.asarray(np.maximum(2 * np.floor(numbers / 2 + 1e-9) + 1, LEAST_THRESHOLD))
+
+
+def _spread(held: NDArray[Any] | None, size: int) -> Floats:
+    """A constant with `size` axes."""
+    assert held is not None
+    array = np.asarray(held, np.float64)
+    return array.reshape((1,) * (size - array.ndim) + array.shape)
+
+
+def _ranks(first: Labels, second: Labels) -> tuple[Labels, Labels]:
+    size = max(first.ndim, second.ndim)
+    return tuple(one.reshape((1,) * (size - one.ndim) + one.shape) for one in (first, second))  # type: ignore[return-value]
+
+
+def _floats(tensor: Tensor) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "fiu"
+
+
+def _of_shapes(node: Node) -> bool:
+    """Whether a node computes shapes, or anything else that is no value of the network."""
+    return all(
+        tensor.dtype is not None and np.dtype(tensor.dtype).kind != "f" for tensor in node.outputs
+    )
+
+
+def _before_neurons(graph: Graph) -> set[int]:
+    """The nodes from which a neuron is reached through values, neurons included."""
+    needed: set[int] = set()
+    tensors: set[int] = set()
+    for node in reversed(graph.nodes):
+        if _is_neuron(node) or any(id(tensor) in tensors for tensor in node.outputs):
+            needed.add(id(node))
+            tensors.update(id(tensor) for tensor in node.inputs)
+    return needed
+
+
+def _rows_with(
+    node: Node, weights: Floats, unit: NDArray[Any], shape: tuple[int, ...] = ()
+) -> Floats:
+    """The rows of weights times the unit of their inputs; those of a Mul have one input each."""
+    if node.op == "Mul":
+        return np.broadcast_to(weights * unit, shape).reshape(-1, 1).astype(np.float64)
+    factor = into_weights(node, unit)
+    assert factor is not None
+    return rows_of(node, weights * factor)
+
+
+def _from_rows(node: Node, rows: Floats, layer: _Layer) -> Floats:
+    """The inverse of `_rows_with`."""
+    if node.op == "Mul":
+        return rows.reshape(layer.labels.shape)
+    return from_rows(node, rows, layer.weights.shape)
