@@ -20,13 +20,15 @@ from snncompiler.passes.lower.lower_events import LayerNote
 
 
 def thresholds_summary(calibration: Calibration) -> list[dict[str, Any]]:
-    """One row a layer: how many thresholds, and their range."""
+    """One row a layer: how many thresholds, and the range of θ, what an activation is clipped to; in
+    layered time that of L levels."""
+    levels = max(calibration.levels, 1)
     return [
         {
             "layer": name,
             "thresholds": int(theta.size),
-            "smallest": float(theta.min()),
-            "largest": float(theta.max()),
+            "smallest": float(theta.min()) * levels,
+            "largest": float(theta.max()) * levels,
         }
         for name, theta in calibration.thresholds.items()
     ]

@@ -129,14 +129,21 @@ def emit(
 def _layered(
     graph: Graph, prepared: Prepared, calibration: Calibration, options: Options
 ) -> onnx.ModelProto:
-    """The network of layered time, which has no loop."""
+    """The network of layered time, which has no loop.  Raises Refused where a batch cannot be fixed."""
+    fixed = options.emit == "cuda-graph"
+    if fixed and not prepared.any_batch:
+        lost = next(iter(prepared.context.batch_lost), "")
+        raise refuse("SNNC205", "the batch axis is lost, which --emit cuda-graph needs", node=lost)
     spelled = [SpellRounding()] if prepared.context.keeps_rounding else []
     run_passes([*spelled, LayerTime(options.radix)], graph, prepared.context)
     infer_shapes(graph)
     written, names = write_window(
-        graph, options.steps, radix=options.radix, overridable=not _capped(prepared)
+        graph,
+        options.steps,
+        radix=options.radix,
+        overridable=not (fixed or _capped(prepared)),
     )
-    name_batch(written, None)
+    name_batch(written, options.batch)
     model = attach_functions(written, prepared.checked_model.opset_import)
     model.producer_version = __version__
     metadata = metadata_of(prepared, calibration, options, options.steps, None, names)

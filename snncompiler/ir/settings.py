@@ -397,8 +397,8 @@ class Options:
             reason = (
                 "--encode poisson needs a mean over time, and the input of a window is constant"
             )
-        elif self.emit != "window":
-            reason = f"--emit {self.emit} has no form in layered time yet"
+        elif self.emit == "step":
+            reason = "--emit step takes inputs that change with time, which a window does not"
         elif self.precision == "fp16":
             reason = "--precision fp16 has no form in layered time yet"
         elif self.target == "cpu":

@@ -111,6 +111,23 @@ def test_a_window_for_cuda_graphs_has_no_control_flow_and_no_free_shape(name: st
     assert np.array_equal(session.run(None, {"input": x})[0], whole(name, x, STEPS))
 
 
+@pytest.mark.parametrize("coding", ["rate", "radix"])
+def test_a_window_of_layered_time_for_cuda_graphs(coding: str) -> None:
+    x, options = images(3), {"timing": "layered", "coding": coding, "steps": 4}
+    fixed, free = (
+        compiled("digits-resnet", **options, **more)
+        for more in ({"emit": "cuda-graph", "batch": 3}, {})
+    )
+    ops = {node.op_type for node in fixed.graph.node}
+    assert not ops & {"Loop", "If", "Scan", "Shape", "Tile", "TimeSteps"}
+    for entry in (*fixed.graph.input, *fixed.graph.output):
+        assert all(dim.dim_value > 0 for dim in entry.type.tensor_type.shape.dim)
+    sessions = [create_session(model) for model in (fixed, free)]
+    assert not sessions[0].get_overridable_initializers()
+    found, wanted = (session.run(None, {"input": x})[0] for session in sessions)
+    assert np.array_equal(found, wanted)
+
+
 def test_a_static_side_branch_is_repeated_without_run_time_shapes() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[N,2,4,4] x) => (float[N,2,4,4] y)

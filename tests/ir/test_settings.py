@@ -102,7 +102,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"timing": "layered", "alpha": "auto"}, "--alpha auto"),
     ({"timing": "layered", "encode": "poisson"}, "--encode poisson"),
     ({"timing": "layered", "emit": "step"}, "--emit step"),
-    ({"timing": "layered", "emit": "cuda-graph", "batch": 2}, "--emit cuda-graph"),
     ({"timing": "layered", "precision": "fp16"}, "--precision fp16"),
     ({"timing": "layered", "target": "cpu"}, "--target cpu"),
     ({"target": "cpu", "emit": "step"}, "--emit step"),

@@ -195,9 +195,10 @@ def test_a_stream_on_cuda_gives_the_bits_of_the_cpu(
         cpu.reset()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_cuda_graph_replays_with_a_changed_input(precision: str) -> None:
-    model = compiled(emit="cuda-graph", batch=3, precision=precision)
+@pytest.mark.parametrize("form", ["fold", "fp16", "layered, rate", "layered, radix"])
+def test_a_cuda_graph_replays_with_a_changed_input(form: str) -> None:
+    options = {name: value for name, value in FORMS[form].items() if name != "chunk"}
+    model = compiled(emit="cuda-graph", batch=3, **options)
     gpu = create_session(model, device="cuda", provider_options={"enable_cuda_graph": True})
     cpu = create_session(model, events=False)
     names = [entry.name for entry in model.graph.output]
