@@ -749,6 +749,9 @@ class _Work:
             return replace(current, labels=self.labels.uniform(labels))
         channels = [self.labels.uniform(part) for part in np.moveaxis(labels, 1, 0)]
         joined_labels = np.array([part.reshape(-1)[0] for part in channels])
+        joined_labels[joined_labels == FREE] = self.labels.fresh(
+            (int((joined_labels == FREE).sum()),)
+        )
         return replace(current, labels=joined_labels.reshape(1, -1, *[1] * (labels.ndim - 2)))
 
     # --- which scale every label has ---

@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from snncompiler.analysis.instrument import Layer, Watched, watch
+from snncompiler.analysis.whole import bits_of, off_grid, ways
 from snncompiler.calibration.calibrate import Progress
 from snncompiler.emission.compiled import CompiledFile, read_compiled
 from snncompiler.emission.emit import emit
@@ -179,8 +180,11 @@ def _run_checks(
         tell("levels", 1, 3)
         return _run_layered_checks(compiled, prepared, feeds, checks)
     tell("unrolling", 1, 3)
-    checks += _same_in_every_way(compiled, prepared, feeds)
-    if compiled.options.emit == "window":
+    if compiled.grid.layers:
+        checks += _same_bits(compiled, prepared, feeds)
+    else:
+        checks += _same_in_every_way(compiled, prepared, feeds)
+    if compiled.options.emit == "window" and not compiled.grid.layers:
         checks += _same_by_events(compiled, prepared, feeds)
     portable = _portable(compiled, prepared) if compiled.options.target == "cpu" else compiled
     tell("soft-reset identity", 2, 3)
@@ -336,6 +340,39 @@ def _same_in_every_way(
         name = f"{unroll}{f' (K = {chunk})' if chunk else ''} = loop at T = {steps}"
         checks.append(_compared(name, found, wanted))
     return checks
+
+
+def _same_bits(
+    compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]
+) -> list[Check]:
+    """Of a file in whole numbers: all weights lie on their grid, and every way of running the network
+    gives the same bits.  Nothing is left to rounding, so nothing is allowed for."""
+    portable = _portable(compiled, prepared)
+    off = off_grid(portable.model, compiled.grid)
+    told = "; ".join(off[:3]) or f"{len(compiled.grid.layers)} layers"
+    checks = [Check("all weights and charges lie on their grid", not off, told)]
+    window = replace(compiled.options, emit="window", batch=None, target="portable")
+
+    def form(**more: Any) -> onnx.ModelProto:
+        return emit(prepared, compiled.calibration, replace(window, **more))
+
+    steps = min(compiled.steps, UNROLL_STEPS)
+    own = compiled.options.emit != "step" and compiled.steps == steps
+    folds = read_compiled(form(unroll="fold", chunk=None)).options.unroll == "fold"
+    outputs = compiled.outputs if compiled.grid.read_out == "all" else []
+    wanted: list[bytes] = []
+    count, different = 0, []
+    for way in ways(compiled.model, form, steps, folds, own):
+        found = bits_of(way, feeds, outputs)
+        wanted = wanted or found
+        count += 1
+        if found != wanted:
+            different.append(way.name)
+    what = "spikes and outputs" if outputs else "spikes"
+    detail = f"{what} of {count} ways at T = {steps}"
+    if different:
+        detail = f"{len(different)} of {count} ways have other {what}: {'; '.join(different[:4])}"
+    return [*checks, Check("the same bits in every way", not different, detail)]
 
 
 def _portable(compiled: CompiledFile, prepared: Prepared, **more: Any) -> CompiledFile:
