@@ -485,13 +485,21 @@ struct Ahead {
   }
 };
 
-/// The sums of one or two sixteens for 16 channels, while the neurons of others fire: the tiles leave
-/// nearly all that these need unused.
-template <Digits kind, bool two>
-SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* sixteens,
-                                             const std::int64_t* apart, const std::int8_t* digits,
-                                             Ahead& ahead, std::int64_t pace,
-                                             Neurons<kind>& neurons, std::int32_t* sums) {
+/// Units of 16 channels whose sums are made together: as many as have room in the tiles.
+template <Digits kind>
+constexpr int most_units = kind == Digits::one ? 2 : 1;
+/// So many panels of a unit leave no room for spikes in the first-level cache.
+constexpr std::int64_t far_panels = 24;
+
+/// The sums of one or two sixteens for one unit of channels, or two, while the neurons of others fire: the tiles leave
+/// nearly all that these need unused.  Sums, and digits, of the second unit are `sums_apart`, and `digits_apart`,
+/// behind those of the first.
+template <Digits kind, bool two, int units>
+SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* sixteens, const std::int64_t* apart,
+                                             const std::int8_t* digits, std::int64_t digits_apart, Ahead& ahead,
+                                             std::int64_t pace, Neurons<kind>* neurons, std::int32_t* sums,
+                                             std::int64_t sums_apart) {
+  static_assert(units <= most_units<kind>);
   constexpr std::int64_t packed = 64, sixteen = sums_of_sixteen<kind>;
   constexpr bool counts = kind == Digits::rounded_counts;
   SNNC_TILE_ZERO(0);
@@ -514,6 +522,11 @@ SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* 
         if constexpr (kind == Digits::one) {
           SNNC_TILE_ADD(0, 4, 6);
           if constexpr (two) SNNC_TILE_ADD(2, 5, 6);
+          if constexpr (units == 2) {
+            SNNC_TILE_LOAD(7, digits + digits_apart, packed);
+            SNNC_TILE_ADD(1, 4, 7);
+            if constexpr (two) SNNC_TILE_ADD(3, 5, 7);
+          }
         } else {
           SNNC_TILE_ADD_UNSIGNED(0, 4, 6);
           if constexpr (two) SNNC_TILE_ADD_UNSIGNED(2, 5, 6);
@@ -554,12 +567,14 @@ SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* 
         if constexpr (two) SNNC_TILE_SUBTRACT(3, 5, 6);
       }
       ahead.fetch();
-      neurons.run(pace);
+      for (int u = 0; u < units; ++u) neurons[u].run(pace);
     }
   }
   SNNC_TILE_STORE(0, sums);
   if constexpr (kind == Digits::one) {
     if constexpr (two) SNNC_TILE_STORE(2, sums + sixteen);
+    if constexpr (units == 2) SNNC_TILE_STORE(1, sums + sums_apart);
+    if constexpr (two && units == 2) SNNC_TILE_STORE(3, sums + sums_apart + sixteen);
     return;
   }
   SNNC_TILE_STORE(1, sums + plane);
@@ -583,45 +598,50 @@ struct Plan {
   std::int64_t apart[max_sources];  // from one place of a sixteen to the next
   const Sixteen* sixteens;
   std::int64_t count;  // of sixteens
-  std::int32_t* sums;  // of four sixteens, or of all steps
+  std::int32_t* sums;  // of four sixteens, or of all steps, for each of the units that are computed together
 };
 
-/// Sixteen channels of a tile.  Where `more` follow, their digits come closer meanwhile.
-template <Digits kind>
-SNNC_AVX512 SNNC_APART void run_unit(const Strip& strip, const Plan& plan, std::int64_t unit,
-                                     bool more) {
+/// One unit of channels of a tile, or two.  Where `more` follow, their digits come closer meanwhile.
+template <Digits kind, int units>
+SNNC_AVX512 SNNC_APART void run_units(const Strip& strip, const Plan& plan, std::int64_t unit,
+                                      bool more) {
   constexpr std::int64_t sixteen = sums_of_sixteen<kind>;
   const Weights& weights = *strip.layer.weights;
   const std::int64_t size = weights.panels * digits_of(kind) * panel;
   const std::int8_t* const digits = weights.digits.get() + unit * size;
   const std::int64_t steps = strip.call.steps, pixel = strip.layer.pixel;
   const std::int64_t pace = (16 + weights.panels - 1) / weights.panels;
+  const std::int64_t sums_apart = plan.in_time ? 2 * sixteen : steps * sixteen;
   const Sixteen* sixteens = plan.sixteens;
-  Ahead ahead{digits + size, 0};
+  Ahead ahead{digits + units * size, 0};
   if (more) {
-    constexpr auto lines = digits_of(kind) * panel / static_cast<std::int64_t>(line);
+    constexpr auto lines = units * digits_of(kind) * panel / static_cast<std::int64_t>(line);
     const std::int64_t pairs = (plan.count + 1) / 2;
     ahead.lines = (lines + pairs - 1) / pairs;
   }
-  Neurons<kind> neurons(strip, unit);
+  Neurons<kind> neurons[] = {Neurons<kind>(strip, unit), Neurons<kind>(strip, unit + units - 1)};
   const auto sums_of = [&](std::int64_t i, std::int64_t end, std::int32_t* sums) SNNC_AVX512 SNNC_INLINE {
     if (i + 1 < end) {
-      multiply<kind, true>(strip, sixteens + i, plan.apart, digits, ahead, pace, neurons, sums);
+      multiply<kind, true, units>(strip, sixteens + i, plan.apart, digits, size, ahead, pace, neurons, sums,
+                                  sums_apart);
     } else {
-      multiply<kind, false>(strip, sixteens + i, plan.apart, digits, ahead, pace, neurons, sums);
+      multiply<kind, false, units>(strip, sixteens + i, plan.apart, digits, size, ahead, pace, neurons, sums,
+                                   sums_apart);
     }
   };
   if (plan.in_time) {
     for (std::int64_t t = 0; t < steps; t += 16, sixteens += plan.pixels) {
-      std::int32_t *sums = plan.sums, *others = sums + 2 * sixteen;
+      std::int32_t *sums = plan.sums, *others = sums + units * sums_apart;
       for (std::int64_t p = 0; p < plan.pixels; p += 2) {
         sums_of(p, plan.pixels, sums);
-        neurons.end();
-        neurons.begin({sums, 16, sixteen, plan.place + p * pixel, t, std::min(t + 16, steps),
-                       p + 1 < plan.pixels});
+        for (int u = 0; u < units; ++u) {
+          neurons[u].end();
+          neurons[u].begin({sums + u * sums_apart, 16, sixteen, plan.place + p * pixel, t, std::min(t + 16, steps),
+                            p + 1 < plan.pixels});
+        }
         std::swap(sums, others);
       }
-      neurons.end();
+      for (int u = 0; u < units; ++u) neurons[u].end();
     }
     return;
   }
@@ -630,9 +650,11 @@ SNNC_AVX512 SNNC_APART void run_unit(const Strip& strip, const Plan& plan, std::
       for (std::int64_t t = 0; t < steps; t += 2) sums_of(t, steps, plan.sums + t * sixteen);
       const std::int64_t end = std::min<std::int64_t>(16, plan.across - x);
       for (std::int64_t p = 0; p < end; p += 2) {
-        neurons.begin({plan.sums + p * 16, sixteen, 16, plan.place + (row + x + p) * pixel, 0, steps,
-                       p + 1 < end});
-        neurons.end();
+        for (int u = 0; u < units; ++u) {
+          neurons[u].begin({plan.sums + u * sums_apart + p * 16, sixteen, 16, plan.place + (row + x + p) * pixel, 0,
+                            steps, p + 1 < end});
+          neurons[u].end();
+        }
       }
     }
   }
@@ -668,7 +690,7 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
     bytes += Scratch::room<std::uint8_t>(sizes[s]) + Scratch::room<std::int64_t>(held.rows) +
              Scratch::room<std::int64_t>(tile_rows * panels_of(source));
   }
-  const std::int64_t sums = (in_time ? 4 : steps) * sums_of_sixteen<kind>;
+  const std::int64_t sums = (in_time ? 4 : steps) * most_units<kind> * sums_of_sixteen<kind>;
   const std::int64_t sixteens = tile_rows * outer * sixteens_of(inner);
   bytes += Scratch::room<std::int32_t>(sums) + Scratch::room<Sixteen>(sixteens);
   static thread_local Scratch scratch;
@@ -732,7 +754,12 @@ bool run_rows(const Layer& layer, const Call& call, std::int64_t sample, std::in
     plan.count = next - all;
     // Those of a tile are still near for the next one, or there are too many of them.
     const bool far = strip.top == first;
-    for (std::int64_t u = unit; u < end; ++u) run_unit<kind>(strip, plan, u, far && u + 1 < end);
+    std::int64_t u = unit;
+    // Two units read the spikes once for both, which pays where their digits come from the second-level cache.
+    if (most_units<kind> == 2 && layer.weights->panels >= far_panels) {
+      for (; u + 1 < end; u += 2) run_units<kind, most_units<kind>>(strip, plan, u, far && u + 3 < end);
+    }
+    for (; u < end; ++u) run_units<kind, 1>(strip, plan, u, far && u + 1 < end);
   }
   asm volatile("tilerelease" ::);
   return true;

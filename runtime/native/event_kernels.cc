@@ -631,8 +631,13 @@ SNNC_BODY void fire(const Strip& strip, std::int64_t channel, std::int64_t left,
       if (schedule) u = u + charge;
       const Ints<Set> fires = u >= theta;
       v[p] = fires ? u - theta : u;
-      const Bytes<Set> bytes = __builtin_convertvector(fires & 1, Bytes<Set>);
-      store_some<whole>(spikes + p * apart, left, bytes);
+      if constexpr (whole) {
+        Set::write_spikes(fires, spikes + p * apart);
+      } else {
+        std::uint8_t some[lanes<Set>];
+        Set::write_spikes(fires, some);
+        std::memcpy(spikes + p * apart, some, static_cast<std::size_t>(left));
+      }
     }
     if (residual) residual += row;
   }

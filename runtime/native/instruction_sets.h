@@ -100,6 +100,14 @@ struct Plain {
     std::memcpy(&sum, &pairs, sizeof(sum));
   }
 
+  /// Writes a byte of 0 or 1 for every integer, of which all bits are 0 or 1.
+  template <typename Vector>
+  SNNC_BODY static void write_spikes(const Vector& fires, std::uint8_t* to) {
+    using Bytes __attribute__((vector_size(sizeof(Vector) / 4))) = std::uint8_t;
+    Bytes bytes;
+    bytes = __builtin_convertvector(fires & 1, Bytes);
+    std::memcpy(to, &bytes, sizeof(bytes));
+  }
   /// Stores a vector, past the caches where the instruction set can; `to` is aligned.
   template <typename Vector>
   SNNC_BODY static void stream(const Vector& vector, void* to) {
@@ -228,6 +236,15 @@ struct Assembly : Plain {
 };
 
 struct Avx2 : Assembly {
+#ifndef __clang__
+  template <typename Vector>
+  SNNC_BODY static void write_spikes(const Vector& fires, std::uint8_t* to) {
+    std::uint64_t mask, bytes;
+    asm("vmovmskps %1, %k0" : "=r"(mask) : "x"(fires));
+    asm("pdep %2, %1, %0" : "=r"(bytes) : "r"(mask), "r"(std::uint64_t{0x0101010101010101}));
+    std::memcpy(to, &bytes, sizeof(bytes));
+  }
+#endif
   static constexpr int bytes = 32, registers = 8;
   static constexpr int dense_vectors(int) { return 2; }
   static constexpr int dense_pixels(int) { return 6; }
