@@ -114,7 +114,7 @@ print(json.dumps(said))
 """
 
 
-@pytest.mark.parametrize("form", ["fold", "loop", "cpu", "poisson"])
+@pytest.mark.parametrize("form", ["fold", "loop", "cpu", "poisson", "layered"])
 def test_steps_and_chunk_of_a_network(form: str, tmp_path: Path) -> None:
     text = """g (float[N,2,64,64] x) => (float[N,3] y)
     { c = Conv <pads = [1, 1, 1, 1]> (x, w)  r = Relu (c)
@@ -126,13 +126,15 @@ def test_steps_and_chunk_of_a_network(form: str, tmp_path: Path) -> None:
         "loop": {"unroll": "loop", "readout": "delay:1"},
         "cpu": {"target": "cpu"},
         "poisson": {"encode": "poisson"},
+        "layered": {"timing": "layered"},
     }
     x = random(4, 4, 2, 64, 64)
     snn = snncompiler.compile(parse(text, weights), calibration=x, steps=4, **options[form])
     onnx.save(snn, tmp_path / "snn.onnx")
-    both = form != "loop"
+    both = form not in ("loop", "layered")
+    whole = both or form == "layered"  # many steps at once
     feeds = [
-        {"snnc_steps": t, **({"snnc_chunk": t} if both else {})} for t in NUMBERS if both or t < 1
+        {"snnc_steps": t, **({"snnc_chunk": t} if both else {})} for t in NUMBERS if whole or t < 1
     ]
     feeds += [{"snnc_steps": 4, "snnc_chunk": k} for k in (0, -1)] if both else []
     for given, way, error in child(NETWORK, str(tmp_path / "snn.onnx"), json.dumps(feeds)):
