@@ -75,6 +75,8 @@ CALIBRATED: dict[str, dict[str, Any]] = {
     "signed loop": {"neuron": "signed:1", "unroll": "loop"},
     "burst": {"neuron": "burst:4"},
     "burst cpu": {"neuron": "burst:4", "target": "cpu"},
+    "layered rate": {"timing": "layered"},
+    "layered radix": {"timing": "layered", "coding": "radix"},
     "hard": {"reset": "hard"},
     "hard step": {"reset": "hard", "emit": "step"},
     "poisson": {"encode": "poisson", "seed": 7},
@@ -163,7 +165,8 @@ def emissions(network: Network, few: bool = False, keep: Path | None = None) -> 
     found: Digests = {}
 
     def add(form: str, calibration: Calibration | Dataset | None, **options: Any) -> Any:
-        options = {"steps": STEPS, "schedule_steps": 4, **options}
+        streaming = options.get("timing") != "layered"
+        options = {"steps": STEPS, **({"schedule_steps": 4} if streaming else {}), **options}
         try:
             model = snncompiler.compile(network.path, calibration=calibration, **options)
         except Refused as refused:

@@ -121,7 +121,8 @@ class _Work:
         if window is not None:
             node.inputs[0] = window.steps
             if window.once is not None:
-                node.inputs[2] = self._computed("Add", membrane, window.once)
+                start = f"{node.name}/membrane_and_once"
+                node.inputs[2] = self._computed("Add", membrane, window.once, name=start)
         self.windows[id(spikes)] = _Window(spikes, "spikes")
 
     # --- complete values ---
@@ -162,10 +163,10 @@ class _Work:
                 output.name, whole.name = whole.name, output.name
                 self.graph.outputs[place] = whole
 
-    def _computed(self, op: str, *operands: Tensor) -> Tensor:
+    def _computed(self, op: str, *operands: Tensor, name: str = "") -> Tensor:
         """What comes once, computed: a constant where the operands are."""
         arrays = [value(tensor) for tensor in operands]
-        name = f"{operands[-1].name}/once"
+        name = name or f"{operands[-1].name}/once"
         found = [array for array in arrays if array is not None]
         if len(found) == len(arrays):
             return constant(name, np.asarray(_NUMPY[op](*found), np.float32), self.taken)

@@ -105,6 +105,16 @@ CASES: dict[str, tuple[onnx.ModelProto, dict[str, Any], dict[str, Any]]] = {
         {"thresholds": {"Clip_1": [1.0, 2.0, 0.5]}},
         {"emit": "step", "readout": "delay:2", "steps": 8},
     ),
+    "layered-rate": (
+        RESIDUAL,
+        {"thresholds": {"Relu_2": [0.5, 0.125], "Relu_6": [1.0, 0.25]}, "levels": 4},
+        {"timing": "layered", "steps": 4},
+    ),
+    "layered-radix": (
+        RESIDUAL,
+        {"thresholds": {"Relu_2": [0.5, 0.125], "Relu_6": [1.0, 0.25]}, "levels": 7},
+        {"timing": "layered", "coding": "radix", "steps": 3},
+    ),
 }
 
 
