@@ -32,6 +32,7 @@ from snncompiler.ir.graph import (
     known_rank,
     label,
     producer,
+    sort_nodes,
     tensor_names,
     unique_name,
 )
@@ -58,7 +59,7 @@ class KeepRounding(Pass):
             DropFakeQuant().run(graph, context)
             return
         taken = tensor_names(graph) | {node.name for node in graph.nodes}
-        walk = _Rounding(graph, taken, context.limits)
+        walk = _Rounding(graph, taken, context.limits, read=_read_by_weights(graph))
         for node in list(graph.nodes):
             walk.visit(node)
         if not walk.quantized:
@@ -95,6 +96,20 @@ def _obstacle(graph: Graph) -> str:
     return ""
 
 
+def _read_by_weights(graph: Graph) -> set[int]:
+    """ids of the nodes on which a layer of weights depends."""
+    sort_nodes(graph)
+    wanted: set[int] = set()
+    found: set[int] = set()
+    for node in reversed(graph.nodes):
+        if any(id(tensor) in wanted for tensor in node.outputs):
+            found.add(id(node))
+        weighs = record(node.op).weights is not None or record(node.op).integers == "multiply"
+        if id(node) in found or (weighs and not node.domain):
+            wanted.update(id(tensor) for tensor in node.inputs)
+    return found
+
+
 @dataclass(frozen=True)
 class _Place:
     """Values are n·grid.scale, n = least to most."""
@@ -108,6 +123,8 @@ class _Place:
 class _Rounding(Walk):
     """The walk of `drop_fake_quant`, but with rounding."""
 
+    #: ids of the nodes on which a layer of weights depends.
+    read: set[int] = field(default_factory=set)
     #: id of a tensor -> where its values lie.
     on: dict[int, _Place] = field(default_factory=dict)
     #: What was rounded already: id of a tensor, scale and range -> the rounded values.
@@ -178,7 +195,8 @@ class _Rounding(Walk):
         if key not in self.done:
             start, way = self.start(x)
             rectifies = any(rectifier(one) is not None for one in way)
-            spikes = 0 < high <= MAX_TOP and (low == 0 or rectifies or self.span(start)[0] >= 0)
+            unsigned = low == 0 or self.span(start)[0] >= 0
+            spikes = 0 < high <= MAX_TOP and (rectifies or (unsigned and self.spikes_on(node, start)))
             average = self.average(start)
             if average is not None and spikes:
                 # Half of the values lie half-way between two integers, or a quarter: see there.
@@ -215,6 +233,14 @@ class _Rounding(Walk):
         for maker in way[needed:][::-1]:
             start = maker.outputs[0]
         return start, way[:needed][::-1]
+
+    def spikes_on(self, node: Node, start: Tensor) -> bool:
+        """Whether what is rounded may be sent as spikes: weights read it, and it does not come from an
+        operator that has no spiking form, as a Softmax."""
+        maker = producer(start)
+        nature = None if maker is None or maker.domain else record(maker.op)
+        analog = nature is not None and nature.linear == "never" and nature.pools is None
+        return id(node) in self.read and not analog
 
     def average(self, tensor: Tensor) -> Node | None:
         """The average that a value is, moved at most."""
