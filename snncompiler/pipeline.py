@@ -84,7 +84,7 @@ def compile_model(
             "preprocessing is for calibration data, and none was given",
             hint="give --calibration DATA, or leave --scale and the like away",
         )
-    prepared = _prepared(model, options, watch)
+    prepared, options = _prepared(model, options, watch)
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
     dataset = None
@@ -127,11 +127,11 @@ def compile_model(
 
 def _prepared(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto, options: Options, watch: Watch | None
-) -> Prepared:
+) -> tuple[Prepared, Options]:
     """The normalized ANN; in layered time it is rounded as a quantized source is, where spikes stand
-    for as many levels.
+    for as many levels.  The options, with as many digits as that needs where they were left open.
 
-    Raises UsageError for a correction of what needs none.
+    Raises UsageError for a correction of what needs none, and where the digits are not known.
     """
 
     def again(keep_rounding: bool) -> Prepared:
@@ -146,9 +146,14 @@ def _prepared(
         )
 
     if not options.layered:
-        return again(False)
+        return again(False), options
     prepared = again(True)
     top = max((grid.top for grid in grids_of(prepared.graph).values()), default=0)
+    if options.steps_are_open and top:
+        options = replace(options, steps=top.bit_length())
+        prepared.context.note("SNNC206", f"T = {options.steps}: the source has {top} levels")
+    if options.radix:
+        options.check_digits()
     if top > options.levels:
         prepared = again(False)
         digits = top.bit_length()
@@ -164,7 +169,7 @@ def _prepared(
             "converted exactly",
             hint="leave --correct away",
         )
-    return prepared
+    return prepared, options
 
 
 def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, Options]:

@@ -196,7 +196,9 @@ class _Rounding(Walk):
             start, way = self.start(x)
             rectifies = any(rectifier(one) is not None for one in way)
             unsigned = low == 0 or self.span(start)[0] >= 0
-            spikes = 0 < high <= MAX_TOP and (rectifies or (unsigned and self.spikes_on(node, start)))
+            spikes = 0 < high <= MAX_TOP and (
+                rectifies or (unsigned and self.spikes_on(node, start))
+            )
             average = self.average(start)
             if average is not None and spikes:
                 # Half of the values lie half-way between two integers, or a quarter: see there.

@@ -89,7 +89,8 @@ class Options:
         Coding | None,
         Option(
             "rate: a value is the number of its spikes, 0 to T; radix: its spikes are the binary "
-            "digits of a number from 0 to 2^T - 1, the most significant first.",
+            "digits of a number from 0 to 2^T - 1, the most significant first; of a quantized source "
+            "there are as many as it has bits, unless -T says otherwise.",
             unset="rate",
             applies={"timing": ("layered",)},
             untold=True,
@@ -407,9 +408,13 @@ class Options:
             raise UsageError(
                 reason, hint="leave one of the two out, or compile with --timing streaming"
             )
-        if self.coding == "radix" and self.steps > MAX_DIGITS:
-            allowed = f"1 to {MAX_DIGITS} digits with --coding radix; 8 of them make 255 levels"
-            check_range("--steps", self.steps, False, allowed)
+        if self.coding == "radix" and not self.steps_are_open:
+            self.check_digits()
+
+    def check_digits(self) -> None:
+        """Raises UsageError for more steps than a radix number has digits."""
+        allowed = f"1 to {MAX_DIGITS} digits with --coding radix; 8 of them make 255 levels"
+        check_range("--steps", self.steps, self.steps <= MAX_DIGITS, allowed)
 
     def _check_lowerable(self) -> None:
         """Raises UsageError for a form that has nothing to lower for the CPU."""
@@ -430,6 +435,12 @@ class Options:
     @property
     def radix(self) -> bool:
         return self.layered and self.coding == "radix"
+
+    @property
+    def steps_are_open(self) -> bool:
+        """Whether T has its default, which is no number of digits: a quantized source says then how
+        many."""
+        return self.radix and self.steps == DEFAULT_STEPS
 
     @property
     def levels(self) -> int:

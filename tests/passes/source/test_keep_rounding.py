@@ -10,6 +10,7 @@ import pytest
 from helpers import Array, codes, parse, random, run_model
 
 from snncompiler import pipeline
+from snncompiler.emission.compiled import read_compiled
 from snncompiler.errors import UsageError
 from snncompiler.ir.graph import with_outputs
 from snncompiler.ir.grids import grids_of
@@ -246,3 +247,40 @@ def test_streaming_time_drops_the_rounding_as_ever() -> None:
     result = pipeline.compile_model(network(BODIES["fused"]), Options(steps=8), X)
     assert not result.prepared.context.keeps_rounding
     assert not any("Quantize" in node.op for node in result.prepared.graph.nodes[3:])
+
+
+@pytest.mark.parametrize(("name", "digits"), [("fused", 8), ("int8", 7), ("clipped integers", 4)])
+def test_the_source_says_how_many_digits_there_are(name: str, digits: int) -> None:
+    model = network(BODIES[name], **GIVEN.get(name, {}))
+    result = pipeline.compile_model(model, Options(timing="layered", coding="radix"))
+    assert read_compiled(result.model).steps == digits
+    assert any(f"T = {digits}:" in one.message for one in result.prepared.findings)
+
+
+def test_without_a_quantized_source_the_digits_are_asked_for() -> None:
+    text = "g (float[N,3] x) => (float[N,2] y) { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }"
+    model = parse(text, {"a": random(1, 3, 4), "b": random(2, 4, 2)})
+    with pytest.raises(UsageError, match="digits with --coding radix"):
+        pipeline.compile_model(model, Options(timing="layered", coding="radix"), random(3, 8, 3))
+
+
+@pytest.mark.parametrize("quantizer", ["Softmax", "Sigmoid"])
+def test_scores_that_are_rounded_do_not_spike(quantizer: str) -> None:
+    """Behind the last layer, where no weights read them."""
+    body = pair("c", "q", result="r")
+    model = network(body)
+    model.graph.node[-1].output[0] = "k"
+    for node in (
+        onnx.helper.make_node(quantizer, ["k"], ["v"]),
+        onnx.helper.make_node("QuantizeLinear", ["v", "fine", "z"], ["vq"]),
+        onnx.helper.make_node("DequantizeLinear", ["vq", "fine", "z"], ["y"]),
+    ):
+        model.graph.node.append(node)
+    fine = onnx.numpy_helper.from_array(np.asarray(np.float32(1 / 255)), "fine")
+    model.graph.initializer.append(fine)
+    result = compiled(model)
+    assert len(result.calibration.thresholds) == 1
+    source = checking_session(model, optimize=False).run(None, {"x": X})[0]
+    (output,) = run_model(result.model, x=X)
+    # A score may fall to the next of its 255 levels.
+    assert np.abs(output - source).max() <= 1.01 / 255
