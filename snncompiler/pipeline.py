@@ -145,7 +145,8 @@ def _prepared(
             watch=watch,
         )
 
-    if not options.layered:
+    if not options.layered or options.weights:
+        # Weights of whole numbers choose thresholds of their own.
         return again(False), options
     prepared = again(True)
     top = max((grid.top for grid in grids_of(prepared.graph).values()), default=0)

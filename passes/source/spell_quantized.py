@@ -1,8 +1,10 @@
 """Write the operators that compute on integers as what they stand for.
 
 QLinearConv, QLinearMatMul, and the operators of com.microsoft that onnxruntime's quantization writes,
-are defined as dequantize, compute, quantize; they become these nodes.  `drop_fake_quant` then takes the
-rounding out.
+are defined as dequantize, compute, quantize; they become these nodes.  So does Quant of QONNX, as
+Brevitas exports it, which quantizes to any number of bits and dequantizes at once: of a constant it is
+computed here, and of other values it is QuantizeLinear, a Clip of the integers, and DequantizeLinear.
+`drop_fake_quant` then takes the rounding out, or `keep_rounding` keeps it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from snncompiler.errors import Refused, refuse
 from snncompiler.ir.graph import (
@@ -29,6 +32,14 @@ from snncompiler.ir.graph import (
 from snncompiler.passes.base import Context, Pass
 
 MICROSOFT = "com.microsoft"
+#: The domains of QONNX, by the tools that write them.
+QONNX = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
+
+_ROUNDINGS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "ROUND": np.rint,
+    "CEIL": np.ceil,
+    "FLOOR": np.floor,
+}
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,94 @@ def _unknown(node: Node, what: str) -> Refused:
     )
 
 
+def _quant(writer: _Writer, node: Node) -> None:
+    """Quant(x, scale, zero point, bits): round(x/scale + zero) within the range of the bits, with or
+    without the least number of a signed one, times the scale again.
+
+    QONNX, github.com/fastmachinelearning/qonnx, docs/qonnx-custom-ops.
+    """
+    x, *given = writer.inputs(node, 4)[:4]
+    arrays = [_array(tensor) for tensor in given]
+    scale, zero, bits = (array for array in arrays)
+    if scale is None or zero is None or bits is None or bits.size != 1:
+        raise _unknown_quant(node, "a scale, zero point or number of bits that is no constant")
+    signed, narrow = bool(node.attrs.get("signed", 1)), bool(node.attrs.get("narrow", 1))
+    mode = str(node.attrs.get("rounding_mode", "ROUND")).upper()
+    size = int(bits.reshape(()))
+    if size != bits or not 1 <= size <= 32:
+        raise _unknown_quant(node, f"{bits.reshape(())} bits")
+    if mode not in _ROUNDINGS:
+        raise _unknown_quant(node, f"rounding_mode {mode}")
+    low = -(1 << (size - 1)) + narrow if signed else 0
+    high = (1 << (size - 1)) - 1 if signed else (1 << size) - 1 - narrow
+    (output,) = node.outputs
+    source = _array(x)
+    if source is not None:
+        scaled = source / scale + zero
+        whole = np.clip(_ROUNDINGS[mode](scaled), low, high)
+        if signed and size == 1:
+            whole = np.where(scaled >= 0, 1.0, -1.0)
+        result = ((whole - zero) * scale).astype(source.dtype)
+        node.inputs.clear()
+        node.outputs.clear()
+        writer.apply(
+            node, "Constant", [], output, value=gs.Constant(f"{output.name}/value", result)
+        )
+        return
+    if mode != "ROUND":
+        raise _unknown_quant(node, f"rounding_mode {mode}")
+    if (signed and size == 1) or size > 16:
+        raise _unknown_quant(node, f"{size} bits")
+    kind = np.dtype(f"{'int' if signed else 'uint'}{8 if size <= 8 else 16}")
+    limits = np.iinfo(kind)
+    if np.any(zero != np.rint(zero)) or np.any(zero < limits.min) or np.any(zero > limits.max):
+        raise _unknown_quant(node, "a zero point that is none of its integers")
+    if max(scale.size, zero.size) > 1 and scale.shape != zero.shape:
+        scale, zero = np.broadcast_arrays(scale, zero)
+    where: dict[str, int] = {}
+    if scale.size > 1:
+        axes = [axis for axis, dim in enumerate(scale.shape) if dim > 1]
+        if len(axes) > 1:
+            raise _unknown_quant(node, "scales along several axes")
+        where = {"axis": axes[0] - scale.ndim}
+    shape = (-1,) if where else ()
+
+    def written(array: NDArray[Any], dtype: Any) -> gs.Constant:
+        name = unique_name(f"{node.name}/constant", writer.taken)
+        return gs.Constant(name, np.asarray(array.reshape(shape), dtype))
+
+    scales, zeros = written(scale, np.float32), written(zero, kind)
+    node.inputs.clear()
+    node.outputs.clear()
+    value = writer.apply(node, "QuantizeLinear", [x, scales, zeros], **where)
+    if (low, high) != (limits.min, limits.max):
+        names = [unique_name(f"{node.name}/bound", writer.taken) for _ in range(2)]
+        bounds = [
+            gs.Constant(name, np.array(one, kind))
+            for name, one in zip(names, (low, high), strict=True)
+        ]
+        value = writer.apply(node, "Clip", [value, *bounds])
+    writer.apply(node, "DequantizeLinear", [value, scales, zeros], output, **where)
+
+
+def _array(tensor: Tensor) -> NDArray[Any] | None:
+    """The value of a constant, of an initializer or of a Constant node."""
+    if isinstance(tensor, gs.Constant):
+        return np.asarray(tensor.values)
+    maker = tensor.inputs[0] if tensor.inputs else None
+    held = maker.attrs.get("value") if maker is not None and maker.op == "Constant" else None
+    return np.asarray(held.values) if isinstance(held, gs.Constant) else None
+
+
+def _unknown_quant(node: Node, what: str) -> Refused:
+    return refuse(
+        "SNNC106",
+        f"operator {node.domain}.{node.op} with {what} is not supported",
+        node=label(node),
+        hint="of values that change, 2 to 16 bits with rounding_mode ROUND can be converted",
+    )
+
+
 def _concat(writer: _Writer, node: Node) -> None:
     ys, yz, *rest = writer.inputs(node, 5)
     values = [writer.real(node, *rest[at : at + 3]) for at in range(0, len(rest), 3)]
@@ -209,4 +308,5 @@ RULES: dict[tuple[str, str], Callable[[_Writer, Node], None]] = {
     (MICROSOFT, "QLinearSigmoid"): _single,
     (MICROSOFT, "QLinearSoftmax"): _softmax,
     (MICROSOFT, "QLinearConcat"): _concat,
+    **{(domain, "Quant"): _quant for domain in QONNX},
 }

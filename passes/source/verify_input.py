@@ -33,7 +33,7 @@ from snncompiler.passes.source.to_base_opset import (
     opset_of,
     unify_default_domain,
 )
-from snncompiler.passes.source.widen_weights import widen_weights
+from snncompiler.passes.source.widen_weights import widen_activations, widen_weights
 
 OLDEST_OPSET = 7
 NEWEST_IR = int(onnx.IR_VERSION)
@@ -62,7 +62,7 @@ def verify_input(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Finding]
     findings += _structure(model.graph)
     if errors_of(findings):
         raise Refused(*findings)
-    model = widen_weights(model)
+    model = widen_activations(widen_weights(model))
     findings += _operators(model) + _weights(model.graph)
     if errors_of(findings):
         raise Refused(*findings)

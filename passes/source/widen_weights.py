@@ -1,7 +1,8 @@
-"""Weights of 4 bit and of 8-bit floats as float32, which is exact.
+"""Weights of 4 bit and of 8-bit floats as float32, and integers of 4 bit as those of 8, which is exact.
 
 Most tools cannot hold these types, so DequantizeLinear of such a constant is computed here, on the
-model as it was read, before anything else looks at its weights.
+model as it was read, before anything else looks at its weights.  Activations that are quantized to
+such integers get a Clip to their range behind a QuantizeLinear to 8 bits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import onnx
 import onnx.reference
 from onnx import TensorProto, helper, numpy_helper
 
+from snncompiler.ir.graph import unique_name
 from snncompiler.passes.source.spell_quantized import MICROSOFT
 
 #: The types; older versions of onnx lack some.
@@ -51,6 +53,81 @@ def widen_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     wide.graph.node.extend(left)
     wide.graph.initializer.extend(weights)
     return wide
+
+
+#: The narrow integers: their least and largest, and the type of 8 bits that holds them.
+_RANGES = {
+    "INT4": (-8, 7, np.int8),
+    "UINT4": (0, 15, np.uint8),
+    "INT2": (-2, 1, np.int8),
+    "UINT2": (0, 3, np.uint8),
+}
+_INTEGERS = {
+    number: _RANGES[name] for name, number in TensorProto.DataType.items() if name in _RANGES
+}
+
+
+def widen_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with activations of 8 bits for those of 4 or 2; a copy if there are any.
+
+    What is computed on such integers between a QuantizeLinear and a DequantizeLinear only chooses and
+    moves them, so their type is the only thing that changes.
+    """
+    narrow = {one.name for one in model.graph.initializer if one.data_type in _INTEGERS}
+    zeros = {
+        node.input[2]: node
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        and len(node.input) > 2
+        and node.input[2] in narrow
+    }
+    typed = [node for node in model.graph.node if _narrow_output(node) is not None]
+    if not zeros and not typed:
+        return model
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    ranges: dict[str, tuple[int, int, Any]] = {}
+    for tensor in wide.graph.initializer:
+        if tensor.name in zeros:
+            ranges[tensor.name] = _INTEGERS[tensor.data_type]
+            values = numpy_helper.to_array(tensor).astype(ranges[tensor.name][2])
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    nodes: list[onnx.NodeProto] = []
+    taken = {name for node in wide.graph.node for name in (*node.output, *node.input)}
+    for node in wide.graph.node:
+        nodes.append(node)
+        if node.op_type != "QuantizeLinear":
+            continue
+        zero = node.input[2] if len(node.input) > 2 else ""
+        found = _narrow_output(node) or ranges.get(zero)
+        if found is None:
+            continue
+        low, high, kind = found
+        kept = [one for one in node.attribute if one.name != "output_dtype"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        if not zero and kind is np.int8:
+            node.attribute.append(helper.make_attribute("output_dtype", TensorProto.INT8))
+        result, node.output[0] = node.output[0], unique_name(f"{node.output[0]}/wide", taken)
+        bounds = [unique_name(f"{result}/{end}", taken) for end in ("low", "high")]
+        for name, value in zip(bounds, (low, high), strict=True):
+            wide.graph.initializer.append(numpy_helper.from_array(np.array(value, kind), name))
+        name = f"{node.name or result}/narrow"
+        nodes.append(helper.make_node("Clip", [node.output[0], *bounds], [result], name=name))
+    del wide.graph.node[:]
+    wide.graph.node.extend(nodes)
+    told = [one for one in wide.graph.value_info if one.type.tensor_type.elem_type not in _INTEGERS]
+    del wide.graph.value_info[:]
+    wide.graph.value_info.extend(told)
+    return wide
+
+
+def _narrow_output(node: onnx.NodeProto) -> tuple[int, int, Any] | None:
+    """The range of a QuantizeLinear without a zero point whose attribute names a narrow type."""
+    if node.op_type != "QuantizeLinear" or len([name for name in node.input if name]) > 2:
+        return None
+    told = [helper.get_attribute_value(one) for one in node.attribute if one.name == "output_dtype"]
+    return _INTEGERS.get(told[0]) if told else None
 
 
 def _value(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> onnx.TensorProto | None:

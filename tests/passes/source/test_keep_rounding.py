@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, codes, parse, random, run_model
+from helpers import Array, codes, parse, random, refused, run_model
 
 from snncompiler import pipeline
 from snncompiler.emission.compiled import read_compiled
@@ -284,3 +284,98 @@ def test_scores_that_are_rounded_do_not_spike(quantizer: str) -> None:
     (output,) = run_model(result.model, x=X)
     # A score may fall to the next of its 255 levels.
     assert np.abs(output - source).max() <= 1.01 / 255
+
+
+# --- few bits ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "rectified", "top"),
+    [("UINT4", False, 15), ("INT4", True, 7), ("UINT4", True, 15)],
+)
+def test_integers_of_four_bits(kind: str, rectified: bool, top: int) -> None:
+    """Of opset 21, against onnxruntime's own kernels for them."""
+    before = " a = Relu(c)" if rectified else ""
+    body = before + pair("a" if rectified else "c", "q", scale="wide", zero="narrow", result="r")
+    model = network(body, wide=np.float32(0.171))
+    model.opset_import[0].version = 21
+    zero = onnx.helper.make_tensor("narrow", getattr(onnx.TensorProto, kind), [], [0])
+    model.graph.initializer.append(zero)
+    result = assert_same_integers(model, steps=4)
+    _, found = integers(result, 20 * X)
+    assert max(one.max() for one in found.values()) == top
+
+
+def quantized(x: Array, scale: Array, bits: int, signed: bool, narrow: bool) -> Array:
+    """Quant of QONNX in numpy, float32, with zero point 0."""
+    low = -(2 ** (bits - 1)) + narrow if signed else 0
+    high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1 - narrow
+    whole = np.rint(np.clip(x / scale, np.float32(low), np.float32(high)))
+    return np.asarray(whole * scale, np.float32)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("domain", ["qonnx.custom_op.general", "onnx.brevitas"])
+def test_quant_of_qonnx(bits: int, domain: str) -> None:
+    """Weights with a scale for each channel, an unsigned and a signed activation: their integers are
+    those of the definition."""
+    scales = np.abs(random(7, 4, 1, 1, 1)) / 50 + np.float32(0.01)
+    text = """g (float[N,2,6,6] x) => (float[N,3,6,6] y) {
+        xq = Quant <signed = 1, narrow = 0, rounding_mode = "ROUND">(x, is, nil, eight)
+        wq = Quant <signed = 1, narrow = 1, rounding_mode = "ROUND">(w1, ws, nil, eight)
+        c = Conv <pads = [1, 1, 1, 1]>(xq, wq)  a = Relu(c)
+        r = Quant <signed = 0, narrow = 0, rounding_mode = "ROUND">(a, s, nil, bits)
+        k = Conv(r, w2, b2)  y = Quant <signed = 1, narrow = 1>(k, t, nil, eight) }"""
+    arrays = {
+        "is": np.float32(0.031), "nil": np.float32(0), "eight": np.float32(8), "ws": scales,
+        "w1": random(1, 4, 2, 3, 3), "s": np.float32(2.6 / 2**bits), "bits": np.float32(bits),
+        "w2": random(3, 3, 4, 1, 1), "b2": random(4, 3), "t": np.float32(0.0523),
+    }  # fmt: skip
+    model = parse(
+        text,
+        {name: np.asarray(one) for name, one in arrays.items()},
+        opset=17,
+        imports=f', "{domain}" : 1',
+    )
+    for node in model.graph.node:
+        node.domain = domain if node.op_type == "Quant" else ""
+    result = compiled(model, steps=bits)
+    wanted, found = integers(result, X)
+    (name,) = wanted
+    np.testing.assert_array_equal(found[name], wanted[name])
+    assert found[name].max() == 2**bits - 1
+    x = quantized(X, arrays["is"], 8, True, False)
+    weights = quantized(arrays["w1"], scales, 8, True, True)
+    layer = "g (float[N,2,6,6] x) => (float[N,4,6,6] c) { c = Conv <pads = [1, 1, 1, 1]>(x, w) }"
+    (current,) = run_model(parse(layer, {"w": weights}), x=x)
+    rounded = quantized(np.maximum(current, 0), arrays["s"], bits, False, False)
+    np.testing.assert_array_equal(found[name], np.rint(rounded / arrays["s"]))
+    (output,) = run_model(result.model, x=X)
+    k = np.einsum("nchw,oc->nohw", rounded, arrays["w2"][:, :, 0, 0]) + arrays["b2"][:, None, None]
+    wanted_output = quantized(k.astype(np.float32), arrays["t"], 8, True, True)
+    # What lies between two integers of the output up to float32's rounding may fall to either side.
+    assert np.mean(np.abs(output - wanted_output) > 1e-6) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("attributes", "bits", "text"),
+    [
+        ('signed = 1, narrow = 0, rounding_mode = "FLOOR"', 8, "rounding_mode FLOOR"),
+        ("signed = 1, narrow = 0", 1, "1 bits"),
+        ("signed = 0, narrow = 0", 2.5, "2.5 bits"),
+        ("signed = 0, narrow = 0", 24, "24 bits"),
+    ],
+)
+def test_a_quant_that_has_no_integers_of_its_own_is_refused(
+    attributes: str, bits: float, text: str
+) -> None:
+    body = (
+        "g (float[N,3] x) => (float[N,2] y)"
+        f" {{ h = MatMul(x, a) r = Relu(h) q = Quant <{attributes}>(r, s, z, b) y = MatMul(q, c) }}"
+    )
+    given = {"a": random(1, 3, 4), "c": random(2, 4, 2), "s": 0.1, "z": 0, "b": bits}
+    arrays = {name: np.asarray(one, np.float32) for name, one in given.items()}
+    model = parse(body, arrays, imports=', "onnx.brevitas" : 1')
+    model.graph.node[2].domain = "onnx.brevitas"
+    (finding,) = refused(model)
+    assert finding.code == "SNNC106" and text in finding.message
