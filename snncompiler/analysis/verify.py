@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from snncompiler.analysis.instrument import Layer, Watched, watch
+from snncompiler.analysis.integers import compare_integers
 from snncompiler.analysis.whole import bits_of, off_grid, ways
 from snncompiler.calibration.calibrate import Progress
 from snncompiler.emission.compiled import CompiledFile, read_compiled
@@ -68,6 +69,10 @@ SAMPLES = 4
 #: Time-steps at which the three ways are compared; `steps` writes a copy of the graph for each.
 UNROLL_STEPS = 16
 
+
+#: The share of integers that may differ: of sums of floats in another order, and of what they change in
+#: the layers behind.  In a network with a wrong threshold or weight most of them differ.
+OTHER_INTEGERS = 0.01
 
 #: What holds for a layer in layered time.
 LEVELS = "Levels: 0 <= X + v(0) - θ·n < θ, but for n = 0 and n = L"
@@ -216,11 +221,20 @@ def _run_layered_checks(
     if library_path() is not None:
         bodies = _counted(compiled.model, prepared, feeds, compiled.steps, native=False)
         checks.append(_compared("native kernels = function bodies", found, bodies))
+    if compiled.keeps_rounding:
+        checks.append(_integers(compiled, prepared, feeds))
     layers = _levels(compiled, feeds)
     worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
     detail = f"largest deviation / bound = {worst.deviation / worst.bound:.3f} in {worst.layer}"
     checks.append(Check("levels of complete currents", all(x.holds for x in layers), detail))
     return layers
+
+
+def _integers(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]) -> Check:
+    """Whether the spikes stand for the integers of a quantized source."""
+    found = compare_integers(prepared, compiled.model, feeds)
+    passed = found.different <= OTHER_INTEGERS * found.values
+    return Check("integers of the quantized source", passed, str(found))
 
 
 def _levels(compiled: CompiledFile, feeds: Mapping[str, Array]) -> tuple[LayerIdentity, ...]:
