@@ -4,10 +4,12 @@
 // four bytes of spikes are multiplied by four weights of every channel at a time.  All sums are exact, and what the
 // neurons see are floats, so that the bits are those of every other way.
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #include "event_strip.h"
 
@@ -26,10 +28,11 @@ template <typename Set, int units>
 using Rows __attribute__((vector_size(short_bytes<Set, units>))) = std::int16_t;
 
 /// Sums the weight rows of `jobs` jobs of one length: of the fours [first, last), and of the rest where these are the
-/// last ones.
+/// last ones.  `goes_on` from the sums that are there; the static current, which need not be whole, comes last, if at
+/// all.
 template <typename Set, int units, int jobs>
 SNNC_BODY void gather(const std::int16_t* weights, const Job* job, std::uint32_t first, std::uint32_t last,
-                      const float* begin, std::int64_t stride, std::uint32_t Job::*which, float* currents) {
+                      bool goes_on, const Begin& begin, float* currents) {
   using Row = Rows<Set, units>;
   constexpr int vectors = units * 32 / static_cast<int>(sizeof(Row)), lanes_of_row = sizeof(Row) / 2;
   Row sum[jobs][vectors];
@@ -69,50 +72,52 @@ SNNC_BODY void gather(const std::int16_t* weights, const Job* job, std::uint32_t
   for (int j = 0; j < jobs; ++j) {
 #pragma GCC unroll 8
     for (int r = 0; r < vectors; ++r) store(sums + r * lanes_of_row, sum[j][r]);
-    const float* const from = begin + job[j].*which * stride;
+    const float* const from = begin.values ? begin.values + job[j].pixel * begin.stride : nullptr;
     float* const to = currents + std::int64_t{job[j].place} * (16 * units);
 #pragma GCC unroll 16
     for (int r = 0; r < units * per_unit<Set>; ++r) {
       Ints<Set> whole;
-      Floats<Set> before;
+      Floats<Set> total, more;
       Set::widen_shorts(sums + r * lanes<Set>, whole);
-      load(from + r * lanes<Set>, before);
-      store(to + r * lanes<Set>, before + __builtin_convertvector(whole, Floats<Set>));
+      total = __builtin_convertvector(whole, Floats<Set>);
+      if (goes_on) {
+        load(to + r * lanes<Set>, more);
+        total = total + more;
+      }
+      if (from) {
+        load(from + r * lanes<Set>, more);
+        total = total + more;
+      }
+      store(to + r * lanes<Set>, total);
     }
   }
 }
 
 /// Some jobs of one length, of which a sum of 16 bits may hold a part only.
 template <typename Set, int units, int jobs>
-SNNC_BODY void gather_in_parts(const std::int16_t* weights, const Job* job, const float* begin, std::int64_t stride,
-                               std::uint32_t Job::*which, float* currents) {
+SNNC_BODY void gather_in_parts(const std::int16_t* weights, const Job* job, bool goes_on, const Begin& begin,
+                               float* currents) {
   const std::uint32_t all = job->fours;
-  for (std::uint32_t first = 0;;) {
+  for (std::uint32_t first = 0;; goes_on = true) {
     const std::uint32_t last = std::min(first + most_fours - 1, all);
-    gather<Set, units, jobs>(weights, job, first, last, begin, stride, which, currents);
+    gather<Set, units, jobs>(weights, job, first, last, goes_on, last == all ? begin : Begin{}, currents);
     if (last == all) return;
     first = last;
-    begin = currents;
-    stride = 16 * units;
-    which = &Job::place;
   }
 }
 
 template <typename Set, int units>
 SNNC_BODY void gather_all(const Strip& strip, std::size_t s, const std::int16_t* weights, const Begin& begin) {
-  // The second source goes on from the currents of the first.
-  const float* const from = s ? strip.currents : begin.values;
-  const std::int64_t stride = s ? 16 * units : begin.stride;
-  std::uint32_t Job::*const which = s ? &Job::place : &Job::pixel;
+  const Begin here = s + 1 == strip.layer.source_count ? begin : Begin{};
   constexpr int most = together<units> < 4 ? 4 : together<units>;
   const Job* job = strip.inputs[s].sorted;
   const Job* const end = job + strip.tile.pixels() * strip.call.steps;
   while (job < end) {
     if (most <= end - job && job[most - 1].fours == job->fours) {
-      gather_in_parts<Set, units, most>(weights, job, from, stride, which, strip.currents);
+      gather_in_parts<Set, units, most>(weights, job, s > 0, here, strip.currents);
       job += most;
     } else {
-      gather_in_parts<Set, units, 1>(weights, job, from, stride, which, strip.currents);
+      gather_in_parts<Set, units, 1>(weights, job, s > 0, here, strip.currents);
       job += 1;
     }
   }
@@ -193,7 +198,7 @@ SNNC_BODY void multiply_tile(const Run* runs, const Run* runs_end, const Cell* c
       Floats<Set> before;
       load(cell[p].begin + offset + r * lanes<Set>, before);
       const Ints<Set>& whole = Set::narrow ? total[p][r] : sum[p][r];
-      store(cell[p].currents + offset + r * lanes<Set>, before + __builtin_convertvector(whole, Floats<Set>));
+      store(cell[p].currents + offset + r * lanes<Set>, __builtin_convertvector(whole, Floats<Set>) + before);
     }
   }
 }
@@ -340,13 +345,19 @@ void multiply_whole(const Strip& strip, std::int64_t block, const Begin& begin) 
 }
 
 bool Weights::are_small_and_whole(const std::vector<Source>& sources, const float* const* from) const {
+  // A sum that is made in parts, as by events, has to be a float all the way.
+  std::vector<double> together(static_cast<std::size_t>(channels));
   for (std::size_t s = 0; s < sources.size(); ++s) {
-    for (std::int64_t i = 0; i < sources[s].rows() * channels; ++i) {
-      const float weight = from[s][i];
-      if (!(std::fabs(weight) <= one_digit && std::trunc(weight) == weight)) return false;
+    const float* weight = from[s];
+    for (std::int64_t i = 0; i < sources[s].rows(); ++i) {
+      for (double& sum : together) {
+        const float size = std::fabs(*weight++);
+        if (!(size <= one_digit && std::trunc(size) == size)) return false;
+        sum += static_cast<double>(size) * static_cast<double>(sources[s].levels);
+      }
     }
   }
-  return true;
+  return *std::max_element(together.begin(), together.end()) < 0x1p24;
 }
 
 void Weights::pack_whole(const std::vector<Source>& sources, const float* const* from) {

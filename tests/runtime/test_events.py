@@ -6,7 +6,11 @@ by dense arithmetic, for any number of threads; elsewhere within what the order 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ from onnx import TensorProto, helper
 
 from snncompiler.ir import dialect
 from snncompiler.runtime import create_session, reference
+from snncompiler.runtime.library import ISAS
 
 Array = NDArray[Any]
 
@@ -256,6 +261,72 @@ def test_steps_one_by_one_give_the_same_bits() -> None:
         fired.append(out)
     assert np.concatenate(fired).tobytes() == together[0].tobytes()
     assert membrane.tobytes() == together[1].tobytes()
+
+
+@lru_cache(maxsize=1)
+def whole_case() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same in whole numbers, sparse and dense samples together, with charges and a residual."""
+    rng = np.random.default_rng(6)
+    feeds, attributes = wide_case()
+    steps, channels = int(feeds["steps"]), feeds["threshold"].size
+    sparse = feeds["spikes"].copy()
+    sparse[::2] = rng.random(sparse[::2].shape) < 0.6
+    whole = {
+        "spikes": sparse,
+        "weights": rng.integers(-127, 128, feeds["weights"].shape),
+        "residual": spikes(rng, sparse.shape, 0.2),
+        "amplitude": rng.integers(-300, 301, channels),
+        "current": rng.integers(-100, 101, channels),
+        "threshold": rng.integers(200, 900, channels) | 1,
+        "membrane": rng.integers(0, 300, channels),
+        "schedule": rng.integers(-50, 51, (5, channels)),
+    }
+    arrays = {k: v if v.dtype == np.uint8 else v.astype(np.float32) for k, v in whole.items()}
+    return {**arrays, "start": 0, "steps": steps}, attributes
+
+
+def test_whole_numbers_have_the_bits_of_the_body_in_any_cut() -> None:
+    """Wide enough that blocks are added by events here and multiplied there: threads, chunks, forms."""
+    feeds, attributes = whole_case()
+    body = run("EventConvAdd", feeds, attributes, native=False)
+    assert 0.05 < body[0].mean() < 0.95
+    for threads in (1, 2, 3):
+        native = run("EventConvAdd", feeds, attributes, native=True, threads=threads)
+        assert [out.tobytes() for out in native] == [out.tobytes() for out in body]
+    steps = int(feeds["steps"])
+    split = {k: feeds[k].reshape(steps, -1, *feeds[k].shape[1:]) for k in ("spikes", "residual")}
+    membrane, fired, first = feeds["membrane"], [], 0
+    for count in (1, 2, 13):
+        part = {k: v[first : first + count].reshape(-1, *v.shape[2:]) for k, v in split.items()}
+        cut = {**feeds, **part, "membrane": membrane, "steps": count, "start": first}
+        out, membrane = run("EventConvAdd", cut, attributes, native=True)
+        fired.append(out)
+        first += count
+    assert np.concatenate(fired).tobytes() == body[0].tobytes()
+    assert membrane.tobytes() == body[1].tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS)
+def test_whole_numbers_have_the_same_bits_on_every_instruction_set(isa: str) -> None:
+    """In a process of its own, which reads the limit once."""
+    code = (
+        "import hashlib, sys; sys.path[:0] = sys.argv[1:]\n"
+        "import test_events as t\n"
+        "feeds, attributes = t.whole_case()\n"
+        "for native in (True, False):\n"
+        "    out = t.run('EventConvAdd', feeds, attributes, native=native)\n"
+        "    print(*(hashlib.sha256(one.tobytes()).hexdigest() for one in out))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        env={**os.environ, "SNNC_MAX_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    native, body = done.stdout.splitlines()
+    assert native == body
 
 
 def test_events_and_dense_arithmetic_give_the_same_bits() -> None:
