@@ -34,6 +34,16 @@ Watch = Callable[[str], Observer]
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
+@dataclass(frozen=True)
+class Units:
+    """The weights of a node before they become whole numbers, in multiples of what one of these stands
+    for: whole weights are `step` times whole numbers of at most `most`."""
+
+    weights: NDArray[np.float64]
+    most: int
+    step: int
+
+
 @dataclass
 class LayerFacts:
     """What the constraints report says of one linear layer."""
@@ -92,6 +102,8 @@ class Context:
     pooled: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: The scales of all layers, where weights are whole numbers.
     grid: Grid = field(default_factory=Grid)
+    #: The weights of nodes before they became whole numbers, by name; where a running network is made.
+    units: dict[str, Units] = field(default_factory=dict)
     #: And the largest size of the values that are whole numbers, by the id of their tensor.
     bounds: dict[int, float] = field(default_factory=dict)
     #: Is called with the graph after every pass.

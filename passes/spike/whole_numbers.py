@@ -57,7 +57,7 @@ from snncompiler.ir.phases import TIME_MEAN, Timing, analyze
 from snncompiler.ir.spike_trains import moves_spikes
 from snncompiler.ir.whole import DRIVE_UNIT, EXACT, Grid, LayerGrid, drive_of
 from snncompiler.passes.amplitudes import joined, moved
-from snncompiler.passes.base import Context, Pass
+from snncompiler.passes.base import Context, Pass, Units
 from snncompiler.passes.grids import (
     BY_ELEMENT,
     Floats,
@@ -92,6 +92,8 @@ PLACE_BITS = 8
 INPUT_BITS = 16
 #: How far beyond the largest input of the calibration an input may be before it is clipped.
 MARGIN = 2.0
+#: Parts of the scale with which the largest weight just fits that are tried where there are few bits.
+PARTS = np.linspace(1.0, 0.5, 26)
 #: The label of what has any scale: zeros that were added by padding.
 FREE = 1
 
@@ -208,9 +210,9 @@ class WholeNumbers(Pass):
 
     ranges: name of an input of the network -> the largest size of its values.  input_bits: bits of a
     real-valued input, None for as many as leave its sums exact.  steps: T, for which the reach of
-    potentials is told.  growth: how thresholds grow.  given: name of a node -> its weights as whole
-    numbers of their channel's scale, where they are not to be rounded to the nearest.  settled: whether
-    the charges are final; what a current may be at most depends on them.
+    potentials is told.  growth: how thresholds grow.  changes: name of a node -> by how much its whole
+    weights differ from the nearest ones.  settled: whether the charges are final, on which depends what
+    a current may be at most; where they are not, `Context.units` tells what was rounded.
 
     What it finds goes into `Context.grid`.
     """
@@ -220,7 +222,7 @@ class WholeNumbers(Pass):
     input_bits: int | None = None
     steps: int = 1
     growth: Growth = STEADY
-    given: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    changes: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     settled: bool = True
 
     name: ClassVar[str] = "whole-numbers"
@@ -238,7 +240,7 @@ class WholeNumbers(Pass):
         if work.findings:
             raise Refused(*work.findings)
         context.grid = Grid(tuple(work.write()))
-        context.bounds = work.bounds()
+        context.bounds, context.units = work.bounds(), work.units
         if work.findings:
             raise Refused(*work.findings)
 
@@ -274,6 +276,7 @@ class _Work:
         while self.step * 2 * self.most < 1 << (PLACE_BITS - 1):
             self.step *= 2
         self.findings: list[Finding] = []
+        self.units: dict[str, Units] = {}
         #: By the id of a tensor of the graph as it was or as it is; `held` keeps all of them alive.
         self.kinds: dict[int, Kind | None] = {}
         self.held: list[Any] = [*graph.tensors().values(), *graph.nodes]
@@ -872,7 +875,10 @@ class _Work:
         # A weight is rounded by half a step at most, for each of the inputs' numbers.
         loose = 0.5 * one.step * np.divide(reach, sizes, out=np.zeros_like(reach), where=sizes > 0)
         one.bound = reach.sum(axis=1)
-        np.maximum.at(self.least, roots, sizes.max(axis=1, initial=0.0) / (one.step * one.most))
+        top = sizes.max(axis=1, initial=0.0) / (one.step * one.most)
+        if one.step > 1:
+            top = top * _best_parts(one.rows, top * one.step, one.most)
+        np.maximum.at(self.least, roots, top)
         most, slack = np.zeros(len(self.bound)), np.zeros(len(self.bound))
         np.maximum.at(most, roots, one.bound)
         np.maximum.at(slack, roots, loose.sum(axis=1))
@@ -966,12 +972,13 @@ class _Work:
         node, rows = layer.node, self._real_rows(layer)
         roots = self.root[layer.labels].reshape(-1)
         units = rows / (layer.step * self.scale[roots])[:, None]
-        given = self.options.given.get(node.name)
-        if given is not None and layer.most != COEFFICIENT:
-            whole = rows_of(node, given.astype(np.float64))
-        else:
-            whole = np.floor(units + 0.5)
-            whole = np.clip(whole, -layer.most, layer.most)
+        whole = np.clip(np.floor(units + 0.5), -layer.most, layer.most)
+        changes = self.options.changes.get(node.name)
+        if layer.most != COEFFICIENT and changes is not None:
+            whole = np.clip(whole + rows_of(node, changes), -layer.most, layer.most)
+        if layer.most != COEFFICIENT and not self.options.settled:
+            held = from_rows(node, units, layer.weights.shape)
+            self.units[node.name] = Units(held, layer.most, layer.step)
         numbers = whole * layer.step
         if isinstance(layer.source, Current):
             source = self._bounds(layer.source.labels) / self._scales(layer.source.labels)
@@ -1238,6 +1245,20 @@ def _port(node: Node, port: str) -> Tensor | None:
     """What a neuron reads at a port, None where it has no such port."""
     names = [one.name for one in dialect.OPERATORS[node.op].inputs]
     return input_at(node, names.index(port)) if port in names else None
+
+
+def _best_parts(rows: Floats, scales: Floats, most: int) -> Floats:
+    """Of each row the part of its scale with which rounding it changes it least: with few bits a
+    smaller scale that clips the largest weights may serve the others better.  [O]."""
+    best = np.ones(len(rows))
+    least = np.full(len(rows), np.inf)
+    for part in PARTS:
+        scale = np.where(scales > 0, part * scales, 1.0)[:, None]
+        kept = np.clip(np.floor(rows / scale + 0.5), -most, most) * scale
+        error = np.square(rows - kept).sum(axis=1)
+        better = error < least
+        best[better], least[better] = part, error[better]
+    return best
 
 
 def _odd(numbers: Floats) -> Floats:

@@ -44,6 +44,8 @@ SYNTHETIC_SAMPLES = 32
 #: many as keep the spikes of all neurons, steps and samples below CORRECTION_VALUES.
 CORRECTION_SAMPLES = (16, 128)
 CORRECTION_VALUES = 1 << 32
+#: Weights of fewer bits are rounded by error feedback.
+FEW_BITS = 8
 #: The paper's thresholds are observed over so many time-steps and samples.
 VIN_MAX_STEPS = 256
 VIN_MAX_SAMPLES = 64
@@ -261,6 +263,9 @@ def _corrected(
             prepared.context.note("SNNC310", f"thresholds do not grow: {reason_text}")
             growth, biases = STEADY, {}
             corrected, window = _grown(prepared, calibration, options, growth, steps)
+    # With 8 bits and more, the nearest whole number is as good.
+    few = options.weights.bits is not None and options.weights.bits < FEW_BITS
+    whole: dict[str, NDArray[np.int8]] | None = {} if few else None
     schedules, left = settle_corrections(
         window,
         prepared.ann,
@@ -271,6 +276,7 @@ def _corrected(
         biases=biases,
         batch=prepared.fixed_batch,
         seed=options.seed,
+        whole=whole,
         progress=_telling(progress, "correcting"),
     )
     if left:
@@ -281,7 +287,7 @@ def _corrected(
             f"than {LEAST_POSITIONS} positions of a channel",
             hint="give more calibration samples",
         )
-    return replace(corrected, schedules=schedules)
+    return replace(corrected, schedules=schedules, whole=whole or {})
 
 
 def _grown(

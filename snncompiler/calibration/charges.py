@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from snncompiler.calibration.feedback import round_weights
 from snncompiler.calibration.window import Window
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import with_outputs
@@ -98,9 +99,17 @@ class RunningNetwork:
 
     def currents(self, window: Window, node: onnx.NodeProto) -> Iterator[Floats]:
         """What a layer receives, batch by batch: [steps*m, ...], or [m, ...] where it is static."""
-        nodes, reads = window.before(node.input[0])
+        return self.values(window, node.input[0])
+
+    def values(self, window: Window, wanted: str) -> Iterator[Floats]:
+        """What a tensor is, batch by batch."""
+        if wanted in self.recordings:
+            for index in range(len(self.parts)):
+                yield self.recordings[wanted].take(index)
+            return
+        nodes, reads = window.before(wanted)
         spiking = [name for name in reads if name not in window.inputs]
-        model = _model(window, nodes, reads, [node.input[0]])
+        model = _model(window, nodes, reads, [wanted])
         session = create_session(model)
         for index, part in enumerate(self.parts):
             given = {name: self.recordings[name].take(index) for name in spiking}
@@ -422,6 +431,7 @@ def settle_corrections(
     biases: Mapping[str, Floats] | None = None,
     batch: int | None = None,
     seed: int = 0,
+    whole: dict[str, NDArray[np.int8]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Floats], list[str]]:
     """The schedules [S, C] of all layers, settled from the input on, as `correct` says, and the names
@@ -430,8 +440,9 @@ def settle_corrections(
     window: the network with its thresholds set, over the steps of the correction; its neurons take a
     schedule.  ann: the normalized ANN.  feeds: images by input name, [n, ...].  growth: of the window's
     thresholds; schedules then hold what drives the `biases`, too.  batch: the only batch size that the
-    network takes, of which n is a multiple.  A layer of which the images show fewer than
-    LEAST_POSITIONS positions of a channel gets no charge.
+    network takes, of which n is a multiple.  whole: where given, weights are rounded by error feedback,
+    each layer before its charges are found, and what that changes is put there.  A layer of which the
+    images show fewer than LEAST_POSITIONS positions of a channel gets no charge.
     """
     by_name = {layer.name: layer for layer in layers}
     order = [node for node in window.neurons() if node.name in by_name]
@@ -442,10 +453,17 @@ def settle_corrections(
     worth = growth.worth(window.steps) if growth else None
     constants = {tensor.name: tensor for tensor in window.graph.initializer}
     images = len(next(iter(feeds.values())))
+
+    def seen_by(name: str) -> Iterator[tuple[Floats, int]]:
+        for part, value in zip(network.parts, network.values(window, name), strict=True):
+            yield value, part.stop - part.start
+
     schedules: dict[str, Floats] = {}
     left: list[str] = []
     for done, node in enumerate(order):
         layer, seen = by_name[node.name], sampled[node.name]
+        if whole is not None:
+            round_weights(window, window.before(node.input[0])[0], seen_by, whole, seed)
         steps = 1 if _attribute(node, "static_current") else window.steps
         held: list[Floats] = []
         hold = 4 * seen.size * images * steps <= _HELD_BYTES

@@ -38,7 +38,8 @@ class Calibration:
     input_scales: input name -> max |x|, for Poisson input.  maxpool: how the network pools.
     levels: of layered time, where θ is the value of one level: L, the largest number that the spikes of
         a window stand for.  0: of streaming time.
-    weights: of the running network.  input_ranges: input name -> max |x|, where they are whole numbers.
+    weights: of the running network.  Where they are whole numbers, input_ranges: input name -> max |x|;
+        and whole: name of a node -> by how much its whole weights differ from the nearest, -8 to 7.
     source: "data", "batch-norm" or "synthetic".  data_sha256: hash of the calibration arrays.
     """
 
@@ -69,6 +70,7 @@ class Calibration:
     levels: int = 0
     weights: Parsed[Weights] = Parsed(Weights.parse, Weights, REAL)
     input_ranges: Mapping[str, float] = field(default_factory=dict)
+    whole: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """As JSON; float32 values are written so that they are read back exactly.
@@ -87,6 +89,9 @@ class Calibration:
             content["weights"] = str(self.weights)
         else:
             del content["weights"], content["input_ranges"]
+        content["whole"] = {name: _nibbles(changes) for name, changes in self.whole.items()}
+        if not self.whole:
+            del content["whole"]
         for name, theta in self.thresholds.items():
             content["thresholds"][name] = [float(str(value)) for value in theta]
         for kind in _ARRAYS:
@@ -108,6 +113,8 @@ class Calibration:
             for kind in _ARRAYS:
                 entries = content.get(kind, {})
                 content[kind] = {name: _read(entry) for name, entry in entries.items()}
+            packed = content.get("whole", {})
+            content["whole"] = {name: _from_nibbles(entry) for name, entry in packed.items()}
             return Calibration(**content)
         except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
             raise refuse("SNNC401", f"the calibration cannot be read: {error}") from None
@@ -139,3 +146,18 @@ def _written(array: NDArray[np.float32]) -> dict[str, Any]:
 def _read(entry: Mapping[str, Any]) -> NDArray[np.float32]:
     values = np.frombuffer(base64.b64decode(entry["float32"]), "<f4")
     return values.reshape(entry["shape"]).astype(np.float32)
+
+
+def _nibbles(changes: NDArray[np.int8]) -> dict[str, Any]:
+    """Numbers from -8 to 7, two to a byte, the first one in its lower half."""
+    flat = (changes.reshape(-1) + 8).astype(np.uint8)
+    flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
+    raw = base64.b64encode((flat[::2] | flat[1::2] << 4).tobytes()).decode()
+    return {"shape": list(changes.shape), "nibbles": raw}
+
+
+def _from_nibbles(entry: Mapping[str, Any]) -> NDArray[np.int8]:
+    raw = np.frombuffer(base64.b64decode(entry["nibbles"]), np.uint8)
+    flat = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1).astype(np.int8) - 8
+    shape = [int(size) for size in entry["shape"]]
+    return flat[: int(np.prod(shape, dtype=np.int64))].reshape(shape).astype(np.int8)

@@ -6,7 +6,7 @@ same graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from snncompiler.ir.graph import Graph, infer_shapes, label
 from snncompiler.ir.settings import Options
 from snncompiler.ir.whole import Grid
 from snncompiler.network.prepared import Prepared
-from snncompiler.passes.base import Pass, run_passes
+from snncompiler.passes.base import Pass, Units, run_passes
 from snncompiler.passes.spike.correct_layers import CorrectLayers
 from snncompiler.passes.spike.encode_poisson import EncodePoisson
 from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
@@ -38,7 +38,7 @@ class Window:
 
     `opsets` are those of the source; `steps` is the number of time-steps; `first_image` names the input
     that tells a Poisson encoder which image is the first, empty where there is none; `grid` tells of
-    the layers where weights are whole numbers.
+    the layers where weights are whole numbers, and `units` of the weights before.
     """
 
     graph: onnx.GraphProto
@@ -46,6 +46,7 @@ class Window:
     steps: int
     first_image: str = ""
     grid: Grid = field(default_factory=Grid)
+    units: Mapping[str, Units] = field(default_factory=dict)
 
     @property
     def inputs(self) -> set[str]:
@@ -125,7 +126,8 @@ def _whole_numbers(calibration: Calibration, options: Options, settled: bool) ->
             options.input_bits,
             options.steps,
             calibration.growth,
-            settled=settled,
+            calibration.whole,
+            settled,
         )
     ]
 
@@ -164,4 +166,5 @@ def window_of(prepared: Prepared, calibration: Calibration, options: Options, st
         steps,
         names.get("first_image", ""),
         prepared.context.grid,
+        prepared.context.units,
     )
