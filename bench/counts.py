@@ -43,7 +43,7 @@ class Graph:
         self.constants: dict[str, list[onnx.TensorProto]] = {"float": [], "counts": []}
         self.channels: dict[str, int] = {"x": 3}
         self.most: dict[str, int] = {"x": 255}
-        self._count("CountNeuron", ["x_image"], "x", {"levels": 255}, np.zeros(3), np.ones(3))
+        self._count("CountNeuron", ["x_image"], "x", {"top": 255}, np.zeros(3), np.ones(3))
 
     def _constant(self, form: str, name: str, value: Array) -> str:
         self.constants[form].append(numpy_helper.from_array(value, name))
@@ -57,6 +57,9 @@ class Graph:
             self._constant("counts", f"{out}_{port}", value.astype(kind))
             for port, value in zip(("membrane", "threshold"), neurons, strict=False)
         ]
+        if neurons:
+            levels = np.array(255 if out == "x" else self.levels, np.int64)
+            names.append(self._constant("counts", f"{out}_levels", levels))
         self.nodes["counts"].append(
             helper.make_node(op, [*inputs, *names], [out], out, domain=dialect.DOMAIN, **attributes)
         )
@@ -81,7 +84,8 @@ class Graph:
         inputs = [x, self._constant("counts", f"{out}_w", weights)]
         attributes: dict[str, Any] = {
             "group": 1,
-            "levels": self.levels,
+            "origin": 0,
+            "top": 255,
             "levels_in": self.most[x],
             "dilations": [1, 1],
             **window,

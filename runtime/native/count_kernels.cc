@@ -97,7 +97,7 @@ Layout::Layout(const Source& source) {
 
 Layer::Layer(const std::vector<Source>& the_sources, bool is_depthwise, std::int64_t the_pixel,
              std::int64_t the_offset, std::int64_t the_channels, const std::int8_t* const* weights,
-             const Neurons& neurons, Way the_way)
+             const Neurons& neurons, std::int64_t the_origin, Way the_way)
     : sources(the_sources),
       depthwise(is_depthwise),
       way(the_way),
@@ -105,14 +105,14 @@ Layer::Layer(const std::vector<Source>& the_sources, bool is_depthwise, std::int
       offset(the_offset),
       channels(the_channels),
       units((the_channels + unit_channels - 1) / unit_channels),
+      origin(the_origin),
       panels(0),
-      levels(neurons.levels),
-      most(0),
-      inputs(0) {
+      inputs(0),
+      least(std::numeric_limits<std::int64_t>::max()),
+      largest(0) {
   for (const Source& source : sources) {
     layouts.emplace_back(source);
     panels += layouts.back().panels;
-    most = std::max(most, source.levels);
     inputs += depthwise ? source.kernel[0] * source.kernel[1] : source.rows();
   }
   check_sums(weights, neurons);
@@ -122,18 +122,17 @@ Layer::Layer(const std::vector<Source>& the_sources, bool is_depthwise, std::int
   rate = filled<float>(all, 0);
   half = filled<float>(all, 0);
   exact = filled<double>(all, 0);
-  // (a + 1/2) / Q is at least 1 / 2Q from a whole number, and float32 errs by less than
-  // (levels + 1) / 2^23 where it matters; larger values are `levels` anyway.
-  quick = true;
   for (std::int64_t c = 0; c < channels; ++c) {
     const std::int64_t from = offset + c, threshold = neurons.threshold[from];
-    membrane[c] = neurons.membrane[from];
+    std::int64_t zero = 0;  // what the counts weigh that stand for none
+    for (std::int64_t i = 0; origin && i < sources[0].rows(); ++i) zero += weights[0][i * pixel + from];
+    membrane[c] = static_cast<std::int32_t>(neurons.membrane[from] - origin * zero);
     if (neurons.coefficient) coefficient[c] = neurons.coefficient[from];
     rate[c] = 1.0f / static_cast<float>(threshold);
     half[c] = rate[c] / 2;
     exact[c] = 1.0 / static_cast<double>(threshold);
-    // A potential near 2^31 must not become one of 2^31.
-    quick = quick && threshold > 1 && (levels + 1) * threshold < 1 << 22;
+    least = std::min(least, threshold);
+    largest = std::max(largest, threshold);
   }
   pack(weights);
 }
@@ -152,7 +151,8 @@ void Layer::check_sums(const std::int8_t* const* weights, const Neurons& neurons
     for (std::size_t s = 0; s < sources.size(); ++s) {
       const std::int64_t rows = depthwise ? sources[s].kernel[0] * sources[s].kernel[1] : sources[s].rows();
       for (std::int64_t i = 0; i < rows; ++i) {
-        reach += 255 * std::abs(static_cast<std::int64_t>(weights[s][i * pixel + c]));
+        // And once more for the origin.
+        reach += 510 * std::abs(static_cast<std::int64_t>(weights[s][i * pixel + c]));
       }
     }
     if (reach > std::numeric_limits<std::int32_t>::max()) {
@@ -331,6 +331,7 @@ void hold_source(const Layer& layer, const Call& call, std::size_t s, const Hold
   const Source& source = call.sources[s];
   const Layout& layout = layer.layouts[s];
   const std::int64_t size = source.pixel, apart = layout.pixel;
+  const int zero = s ? 0 : static_cast<int>(layer.origin);
   for (std::int64_t i = 0; i < images; ++i) {
     const std::uint8_t* const from =
         call.counts[s] + (image + i) * source.in[0] * source.in[1] * size + source.offset;
@@ -344,10 +345,10 @@ void hold_source(const Layer& layer, const Call& call, std::size_t s, const Hold
           whole = whole && top + j >= 0 && top + j < source.in[0];
         }
         if (whole) {
-          std::memset(to, 0, static_cast<std::size_t>(left));
-          std::memset(to + left + held, 0, static_cast<std::size_t>(hold.pitch - left - held));
+          std::memset(to, zero, static_cast<std::size_t>(left));
+          std::memset(to + left + held, zero, static_cast<std::size_t>(hold.pitch - left - held));
         } else {
-          std::memset(to, 0, static_cast<std::size_t>(hold.pitch));
+          std::memset(to, zero, static_cast<std::size_t>(hold.pitch));
         }
         if (whole && source.channels == 3 && size == 3 && !hold.sparse) {
           const std::uint8_t* lines[most_together];
@@ -368,7 +369,7 @@ void hold_source(const Layer& layer, const Call& call, std::size_t s, const Hold
           for (std::int64_t x = 0; x < call.width; ++x) {
             const std::int64_t column = source.column(x, 0);
             if (column < 0 || column >= source.in[1]) {
-              std::memset(there + x * apart, 0, static_cast<std::size_t>(source.channels));
+              std::memset(there + x * apart, zero, static_cast<std::size_t>(source.channels));
             } else {
               std::memcpy(there + x * apart, line + column * size,
                           static_cast<std::size_t>(source.channels));
@@ -377,7 +378,7 @@ void hold_source(const Layer& layer, const Call& call, std::size_t s, const Hold
         }
       }
       // The padding behind the last row.
-      std::memset(to, 0, static_cast<std::size_t>(std::min(hold.pitch, source.end[1] * apart)));
+      std::memset(to, zero, static_cast<std::size_t>(std::min(hold.pitch, source.end[1] * apart)));
     }
   }
 }
@@ -412,7 +413,7 @@ void run_plain(const Strip& strip, std::int64_t unit, std::int64_t units) {
         }
         const std::int64_t place = (run->out + i) * layer.pixel + layer.offset + first;
         const std::uint8_t* const residual = strip.call.residual;
-        fire(layer, unit, sums, residual ? residual + place : nullptr, count, strip.call.out + place);
+        fire(layer, strip.call.levels, unit, sums, residual ? residual + place : nullptr, count, strip.call.out + place);
       }
     }
   }
@@ -466,7 +467,7 @@ SNNC_BODY void depthwise_rows(const Layer& layer, const Call& call, std::int64_t
         }
         const std::int64_t place =
             ((image * call.height + y) * call.width + x) * layer.pixel + layer.offset + first;
-        fire(layer, u, whole, call.residual ? call.residual + place : nullptr, count,
+        fire(layer, call.levels, u, whole, call.residual ? call.residual + place : nullptr, count,
              call.out + place);
       }
     }

@@ -55,7 +55,6 @@ struct Neurons {
   const std::int32_t* membrane;     // bias, and the potential at the start
   const std::int32_t* threshold;    // at least 1
   const std::int32_t* coefficient;  // of 16 bits: the charge of a residual count, or null
-  std::int64_t levels;              // 1 to 255
 };
 
 /// A group of output channels: its weights, packed, and its neurons; what stays between calls.
@@ -63,21 +62,27 @@ class Layer {
  public:
   /// Of the sources only what belongs to the kernels is read.  `weights[i]` of source i is `[kernel
   /// height, kernel width, channels, pixel]`, of a depthwise layer, which has one source, `[kernel
-  /// height, kernel width, pixel]`; the layer takes the channels from `offset` on.  Throws
+  /// height, kernel width, pixel]`; the layer takes the channels from `offset` on.  `origin` is the count of
+  /// the first source that stands for zero, in its padding, too; 0 of a depthwise layer.  Throws
   /// std::invalid_argument where a sum may need more than 32 bits, std::bad_alloc where memory ran out.
   Layer(const std::vector<Source>& sources, bool depthwise, std::int64_t pixel, std::int64_t offset,
         std::int64_t channels, const std::int8_t* const* weights, const Neurons& neurons,
-        Way way = best_way());
+        std::int64_t origin = 0, Way way = best_way());
+
+  /// Whether neurons of so many levels may be computed in float32: (a + 1/2) / Q is at least 1 / 2Q from
+  /// a whole number, and float32 errs by less than (levels + 1) / 2^23 where it matters; larger values
+  /// are `levels` anyway.  A potential near 2^31 must not become one of 2^31.
+  bool quick(std::int64_t levels) const { return least > 1 && (levels + 1) * largest < 1 << 22; }
 
   std::vector<Source> sources;
   std::vector<Layout> layouts;
   bool depthwise;
   Way way;
   std::int64_t pixel, offset, channels, units;
+  std::int64_t origin;  // the count of source 0 that stands for zero
   std::int64_t panels;  // of all sources
-  std::int64_t levels, most;  // the largest count that goes out, and that comes in
-  std::int64_t inputs;  // weights of an output
-  bool quick;           // neurons in float32 are exact
+  std::int64_t inputs;     // weights of an output
+  std::int64_t least, largest;  // of the thresholds
   std::shared_ptr<std::int8_t> digits;  // [units, panels, 16 inputs / 4, 16 channels, 4 inputs]
   std::vector<std::int8_t> depth;       // of every panel: its fours of inputs
   Buffer<float> taps;  // of a depthwise layer: [kernel height, kernel width, units, 16]
@@ -98,6 +103,8 @@ struct Call {
   const std::uint8_t* residual;  // of the output's shape, or null
   std::uint8_t* out;             // [images, height, width, pixel of the layer]
   std::int64_t images, height, width;
+  std::int64_t levels, most;  // the largest count that goes out, and that comes in
+  bool quick;                 // whether neurons are computed in float32
 };
 
 /// Computes the images [image, image + images), of these the output rows [row, row + rows), and of

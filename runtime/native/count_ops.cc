@@ -58,12 +58,23 @@ Shape integers(const Attributes& attributes, const std::string& name, std::size_
   return values;
 }
 
-/// A number of spikes that a byte holds.
-std::int64_t levels_of(const Attributes& attributes, const char* name) {
-  const std::int64_t levels = attributes.integer(name, 255);
-  if (levels < 1 || levels > 255) {
-    throw std::invalid_argument("`" + std::string(name) + "` must be 1 to 255, not " +
-                                std::to_string(levels));
+/// An attribute that a byte holds.
+std::int64_t byte_of(const Attributes& attributes, const char* name, std::int64_t otherwise,
+                     std::int64_t least) {
+  const std::int64_t number = attributes.integer(name, otherwise);
+  if (number < least || number > 255) {
+    throw std::invalid_argument("`" + std::string(name) + "` must be " + std::to_string(least) +
+                                " to 255, not " + std::to_string(number));
+  }
+  return number;
+}
+
+/// The levels of this call.
+std::int64_t levels_of(const Input& input, std::int64_t top) {
+  const std::int64_t levels = number_of("levels", input, 1);
+  if (levels > top) {
+    throw std::invalid_argument("`levels` is " + std::to_string(levels) + ", and by counts at most " +
+                                std::to_string(top) + " are exact here (events=False takes more)");
   }
   return levels;
 }
@@ -78,8 +89,7 @@ struct Window {
         dilations(integers(attributes, prefix + "dilations", 2, 1, 1)) {}
 
   /// Over counts `[N, height, width, channels]`, of a kernel `[height, width, ...]`.
-  Source over(const Shape& sample, const Shape& kernel, std::int64_t channels,
-              std::int64_t levels) const {
+  Source over(const Shape& sample, const Shape& kernel, std::int64_t channels) const {
     Source source{};
     for (std::size_t axis = 0; axis < 2; ++axis) {
       source.in[axis] = sample[axis + 1];
@@ -91,7 +101,6 @@ struct Window {
     }
     source.pixel = sample[3];
     source.channels = channels;
-    source.levels = levels;
     return source;
   }
 };
@@ -108,14 +117,16 @@ class CountLayer {
   static constexpr const char* name = pair       ? "CountConvPair"
                                       : residual ? "CountConvAdd"
                                                  : "CountConv";
-  // counts and weights, more of them or residual and coefficient; membrane and threshold
+  // counts and weights, more of them or residual and coefficient; membrane, threshold and levels
   static constexpr auto inputs = [] {
     if constexpr (pair) {
-      return std::array{ort::uint8, ort::int8, ort::uint8, ort::int8, ort::int32, ort::int32};
+      return std::array{ort::uint8, ort::int8,  ort::uint8, ort::int8,
+                        ort::int32, ort::int32, ort::int64};
     } else if constexpr (residual) {
-      return std::array{ort::uint8, ort::int8, ort::uint8, ort::int32, ort::int32, ort::int32};
+      return std::array{ort::uint8, ort::int8,  ort::uint8, ort::int32,
+                        ort::int32, ort::int32, ort::int64};
     } else {
-      return std::array{ort::uint8, ort::int8, ort::int32, ort::int32};
+      return std::array{ort::uint8, ort::int8, ort::int32, ort::int32, ort::int64};
     }
   }();
   static constexpr ort::ElementType outputs[] = {ort::uint8};
@@ -123,8 +134,10 @@ class CountLayer {
 
   explicit CountLayer(const Attributes& attributes)
       : group_(attributes.integer("group", 1)),
-        levels_(levels_of(attributes, "levels")),
-        levels_in_{levels_of(attributes, "levels_in"), levels_of(attributes, "more_levels_in")},
+        top_(byte_of(attributes, "top", 255, 1)),
+        origin_(byte_of(attributes, "origin", 0, 0)),
+        levels_in_{byte_of(attributes, "levels_in", 255, 0),
+                   pair ? byte_of(attributes, "more_levels_in", 255, 0) : 1},
         windows_{Window(attributes, ""), Window(attributes, "more_")} {
     if (group_ < 1 || (pair && group_ > 1)) {
       throw std::invalid_argument("`group` must be 1 or, of one convolution, more");
@@ -152,6 +165,9 @@ class CountLayer {
     const Packed& packed = layers == &made.layers ? made : packed_;
 
     counts::Call call{};
+    call.levels = levels_of(context.input(neuron + 2), top_);
+    call.most = 1;
+    for (const std::int64_t most : levels_in_) call.most = std::max(call.most, most ? most : call.levels);
     Shape out;
     Source sources[2] = {};
     for (std::size_t s = 0; s < (pair ? 2 : 1); ++s) {
@@ -162,7 +178,7 @@ class CountLayer {
         refuse(what, input.shape, "[N, height, width, " + std::to_string(kernel[2] * group_) + "]");
       }
       call.counts[s] = input.as<std::uint8_t>();
-      sources[s] = windows_[s].over(input.shape, kernel, kernel[2], levels_in_[s]);
+      sources[s] = windows_[s].over(input.shape, kernel, kernel[2]);
       const Shape own = {input.shape[0], sources[s].out(0), sources[s].out(1), kernel[3]};
       if (s && own != out) refuse(what, input.shape, "such that their convolution gives " + text(out));
       out = own;
@@ -212,20 +228,19 @@ class CountLayer {
     const std::int64_t channels = weights.shape[3], each = channels / group_;
     if (membrane.shape != Shape{channels}) refuse("membrane", membrane.shape, text({channels}));
     if (threshold.shape != Shape{channels}) refuse("threshold", threshold.shape, text({channels}));
-    counts::Neurons neurons{membrane.as<std::int32_t>(), threshold.as<std::int32_t>(), nullptr, levels_};
+    counts::Neurons neurons{membrane.as<std::int32_t>(), threshold.as<std::int32_t>(), nullptr};
     Packed packed;
     packed.kernels[0] = weights.shape;
     const std::int8_t* from[] = {weights.as<std::int8_t>(), nullptr};
     // Only the kernels matter here.
     std::vector<Source> sources{
-        windows_[0].over({1, 1, 1, 1}, weights.shape, weights.shape[2], levels_in_[0])};
+        windows_[0].over({1, 1, 1, 1}, weights.shape, weights.shape[2])};
     if constexpr (pair) {
       check_weights("more_weights", given[3].shape);
       if (given[3].shape[3] != channels) refuse("more_weights", given[3].shape, "of as many channels out");
       packed.kernels[1] = given[3].shape;
       from[1] = given[3].as<std::int8_t>();
-      sources.push_back(
-          windows_[1].over({1, 1, 1, 1}, given[3].shape, given[3].shape[2], levels_in_[1]));
+      sources.push_back(windows_[1].over({1, 1, 1, 1}, given[3].shape, given[3].shape[2]));
     }
     if constexpr (residual) {
       if (given[3].shape != Shape{channels}) refuse("coefficient", given[3].shape, text({channels}));
@@ -233,7 +248,7 @@ class CountLayer {
     }
     // The taps of a depthwise layer are added in float32, which holds their sums.
     const Shape& kernel = weights.shape;
-    const bool depthwise = group_ > 1 && kernel[2] == 1 && each == 1 &&
+    const bool depthwise = group_ > 1 && !origin_ && kernel[2] == 1 && each == 1 &&
                            kernel[0] * kernel[1] <= counts::max_kernel * counts::max_kernel;
     if (depthwise) {
       packed.layers.emplace_back(sources, true, channels, 0, channels, from, neurons);
@@ -241,7 +256,7 @@ class CountLayer {
     }
     packed.layers.reserve(static_cast<std::size_t>(group_));
     for (std::int64_t g = 0; g < group_; ++g) {
-      packed.layers.emplace_back(sources, false, channels, g * each, each, from, neurons);
+      packed.layers.emplace_back(sources, false, channels, g * each, each, from, neurons, origin_);
     }
     return packed;
   }
@@ -254,6 +269,7 @@ class CountLayer {
       for (std::size_t s = 0; s < layers[g].sources.size(); ++s) {
         calls[g].sources[s] = sources[s];
         calls[g].sources[s].offset = static_cast<std::int64_t>(g) * sources[s].channels;
+        calls[g].quick = layers[g].quick(call.levels);
       }
     }
     const counts::Layer& first = layers[0];
@@ -299,7 +315,7 @@ class CountLayer {
     if (!good) throw std::runtime_error("out of memory");
   }
 
-  std::int64_t group_, levels_, levels_in_[2];
+  std::int64_t group_, top_, origin_, levels_in_[2];
   Window windows_[2];
   Packed packed_;
 };
@@ -308,17 +324,17 @@ class CountLayer {
 class CountNeuron {
  public:
   static constexpr const char* name = "CountNeuron";
-  static constexpr std::array inputs{ort::float32, ort::float32, ort::float32};
+  static constexpr std::array inputs{ort::float32, ort::float32, ort::float32, ort::int64};
   static constexpr ort::ElementType outputs[] = {ort::uint8};
   static constexpr std::array<int, 0> states_in{}, states_out{};
 
-  explicit CountNeuron(const Attributes& attributes) : levels_(levels_of(attributes, "levels")) {}
+  explicit CountNeuron(const Attributes& attributes) : top_(byte_of(attributes, "top", 255, 1)) {}
 
   template <typename Device>
   void run(const Context& context) const {
     const Input current = context.input(0), membrane = context.input(1), threshold = context.input(2);
     if (current.shape.size() != 4) refuse("current", current.shape, "[N, channels, height, width]");
-    const std::int64_t channels = current.shape[1];
+    const std::int64_t channels = current.shape[1], levels = levels_of(context.input(3), top_);
     if (membrane.shape != Shape{channels}) refuse("membrane", membrane.shape, text({channels}));
     if (threshold.shape != Shape{channels}) refuse("threshold", threshold.shape, text({channels}));
     const std::int64_t images = current.shape[0], height = current.shape[2], width = current.shape[3];
@@ -327,7 +343,7 @@ class CountNeuron {
     const auto row = [&](std::int64_t index) {
       const std::int64_t image = index / height, y = index % height;
       counts::fire_row(current.as<float>() + (image * channels * height + y) * width, height * width,
-                       width, channels, membrane.as<float>(), threshold.as<float>(), levels_,
+                       width, channels, membrane.as<float>(), threshold.as<float>(), levels,
                        out + index * width * channels);
     };
     if (elements(current.shape) < 1 << 15) {
@@ -338,7 +354,7 @@ class CountNeuron {
   }
 
  private:
-  std::int64_t levels_;
+  std::int64_t top_;
 };
 
 /// Max pooling of counts: all windows of time are complete.
@@ -360,7 +376,7 @@ class CountMaxPool {
   void run(const Context& context) const {
     const Input input = context.input(0);
     if (input.shape.size() != 4) refuse("counts", input.shape, "[N, height, width, channels]");
-    const Source source = window_.over(input.shape, kernel_, input.shape[3], 255);
+    const Source source = window_.over(input.shape, kernel_, input.shape[3]);
     const Shape out = {input.shape[0], source.out(0), source.out(1), input.shape[3]};
     auto* const pooled = context.output<std::uint8_t>(0, out);
     if (!elements(out)) return;

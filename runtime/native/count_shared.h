@@ -46,10 +46,10 @@ struct Strip {
   std::int64_t rows;       // of a tile, of which anything comes
 };
 
-/// Sixteen neurons of one pixel, in plain C++: in float64 a multiplication is exact enough for any sum
+/// Sixteen neurons of one pixel, of `top` levels, in plain C++: in float64 a multiplication is exact enough for any sum
 /// of 32 bits.  `out` is where the pixel's first channel of this unit is, and has `count` channels.
-SNNC_BODY void fire(const Layer& layer, std::int64_t unit, const std::int32_t* sums,
-                    const std::uint8_t* residual, std::int64_t count, std::uint8_t* out) {
+SNNC_BODY void fire(const Layer& layer, std::int64_t top, std::int64_t unit,
+                    const std::int32_t* sums, const std::uint8_t* residual, std::int64_t count, std::uint8_t* out) {
   const std::int64_t first = unit * unit_channels;
   std::int32_t potential[unit_channels];
   for (std::int64_t c = 0; c < unit_channels; ++c) potential[c] = sums[c];
@@ -58,7 +58,7 @@ SNNC_BODY void fire(const Layer& layer, std::int64_t unit, const std::int32_t* s
       potential[c] += layer.coefficient[first + c] * static_cast<std::int32_t>(residual[c]);
     }
   }
-  const auto levels = static_cast<std::int32_t>(layer.levels);
+  const auto levels = static_cast<std::int32_t>(top);
   std::uint8_t fired[unit_channels];
   for (std::int64_t c = 0; c < unit_channels; ++c) {
     // (a + 1/2) / threshold is half a threshold's part from a whole number at least.

@@ -33,22 +33,25 @@ struct Outs {
 /// The neurons of a unit.
 struct Unit {
   const Layer& layer;
-  std::int64_t index, channel, count;
+  std::int64_t levels, index, channel, count;
+  bool quick;
   const std::uint8_t* residual;  // of pixel 0, or null
   std::uint8_t* out;
 
   Unit(const Strip& strip, std::int64_t unit)
       : layer(strip.layer),
+        levels(strip.call.levels),
         index(unit),
         channel(unit * unit_channels),
         count(channels_of(strip.layer, unit)),
+        quick(strip.call.quick),
         residual(strip.call.residual ? strip.call.residual + layer.offset + channel : nullptr),
         out(strip.call.out + layer.offset + channel) {}
 
   /// One pixel, for any threshold.
   void fire_one(const std::int32_t* sums, std::int64_t pixel) const {
     const std::int64_t place = pixel * layer.pixel;
-    fire(layer, index, sums, residual ? residual + place : nullptr, count, out + place);
+    fire(layer, levels, index, sums, residual ? residual + place : nullptr, count, out + place);
   }
   void fire_each(const std::int32_t* sums, std::int64_t apart, const Outs& outs, int pixels) const {
     for (int i = 0; i < pixels; ++i) {
@@ -63,7 +66,7 @@ constexpr std::int32_t in_order[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
 SNNC_VNNI SNNC_INLINE inline void fire_fours(const Unit& unit, const std::int32_t* sums,
                                              std::int64_t apart, Outs outs, std::int64_t fours) {
   const Layer& layer = unit.layer;
-  if (!layer.quick) {
+  if (!unit.quick) {
     for (; fours; --fours, sums += 4 * apart, outs.pixels += 4) unit.fire_each(sums, apart, outs, 4);
     return;
   }
@@ -74,7 +77,7 @@ SNNC_VNNI SNNC_INLINE inline void fire_fours(const Unit& unit, const std::int32_
   const __m512i coefficient = _mm512_and_si512(
       _mm512_loadu_si512(layer.coefficient.get() + unit.channel), _mm512_set1_epi32(0xffff));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i most = _mm512_set1_epi8(static_cast<char>(layer.levels));
+  const __m512i most = _mm512_set1_epi8(static_cast<char>(unit.levels));
   const auto there = static_cast<__mmask16>((1u << unit.count) - 1);
   for (; fours; --fours, sums += 4 * apart, outs.pixels += 4) {
     const std::int32_t first = outs.pixels[0];
@@ -202,7 +205,7 @@ SNNC_VNNI void run_vnni(const Strip& strip, std::int64_t unit) {
 SNNC_AVX2 SNNC_INLINE inline void fire_pixel(const Unit& unit, const std::int32_t* sums,
                                              std::int64_t pixel) {
   const Layer& layer = unit.layer;
-  if (!layer.quick || unit.count < unit_channels) return unit.fire_one(sums, pixel);
+  if (!unit.quick || unit.count < unit_channels) return unit.fire_one(sums, pixel);
   const std::int64_t place = pixel * layer.pixel;
   __m256i whole[2];
   for (int i = 0; i < 2; ++i) {
@@ -223,7 +226,7 @@ SNNC_AVX2 SNNC_INLINE inline void fire_pixel(const Unit& unit, const std::int32_
       _mm256_permute4x64_epi64(_mm256_packs_epi32(whole[0], whole[1]), 0xd8);
   const __m128i bytes =
       _mm_packus_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
-  const __m128i fired = _mm_min_epu8(bytes, _mm_set1_epi8(static_cast<char>(layer.levels)));
+  const __m128i fired = _mm_min_epu8(bytes, _mm_set1_epi8(static_cast<char>(unit.levels)));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(unit.out + place), fired);
 }
 
@@ -361,7 +364,7 @@ constexpr Dot narrow_dots[] = {narrow_dot<Multiply, 1>, narrow_dot<Multiply, 2>,
 
 void run_avx2(const Strip& strip, std::int64_t unit) {
   // Two products of a count and of at most 127 in 16 bits.
-  const std::int64_t together = 32767 / (2 * 127 * std::max<std::int64_t>(strip.layer.most, 1));
+  const std::int64_t together = 32767 / (2 * 127 * strip.call.most);
   const Dot* const dots = together >= 4   ? narrow_dots<Pairs<4>>
                           : together >= 2 ? narrow_dots<Pairs<2>>
                           : together >= 1 ? narrow_dots<Pairs<1>>

@@ -28,10 +28,11 @@ TYPES = {
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
     "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
 }
 WINDOW: dict[str, Any] = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-DATA = ("counts", "more_counts", "residual", "current")
+DATA = ("counts", "more_counts", "residual", "current", "levels")
 
 
 def one_node(name: str, constants: dict[str, Array], attributes: dict[str, Any]) -> onnx.ModelProto:
@@ -84,7 +85,10 @@ def wanted(name: str, feeds: dict[str, Array], attributes: dict[str, Any]) -> Ar
     def convolved(prefix: str, group: int) -> Array:
         window = {key: attributes[prefix + key] for key in WINDOW}
         weights = feeds[prefix + "weights"].astype(np.float64)
-        return reference.spike_convolution(feeds[prefix + "counts"], weights, group, **window)
+        counts = feeds[prefix + "counts"].astype(np.int64)
+        if not prefix:
+            counts -= attributes["origin"]
+        return reference.spike_convolution(counts, weights, group, **window)
 
     total = convolved("", attributes["group"]).astype(np.int64)
     if name == "CountConvAdd":
@@ -92,7 +96,7 @@ def wanted(name: str, feeds: dict[str, Array], attributes: dict[str, Any]) -> Ar
     if name == "CountConvPair":
         total = total + convolved("more_", 1).astype(np.int64)
     return reference.count_neuron(
-        total + feeds["membrane"], feeds["threshold"], attributes["levels"]
+        total + feeds["membrane"], feeds["threshold"], int(feeds["levels"])
     )
 
 
@@ -133,7 +137,12 @@ def layer(rng: np.random.Generator) -> tuple[str, dict[str, Array], dict[str, An
         "counts": rng.integers(0, levels_in + 1, (samples, height, width, each * group)),
         "weights": weights,
     }
-    attributes = {"group": group, "levels": levels, "levels_in": levels_in, **shape}
+    attributes = {"group": group, "top": 255, "levels_in": levels_in, "origin": 0, **shape}
+    if rng.random() < 0.2:
+        attributes["origin"] = int(rng.integers(1, levels_in + 1))
+    if rng.random() < 0.3 and levels_in >= levels:
+        feeds["counts"], attributes["levels_in"] = np.minimum(feeds["counts"], levels), 0
+    feeds["levels"] = np.array(levels, np.int64)
     out = reference.spike_convolution(
         feeds["counts"], weights.astype(np.float64), group, **shape
     ).shape
@@ -213,7 +222,8 @@ def test_neurons_of_a_current_are_exact_where_the_quotient_rounds() -> None:
         correct = correct.transpose(0, 2, 3, 1).astype(np.uint8)
         assert len(np.unique(correct)) == levels + 1
         for native in (True, False):
-            got = run("CountNeuron", feeds, {"levels": levels}, native=native, constant=native)
+            feeds["levels"] = np.array(levels, np.int64)
+            got = run("CountNeuron", feeds, {"top": 255}, native=native, constant=native)
             assert np.array_equal(got, correct), (levels, native)
 
 
@@ -244,15 +254,18 @@ def test_what_a_byte_or_32_bits_do_not_hold_is_refused() -> None:
         "weights": np.full((1, 1, 70000, 1), 127, np.int8),
         "membrane": np.zeros(1, np.int32),
         "threshold": np.ones(1, np.int32),
+        "levels": np.array(4, np.int64),
     }
-    attributes: dict[str, Any] = {"group": 1, "levels": 4, "levels_in": 4, **WINDOW}
+    attributes: dict[str, Any] = {"group": 1, "top": 5, "levels_in": 4, "origin": 0, **WINDOW}
     with pytest.raises(Exception, match="more than 32 bits"):
         run("CountConv", feeds, attributes)
     small = {key: value[..., :9, :] if value.ndim > 1 else value for key, value in feeds.items()}
     small["counts"] = feeds["counts"][..., :9]
     assert run("CountConv", small, attributes).tolist() == [[[[0]]]]
-    with pytest.raises(Exception, match="`levels` must be 1 to 255, not 256"):
-        run("CountConv", small, {**attributes, "levels": 256})
+    with pytest.raises(Exception, match="`top` must be 1 to 255, not 256"):
+        run("CountConv", small, {**attributes, "top": 256})
+    with pytest.raises(Exception, match="`levels` is 6, and by counts at most 5 are exact here"):
+        run("CountConv", {**small, "levels": np.array(6, np.int64)}, attributes)
     with pytest.raises(Exception, match="`threshold` must be at least 1, not 0"):
         run("CountConv", {**small, "threshold": np.zeros(1, np.int32)}, attributes)
     more: dict[str, Array] = {

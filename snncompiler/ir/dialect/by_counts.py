@@ -12,13 +12,18 @@ from snncompiler.ir.dialect.core import Attribute, Operator, Port
 _WINDOW = ("dilations", "pads", "strides")
 
 _CONV = """
-  {name}_wide = Cast <to = 1> ({counts})
-  {name}_planes = Transpose <perm = [0, 3, 1, 2]> ({name}_wide)
-  {name}_values = Cast <to = 1> ({weights})
-  {name}_kernel = Transpose <perm = [3, 2, 0, 1]> ({name}_values)
+  {name}_wide = Cast <to = 1> ({counts}){origin}
+  {name}_planes = Transpose <perm = [0, 3, 1, 2]> ({name}_{last})
+  {name}_floats = Cast <to = 1> ({weights})
+  {name}_kernel = Transpose <perm = [3, 2, 0, 1]> ({name}_floats)
   {name}_conv = Conv <{references}> ({name}_planes, {name}_kernel)
   {name}_moved = Transpose <perm = [0, 2, 3, 1]> ({name}_conv)
   {name} = Cast <to = 6> ({name}_moved)"""
+
+_ORIGIN = """
+  whole_origin = Constant <value_int: int = @origin> ()
+  origin = Cast <to = 1> (whole_origin)
+  main_values = Sub (main_wide, origin)"""
 
 _NEURON = """
   potential = Add ({total}, membrane)
@@ -26,28 +31,27 @@ _NEURON = """
   nothing = Cast <to = 6> (none)
   above = Max (potential, nothing)
   whole = Div (above, threshold)
-  most = Constant <value_int: int = @levels> ()
-  top = Cast <to = 6> (most)
-  fired = Min (whole, top)
+  most = Cast <to = 6> (levels)
+  fired = Min (whole, most)
   counts_out = Cast <to = 2> (fired)
 }}"""
 
 
 def _layer(name: str, more: tuple[str, ...], inputs: str, middle: str, total: str) -> str:
     """The body of an operator that convolves; `more` names its further attributes."""
-    attributes = ", ".join(["group", "levels", "levels_in", *_WINDOW, *more])
+    attributes = ", ".join(["group", "levels_in", "origin", "top", *_WINDOW, *more])
     window = ", ".join(f"{key}: ints = @{key}" for key in _WINDOW)
     conv = _CONV.format(
         name="main",
+        origin=_ORIGIN,
+        last="values",
         counts="counts",
         weights="weights",
         references=f"{window}, group: int = @group",
     )
     return (
-        f"{name} <{attributes}> (counts, weights, {inputs}membrane, threshold) => (counts_out)\n{{"
-        + conv
-        + middle
-        + _NEURON.format(total=total)
+        f"{name} <{attributes}> (counts, weights, {inputs}membrane, threshold, levels) "
+        "=> (counts_out)\n{" + conv + middle + _NEURON.format(total=total)
     )
 
 
@@ -69,6 +73,8 @@ _BODIES = {
         "more_counts, more_weights, ",
         _CONV.format(
             name="more",
+            origin="",
+            last="wide",
             counts="more_counts",
             weights="more_weights",
             references=", ".join(f"{key}: ints = @more_{key}" for key in _WINDOW),
@@ -78,7 +84,7 @@ _BODIES = {
         "total",
     ),
     # The quotient is rounded; the products are not, and put it right.
-    "CountNeuron": """CountNeuron <levels> (current, membrane, threshold) => (counts_out)
+    "CountNeuron": """CountNeuron <top> (current, membrane, threshold, levels) => (counts_out)
 {
   last = Transpose <perm = [0, 2, 3, 1]> (current)
   v = Add (last, membrane)
@@ -86,10 +92,9 @@ _BODIES = {
   floor = Floor (quotient)
   none = Constant <value_float = 0.0> ()
   one = Constant <value_float = 1.0> ()
-  most = Constant <value_int: int = @levels> ()
-  top = Cast <to = 1> (most)
+  most = Cast <to = 1> (levels)
   least = Max (floor, none)
-  guess = Min (least, top)
+  guess = Min (least, most)
   worth = Mul (guess, threshold)
   high = Greater (worth, v)
   less = Cast <to = 1> (high)
@@ -100,7 +105,7 @@ _BODIES = {
   more = Cast <to = 1> (low)
   upper = Add (lower, more)
   above = Max (upper, none)
-  fired = Min (above, top)
+  fired = Min (above, most)
   counts_out = Cast <to = 2> (fired)
 }""",
     "CountMaxPool": """CountMaxPool <dilations, kernel_shape, pads, strides> (counts) => (pooled)
@@ -117,13 +122,15 @@ _WEIGHTS = Port("weights", "int8", "[KH, KW, C/group, M]", "constant, to be pack
 _NEURONS = (
     Port("membrane", "int32", "[M]", "membrane potential at the start: bias and half a threshold"),
     Port("threshold", "int32", "[M]", "θ, at least 1"),
+    Port("levels", "int64", "[]", "L, the largest count that goes out: 1 to `top`"),
 )
-_OUT = (Port("counts_out", "uint8", "[N, OH, OW, M]", "0 to `levels`"),)
-_LEVELS = Attribute("levels", "int", "L, the largest count that goes out: 1 to 255")
+_OUT = (Port("counts_out", "uint8", "[N, OH, OW, M]", "0 to L"),)
+_TOP = Attribute("top", "int", "the largest L for which sums are exact: 1 to 255")
 _ATTRIBUTES = (
     Attribute("group", "int", "as in Conv"),
-    _LEVELS,
-    Attribute("levels_in", "int", "the largest value of `counts`: 1 to 255"),
+    _TOP,
+    Attribute("levels_in", "int", "the largest value of `counts`: 1 to 255; 0: it is L"),
+    Attribute("origin", "int", "the count that stands for zero, in the padding, too: 0 to 255"),
     *(Attribute(key, "ints", "as in Conv, of two axes") for key in _WINDOW),
 )
 _EQUATION = "n = min(max(floor((x + membrane) / θ), 0), L)   with x = "
@@ -136,7 +143,7 @@ COUNT_OPERATORS: dict[str, Operator] = {
         Operator(
             name="CountConv",
             summary="Convolution of counts and neurons in one, in whole numbers." + _SUMS,
-            equation=_EQUATION + "conv(counts)",
+            equation=_EQUATION + "conv(counts - origin)",
             inputs=(_COUNTS, _WEIGHTS, *_NEURONS),
             outputs=_OUT,
             attributes=_ATTRIBUTES,
@@ -146,7 +153,7 @@ COUNT_OPERATORS: dict[str, Operator] = {
         Operator(
             name="CountConvAdd",
             summary="CountConv with a residual: counts that go past the convolution.",
-            equation=_EQUATION + "conv(counts) + coefficient·residual",
+            equation=_EQUATION + "conv(counts - origin) + coefficient·residual",
             inputs=(
                 _COUNTS,
                 _WEIGHTS,
@@ -162,7 +169,7 @@ COUNT_OPERATORS: dict[str, Operator] = {
         Operator(
             name="CountConvPair",
             summary="Two convolutions of counts into one layer of neurons.",
-            equation=_EQUATION + "conv(counts) + conv(more_counts)",
+            equation=_EQUATION + "conv(counts - origin) + conv(more_counts)",
             inputs=(
                 _COUNTS,
                 _WEIGHTS,
@@ -173,7 +180,7 @@ COUNT_OPERATORS: dict[str, Operator] = {
             outputs=_OUT,
             attributes=(
                 *_ATTRIBUTES,
-                Attribute("more_levels_in", "int", "the largest value of `more_counts`"),
+                Attribute("more_levels_in", "int", "the same of `more_counts`"),
                 *(Attribute(f"more_{key}", "ints", "of the second one") for key in _WINDOW),
             ),
             body=_BODIES["CountConvPair"],
@@ -188,9 +195,10 @@ COUNT_OPERATORS: dict[str, Operator] = {
                 Port("current", "float32", "[N, M, H, W]", "the sum of the window"),
                 Port("membrane", "float32", "[M]", "membrane potential at the start"),
                 Port("threshold", "float32", "[M]", "θ, at least 1"),
+                _NEURONS[2],
             ),
-            outputs=(Port("counts_out", "uint8", "[N, H, W, M]", "0 to `levels`"),),
-            attributes=(_LEVELS,),
+            outputs=(Port("counts_out", "uint8", "[N, H, W, M]", "0 to L"),),
+            attributes=(_TOP,),
             body=_BODIES["CountNeuron"],
             states=(),
         ),
