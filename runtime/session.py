@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from snncompiler.errors import EnvironmentMissing, UsageError
 from snncompiler.ir import dialect
+from snncompiler.passes.lower.collapse_time import collapse_time, has_layers
 from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import cuda, library
 from snncompiler.runtime.cuda import CUDA
@@ -64,7 +65,8 @@ def create_session(
         for the device.  Without it, the function bodies in the model run.
     events: let the native library compute on the CPU by events, in those layers of a compiled network
         that have such a form (`snncompiler.passes.lower.lower_events`).  Sums are then added in another
-        order than by onnxruntime's convolutions.  The session is made from a file that is deleted
+        order than by onnxruntime's convolutions.  A layered network in whole numbers computes with the
+        counts of its spikes instead of each (`snncompiler.passes.lower.collapse_time`): the same bits.  The session is made from a file that is deleted
         afterwards, so it cannot change its providers (`set_providers`).  False leaves every layer as it
         stands in the file.  So does an onnxruntime that cannot load the lowered network; a
         RuntimeWarning says so.
@@ -220,11 +222,12 @@ def _has_external_data(model: onnx.ModelProto) -> bool:
 
 
 def _by_events(source: str | bytes) -> onnx.ModelProto | None:
-    """A compiled network with its layers in event-driven form; None for anything else."""
+    """A compiled network with its layers in event-driven form, or by counts if it is layered; None for
+    anything else."""
     model = _ours(source)
     if model is None or _has_external_data(model):
         return None
-    lowered = lower_events(model)
+    lowered = collapse_time(model) if has_layers(model) else lower_events(model)
     if not lowered.changed:
         return None
     return lowered.model
