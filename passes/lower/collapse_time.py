@@ -100,6 +100,13 @@ class _Counts:
             raise Stays("its channels are not a number")
         return self.size[2]
 
+    def places(self) -> list[int]:
+        """H, W, C as numbers."""
+        known = [dim for dim in self.size if isinstance(dim, int)]
+        if len(known) < 3:
+            raise Stays("the size of its maps is not a number")
+        return known
+
 
 @dataclass(frozen=True)
 class _Term:
@@ -111,16 +118,25 @@ class _Term:
     window: dict[str, Any] = field(default_factory=dict)
     coefficient: Floats | None = None
 
-    def scaled(self, factor: Floats) -> _Term:
+    def scaled(self, factor: Floats | float) -> _Term:
         if self.weights is not None:
             return replace(self, weights=self.weights * factor)
         assert self.coefficient is not None
         return replace(self, coefficient=self.coefficient * factor)
 
-    def reach(self) -> tuple[Floats, Floats]:
-        """The largest sums of what is positive and of what is negative, for one level: [M] each."""
+    def charge(self) -> Floats:
+        """What counts are multiplied by."""
         charge = self.weights if self.weights is not None else self.coefficient
         assert charge is not None
+        return charge
+
+    def is_whole(self, most: int) -> bool:
+        """Whether it consists of whole numbers of at most this size."""
+        return _whole(self.charge()) and bool(np.abs(self.charge()).max(initial=0) <= most)
+
+    def reach(self) -> tuple[Floats, Floats]:
+        """The largest sums of what is positive and of what is negative, for one level: [M] each."""
+        charge = self.charge()
         rows = charge.reshape(-1, charge.shape[-1])
         above, below = np.maximum(rows, 0).sum(0), np.maximum(-rows, 0).sum(0)
         if self.counts.origin:  # counts of both signs
@@ -219,7 +235,7 @@ class _Collapse:
 
     def _constant(self, wanted: str, values: NDArray[Any]) -> str:
         name = unique_name(wanted, self.taken)
-        self.made.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.made.append(numpy_helper.from_array(np.array(values, order="C"), name))
         return name
 
     def _emit(self, op: str, inputs: Sequence[str], wanted: str, **more: Any) -> str:
@@ -309,7 +325,7 @@ class _Collapse:
             total = self.defaults.get(maker.input[2])
             if total is not None:
                 number = int(numpy_helper.to_array(total).reshape(-1)[0])
-        if not isinstance(number, int) or number < 1:
+        if not isinstance(number, int) or number < 1 or self._shape(steps) != ():
             raise Stays("the number of time-steps is not known")
         overridable = held is None
         if radix and overridable:
@@ -341,18 +357,15 @@ class _Collapse:
             raise Stays("its potential at the start is not whole")
         terms = sorted(current.terms, key=lambda term: term.weights is None)
         for term in terms:
-            counts = term.counts
-            if counts.code is not None and (counts.code.radix, counts.code.steps) != (
-                code.radix,
-                code.steps,
-            ):
+            given = term.counts.code
+            if given is not None and not _same_window(given, code):
                 raise Stays("it receives spikes of another window")
         convolved = [term for term in terms if term.weights is not None]
         residuals = [term for term in terms if term.weights is None]
         if not convolved and residuals:
             # One of the residuals is a convolution of one place for each channel.
-            first = min(residuals, key=lambda term: float(np.abs(term.coefficient).max()))  # type: ignore[arg-type]
-            residuals.remove(first)
+            first = min(residuals, key=lambda term: float(np.abs(term.charge()).max()))
+            residuals = [term for term in residuals if term is not first]
             convolved = [_as_depthwise(first)]
         if len(convolved) + len(residuals) > 2 or not convolved:
             raise Stays(f"{len(terms)} currents flow into it")
@@ -363,10 +376,10 @@ class _Collapse:
         if any(term.counts.origin for term in (*convolved[1:], *residuals)):
             raise Stays("two currents of the input flow into it")
         for term in convolved:
-            if not _whole(term.weights) or np.abs(term.weights).max() > WEIGHT:
+            if not term.is_whole(WEIGHT):
                 raise Stays("its weights are not whole numbers of 8 bits")
         for term in residuals:
-            if not _whole(term.coefficient) or np.abs(term.coefficient).max() > COEFFICIENT:
+            if not term.is_whole(COEFFICIENT):
                 raise Stays("its residual's charge is not a whole number of 16 bits")
         top = self._top(terms, begin, code)
 
@@ -445,9 +458,7 @@ class _Collapse:
         else:
             none = self._constant(f"{node.name}/none", np.array(0, np.int64))
             one = self._constant(f"{node.name}/one", np.array(1, np.int64))
-            scalar = self._constant(f"{node.name}/scalar", np.array([], np.int64))
-            steps_now = self._emit("Reshape", [code.steps, scalar], f"{node.name}/steps")
-            row = self._emit("Range", [none, steps_now, one], f"{node.name}/row")
+            row = self._emit("Range", [none, code.steps, one], f"{node.name}/row")
             wide = self._emit("Cast", [row], f"{node.name}/wide", to=TensorProto.FLOAT)
             column_shape = self._constant(f"{node.name}/column_shape", np.array([-1, *axes]))
             column = self._emit("Reshape", [wide, column_shape], f"{node.name}/column")
@@ -514,10 +525,10 @@ class _Collapse:
             if node.op_type in ("Add", "Sub"):
                 self._same_shapes(name, node.input)
                 left, right = (self._flowing(part) for part in node.input)
-                sign = np.float64(-1 if node.op_type == "Sub" else 1)
+                sign = -1.0 if node.op_type == "Sub" else 1.0
                 return _Current((*left.terms, *(term.scaled(sign) for term in right.terms)))
             if node.op_type == "Neg":
-                return self._scaled(node.input[0], np.float64(-1))
+                return self._scaled(node.input[0], -1.0)
             if node.op_type == "Mul":
                 place = 0 if node.input[0] in self.constants else 1
                 shape = self._same_shapes(name, [node.input[1 - place]])
@@ -541,7 +552,7 @@ class _Collapse:
             raise Stays(f"what `{name}` is made of has different shapes")
         return shape
 
-    def _scaled(self, name: str, factor: Floats) -> _Current:
+    def _scaled(self, name: str, factor: Floats | float) -> _Current:
         return _Current(tuple(term.scaled(factor) for term in self._flowing(name).terms))
 
     def _complete(self, name: str) -> _Current | None:
@@ -565,10 +576,10 @@ class _Collapse:
         if counts is None:
             return None
         term = self._weighed(node, counts)
-        once = self._value(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
-        if not _whole(term.weights) or np.abs(term.weights).max() > WEIGHT:
+        if not term.is_whole(WEIGHT):
             return None
-        return _Current((term,), once)
+        has_bias = len(node.input) > 2 and node.input[2]
+        return _Current((term,), self._value(node.input[2]) if has_bias else 0.0)
 
     def _input(self, name: str) -> _Counts | None:
         """A rounded input of the network, with a sign, as bytes; None where it has more than 8 bits."""
@@ -619,11 +630,9 @@ class _Collapse:
                 raise Stays(f"Gemm `{node.name}` has another form")
             if attributes.get("transB", 0):
                 weights = weights.T
-            height, width, channels = counts.size
+            height, width, channels = counts.places()
             if weights.ndim != 2 or not (counts.flat or counts.rank == 2):
                 raise Stays(f"{node.op_type} `{node.name}` reads maps")
-            if not all(isinstance(size, int) for size in counts.size):
-                raise Stays(f"the size of what `{node.name}` reads is not known")
             # A flat map is seen by one window, whose channels come last now.
             planes = weights.reshape(channels, height, width, -1)
             return _Term(counts, planes.transpose(1, 2, 0, 3), whole)
@@ -699,28 +708,15 @@ class _Collapse:
             raise Stays(f"Concat `{node.name}` does not put channels together")
         first = parts[0]
         for part in parts:
-            if (
-                part.code is None
-                or part.flat
-                or (part.code.radix, part.code.steps, part.times)
-                != (
-                    first.code.radix,  # type: ignore[union-attr]
-                    first.code.steps,  # type: ignore[union-attr]
-                    first.times,
-                )
-            ):
+            same = _same_window(part.code, first.code) and part.times == first.times
+            if part.flat or not same:
                 raise Stays(f"Concat `{node.name}` puts different spikes together")
         made = self._emit("Concat", [part.bytes for part in parts], f"{node.name}/counts", axis=3)
         return replace(first, bytes=made, size=_places(shape))
 
     def _flattened(self, node: onnx.NodeProto, shape: Shape) -> _Counts:
         counts = self._counts(node.input[0])
-        size = 1
-        for dim in counts.size:
-            if not isinstance(dim, int):
-                raise Stays(f"the size of what `{node.name}` flattens is not known")
-            size *= dim
-        if len(shape) != 2 or shape[1] != size:
+        if len(shape) != 2 or shape[1] != np.prod(counts.places()):
             raise Stays(f"{node.op_type} `{node.name}` does more than to flatten")
         return counts if counts.rank == 2 else replace(counts, flat=True)
 
@@ -755,6 +751,13 @@ class _Collapse:
             **window,
         )
         return replace(counts, bytes=made, size=_places(shape), times=counts.times * places)
+
+
+def _same_window(one: _Code | None, two: _Code | None) -> bool:
+    """Whether two codes are of spikes of the same steps and worth."""
+    if one is None or two is None:
+        return False
+    return (one.radix, one.steps) == (two.radix, two.steps)
 
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:

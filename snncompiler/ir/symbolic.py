@@ -40,6 +40,8 @@ _ONNX = ("", "ai.onnx")
 _SPREAD = ("Drive", "PoissonEncoder")
 #: Operators of ours whose first output has the shape of their first input.
 _SAME = ("RunningMean", "Telescope")
+#: Operators of ours that add up the steps of their first input.
+_SUMS = ("TimeSum", "WeightedTimeSum")
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
@@ -58,6 +60,8 @@ class Shapes:
         self._symbols: dict[Any, str] = {}
         #: floor((base + add) / by): symbol -> base, add, by.
         self._ratios: dict[str, tuple[str, int, int]] = {}
+        #: Products: symbol -> what was multiplied.
+        self._factors: dict[str, tuple[Dim, Dim]] = {}
         self._graph(model.graph)
 
     def of(self, name: str) -> Shape | None:
@@ -80,7 +84,18 @@ class Shapes:
             return one * two
         if one == 1 or two == 1:
             return two if one == 1 else one
-        return self._symbol(("product", *sorted((one, two), key=str)))
+        name = self._symbol(("product", *sorted((one, two), key=str)))
+        self._factors[name] = (one, two)
+        return name
+
+    def quotient(self, whole: Dim, part: Dim) -> Dim | None:
+        """`whole` / `part` where it is known to be a dimension."""
+        if isinstance(whole, int) and isinstance(part, int):
+            return whole // part if part and whole % part == 0 else None
+        if part == 1:
+            return whole
+        one, two = self._factors.get(str(whole), (None, None))
+        return two if one == part else one if two == part else None
 
     # --- symbols ---
 
@@ -233,6 +248,10 @@ class Shapes:
             outputs[node.output[0]] = (kind, (lead, *given[1:]))
         elif node.op_type in dialect.NEURONS or node.op_type in _SAME:
             outputs[node.output[0]] = (kind, given)
+        elif node.op_type in _SUMS:
+            steps = self.number(node.input[-1])
+            samples = None if steps is None else self.quotient(given[0], steps)
+            outputs[node.output[0]] = (TensorProto.FLOAT, (samples, *given[1:]))
         elif node.op_type == "SpikeMaxPool":
             outputs[node.output[0]] = (kind, _pool(self, node))
         return outputs
