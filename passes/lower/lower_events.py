@@ -22,6 +22,7 @@ import onnx
 from snncompiler.ir import dialect
 from snncompiler.ir.symbolic import Shapes
 from snncompiler.passes.lower.chunks import lengthen_chunks
+from snncompiler.passes.lower.compact import expand
 from snncompiler.passes.lower.events.body import Body, Stays, is_neuron, nodes_of
 from snncompiler.passes.lower.events.layers import max_pool, neuron, time_sum
 from snncompiler.passes.lower.events.signals import Signals
@@ -67,6 +68,7 @@ def lower_events(model: onnx.ModelProto, *, longer_chunks: bool = True) -> Lower
 def _lowered(model: onnx.ModelProto, longer_chunks: bool) -> Lowered:
     lowered = Lowered(onnx.ModelProto())
     lowered.model.CopyFrom(model)
+    expand(lowered.model)
     graph = lowered.model.graph
     shapes: Shapes | None = None
     for name in [node.output[0] for node in graph.node if node.op_type == "Loop"]:

@@ -42,6 +42,7 @@ from snncompiler.ir.graph import free_root
 from snncompiler.ir.growth import STEADY, Growth
 from snncompiler.ir.synapses import Synapses, synapses_of
 from snncompiler.ir.whole import Grid
+from snncompiler.passes.lower.compact import expand
 from snncompiler.passes.lower.lower_events import LayerNote, lower_events
 
 Array = NDArray[Any]
@@ -209,6 +210,7 @@ def watch(
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    expand(copy)
     graph = copy.graph
     loops = _loops(graph)
     names = _Names(free_root(model, ROOT), _copies_of(model))

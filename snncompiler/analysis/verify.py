@@ -361,11 +361,11 @@ def _same_bits(
 ) -> list[Check]:
     """Of a file in whole numbers: all weights lie on their grid, and every way of running the network
     gives the same bits.  Nothing is left to rounding, so nothing is allowed for."""
-    portable = _portable(compiled, prepared)
+    portable = _portable(compiled, prepared, compact=False)
     off = off_grid(portable.model, compiled.grid)
     told = "; ".join(off[:3]) or f"{len(compiled.grid.layers)} layers"
     checks = [Check("all weights and charges lie on their grid", not off, told)]
-    window = replace(compiled.options, emit="window", batch=None, target="portable")
+    window = replace(compiled.options, emit="window", batch=None, target="portable", compact=False)
 
     def form(**more: Any) -> onnx.ModelProto:
         return emit(prepared, compiled.calibration, replace(window, **more))

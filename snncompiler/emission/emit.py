@@ -32,6 +32,7 @@ from snncompiler.network.task import resolve
 from snncompiler.passes.base import Context, Watch, run_passes
 from snncompiler.passes.lower.attach_functions import attach_functions
 from snncompiler.passes.lower.chunks import MAX_CHUNK
+from snncompiler.passes.lower.compact import compact
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.passes.lower.lower_precision import LowerPrecision
 from snncompiler.passes.lower.spell_rounding import SpellRounding
@@ -120,6 +121,9 @@ def emit(
         _tell_lowering(lowered, prepared.context)
         tell_lowered(model, lowered.layers)
         observer("lower-events", model)
+    if options.compact:
+        compact(model)
+        observer("compact", model)
     verify_output(model)
     if findings is not None:
         findings += prepared.findings[before:]

@@ -419,7 +419,9 @@ class Options:
     def _check_lowerable(self) -> None:
         """Raises UsageError for a form that has nothing to lower for the CPU."""
         reason = ""
-        if self.emit != "window":
+        if self.compact:
+            reason = "writes weights as its operators take them, not --compact"
+        elif self.emit != "window":
             reason = f"lowers whole windows, not --emit {self.emit}"
         elif self.unroll == "steps":
             reason = "lowers a loop over time, which --unroll steps does not write"
