@@ -212,7 +212,9 @@ class WholeNumbers(Pass):
     real-valued input, None for as many as leave its sums exact.  steps: T, for which the reach of
     potentials is told.  growth: how thresholds grow.  changes: name of a node -> by how much its whole
     weights differ from the nearest ones.  settled: whether the charges are final, on which depends what
-    a current may be at most; where they are not, `Context.units` tells what was rounded.
+    a current may be at most; where they are not, `Context.units` tells what was rounded.  levels: of
+    layered time, the most that the spikes of a window stand for: a neuron sums up all of a window, so
+    its sums are as many times as large.
 
     What it finds goes into `Context.grid`.
     """
@@ -224,6 +226,7 @@ class WholeNumbers(Pass):
     growth: Growth = STEADY
     changes: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     settled: bool = True
+    levels: int = 1
 
     name: ClassVar[str] = "whole-numbers"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons", "binary-spikes"})
@@ -253,6 +256,13 @@ class _Neuron:
     labels: Labels
     trains: Labels
     rounded: _Rounded | None
+
+
+def _exact_steps(options: WholeNumbers, room: float, per_step: float) -> int:
+    """Within how many steps a potential stays below 2^24, that may grow by so much at each."""
+    if options.levels > 1:
+        return options.steps if room >= 0 else 0
+    return int(max(room, 0) // per_step) if per_step > 0 else EXACT
 
 
 def _fires(node: Node) -> bool:
@@ -742,7 +752,7 @@ class _Work:
         if rounded is not None and self.options.growth:
             rounded.unit = DRIVE_UNIT
         self.neurons.append(_Neuron(node, current.labels, trains, rounded))
-        levels = float(node.attrs.get("levels", 1))
+        levels = float(node.attrs.get("levels", 1)) * self.options.levels
         return Whole(np.ones((1,) * size), trains, levels, node.op == "SignedNeuron")
 
     def _by_threshold(self, current: Current, tensor: Tensor) -> Current:
@@ -785,7 +795,7 @@ class _Work:
             np.add.at(waiting, self.root[made.labels], 1)
             if isinstance(made, _Layer):
                 of_weights = set(self.root[made.labels].reshape(-1).tolist())
-                plain = isinstance(made.source, Whole) and made.source.bound == 1
+                plain = isinstance(made.source, Whole) and made.source.bound == self.options.levels
                 cap = LARGEST_THRESHOLD if plain or made.most == COEFFICIENT else STATIC_THRESHOLD
                 for root in of_weights:
                     caps[root] = max(cap, caps.get(root, 0) if root in weighed else 0)
@@ -912,7 +922,8 @@ class _Work:
         if not thetas:
             return least or 1.0
         theta = min(thetas)
-        cap = caps[root]
+        # A neuron of layered time takes away `levels` thresholds at most.
+        cap = min(caps[root], EXACT // (4 * self.options.levels))
         threshold = cap if least * cap <= theta else int(theta / least)
         threshold -= 1 - threshold % 2
         # A threshold that is small beside the weights becomes larger, and its spikes worth more.
@@ -1060,7 +1071,7 @@ class _Work:
         d = drive[np.minimum(np.arange(count), len(drive) - 1)].astype(np.float64)
         d = d.reshape(-1, *[1] * numbers.threshold.ndim)
         b = numbers.schedule[np.minimum(np.arange(count), len(numbers.schedule) - 1)]
-        levels = neuron.node.attrs.get("levels", 1)
+        levels = neuron.node.attrs.get("levels", 1) * self.options.levels
         high = ((levels * numbers.threshold - b) / d).max(axis=0)
         left = numbers.start - numbers.threshold + 1 + np.cumsum(b, axis=0)
         low = np.maximum((left / np.cumsum(d, axis=0)).max(axis=0), b[-1] / d[-1])
@@ -1151,9 +1162,10 @@ class _Work:
         up = np.maximum(rises * worth + charge - levels * numbers.threshold, 0.0)
         down = falls * worth + charge
         peak = np.abs(numbers.start) + rises * worth + charge + numbers.threshold
-        steps = self.options.steps
+        # In layered time `rises` and `falls` are those of a whole window.
+        steps = self.options.steps if self.options.levels == 1 else 0
         reach = np.maximum(peak + steps * up, np.abs(numbers.start) + steps * down).max()
-        per_step = np.maximum(up, down).max()
+        per_step = np.maximum(up, down).max() if self.options.levels == 1 else 0.0
         room = EXACT - float(peak.max())
         largest = max((one.largest for one in plain), default=0)
         return LayerGrid(
@@ -1165,7 +1177,7 @@ class _Work:
             threshold=(int(numbers.threshold.min()), int(numbers.threshold.max())),
             bound=int(np.maximum(rises, falls).max()),
             reach=int(reach),
-            exact_steps=int(max(room, 0) // per_step) if per_step > 0 else EXACT,
+            exact_steps=_exact_steps(self.options, room, float(per_step)),
             rounding=max((one.rounding for one in layers), default=0.0),
             scale=np.broadcast_to(
                 scales, np.broadcast_shapes(scales.shape, numbers.threshold.shape)

@@ -164,6 +164,7 @@ def calibrate_levels(
         )
         _tell(settled, prepared)
     levels = np.float32(options.levels)
+    ranges = {name: float(np.abs(array).max(initial=0)) or 1.0 for name, array in feeds.items()}
     return Calibration(
         thresholds={
             name: np.maximum(theta / levels, np.finfo(np.float32).tiny)
@@ -180,6 +181,8 @@ def calibrate_levels(
         seed=options.seed,
         model_sha256=prepared.source.sha256,
         data_sha256=dataset.sha256(),
+        weights=options.weights,
+        input_ranges=ranges if options.weights else {},
         levels=options.levels,
         correct=options.correct,
         corrected_weights=settled.weights,

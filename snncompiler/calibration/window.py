@@ -128,6 +128,7 @@ def _whole_numbers(calibration: Calibration, options: Options, settled: bool) ->
             calibration.growth,
             calibration.whole,
             settled,
+            options.levels if options.layered else 1,
         )
     ]
 

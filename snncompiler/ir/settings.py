@@ -364,11 +364,6 @@ class Options:
                 "2,048 only, and sums are larger",
                 hint="leave one of the two out",
             )
-        if self.weights and self.layered:
-            raise UsageError(
-                f"--weights {self.weights} has no form in layered time yet",
-                hint="leave one of the two out",
-            )
         if self.layered:
             self._check_layered()
         if self.target == "cpu":
