@@ -149,14 +149,16 @@ def supported() -> str:
          "one that begins at 0, becomes the bound of a spiking neuron. Any other range becomes Max and "
          "Min, whose neurons are silent while nothing saturates. On the integers in between, these may "
          "work: Clip, Relu, Max, Min, max pooling, Concat, Pad, Cast, and operators that choose and "
-         "move. An input that is quantized stays so"),
+         "move. An input that is quantized stays so. In layered time with enough levels the rounding is "
+         "kept: the scale of a rectifier is the threshold of its neuron, and values of both signs are "
+         "rounded in a step that does not spike"),
         ("`DynamicQuantizeLinear`, `ConvInteger`, `MatMulInteger`", "range kept, rounding dropped",
          "they become Conv and MatMul of the values that the integers stand for, if the weights are "
          "constant. A dynamic range only rounds, and its scale has to cancel"),
         ("`QLinearConv`, `QLinearMatMul`", "range kept, rounding dropped", "they become "
          "dequantize, compute, quantize. So do QLinearAdd, -Mul, -Concat, -AveragePool, "
          "-GlobalAveragePool, -LeakyRelu, -Sigmoid, -Softmax and QGemm of com.microsoft, but no other "
-         "operators of this domain"),
+         "operators of this domain; and so does Quant of QONNX (Brevitas), with 2 to 16 bits"),
         ("`Shape`, `Size`", "shape arithmetic", "always; what depends on shapes alone is kept"),
         ("`Softmax`, `Sigmoid`, `ArgMax`, `TopK` and any other", "static or read-out, kept",
          "before the first rectifier and behind the last one"),
