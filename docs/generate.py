@@ -149,8 +149,8 @@ def supported() -> str:
          "one that begins at 0, becomes the bound of a spiking neuron. Any other range becomes Max and "
          "Min, whose neurons are silent while nothing saturates. On the integers in between, these may "
          "work: Clip, Relu, Max, Min, max pooling, Concat, Pad, Cast, and operators that choose and "
-         "move. An input that is quantized stays so. In layered time with enough levels the rounding is "
-         "kept: the scale of a rectifier is the threshold of its neuron, and values of both signs are "
+         "move. An input that is quantized stays so. In layered time with enough levels the rounding "
+         "is kept: the scale of a rectifier is its threshold, and values of both signs are "
          "rounded in a step that does not spike"),
         ("`DynamicQuantizeLinear`, `ConvInteger`, `MatMulInteger`", "range kept, rounding dropped",
          "they become Conv and MatMul of the values that the integers stand for, if the weights are "
