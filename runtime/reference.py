@@ -132,7 +132,7 @@ def scheduled_rmp_neuron(
 
 def drive(values: Array, factors: Array, start: int, steps: int) -> Array:
     """`x · d_t` with `d_t = factors[min(t, D-1)]` at each step t, from `start` on: [steps*N, ...]."""
-    places = np.minimum(np.arange(start, start + steps), len(factors) - 1)
+    places = np.minimum(min(start, len(factors)) + np.arange(steps), len(factors) - 1)
     column = factors[places].reshape(steps, *[1] * values.ndim)
     driven = values.astype(np.float32) * column
     return np.asarray(driven.reshape(steps * len(values), *values.shape[1:]).astype(values.dtype))

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from snncompiler.errors import EnvironmentMissing, UsageError
 from snncompiler.ir import dialect
 from snncompiler.passes.lower.collapse_time import collapse_time, has_layers
+from snncompiler.passes.lower.drive_neurons import drive_neurons
 from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import cuda, library
 from snncompiler.runtime.cuda import CUDA
@@ -74,7 +75,9 @@ def create_session(
     provider_options: those of onnxruntime's CUDA provider, such as `device_id`,
         `cudnn_conv_algo_search`, `enable_cuda_graph`, `user_compute_stream`.  TF32 is off unless
         `use_tf32` is 1.
-    On CUDA a compiled network has the chunk K that suits the GPU's memory (`snncompiler.runtime.cuda`).
+    On CUDA a compiled network has the chunk K that suits the GPU's memory (`snncompiler.runtime.cuda`),
+    and with the native library its neurons drive their currents themselves
+    (`snncompiler.passes.lower.drive_neurons`).
     Raises EnvironmentMissing for what is missing or broken, UsageError for provider options on the CPU
     and for a file that was lowered for the CPU on CUDA.
     """
@@ -141,14 +144,15 @@ def create_session(
                 f"this onnxruntime {ort.__version__} was built without CUDA", hint=cuda.REMEDY
             )
         check_cuda(ort, native, chosen.get("device_id", "0"))
+        options = options_of()
+        registered = _register(options, native, cuda=True)
         given, ours = source, _ours(source)
         if ours is not None:
             cuda.check_kind(ours)
-            memory = _memory(ort, chosen.get("device_id", "0"))
-            if not _has_external_data(ours) and cuda.fit(ours, memory):
-                given = ours.SerializeToString()
-        options = options_of()
-        _register(options, native, cuda=True)
+            if not _has_external_data(ours):
+                fitted = cuda.fit(ours, _memory(ort, chosen.get("device_id", "0")))
+                driven = registered and drive_neurons(ours)
+                given = ours.SerializeToString() if fitted or driven else source
         made = ort.InferenceSession(given, options, providers=[(CUDA, chosen), CPU])
         if CUDA not in made.get_providers():
             raise EnvironmentMissing(
@@ -223,15 +227,14 @@ def _has_external_data(model: onnx.ModelProto) -> bool:
 
 
 def _by_events(source: str | bytes) -> onnx.ModelProto | None:
-    """A compiled network with its layers in event-driven form, or by counts if it is layered; None for
-    anything else."""
+    """A compiled network with its layers in event-driven form, or by counts if it is layered, and with
+    driven neurons in the others; None where there is nothing of these."""
     model = _ours(source)
     if model is None or _has_external_data(model):
         return None
     lowered = collapse_time(model) if has_layers(model) else lower_events(model)
-    if not lowered.changed:
-        return None
-    return lowered.model
+    driven = drive_neurons(lowered.model)
+    return lowered.model if lowered.changed or driven else None
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

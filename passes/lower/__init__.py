@@ -1,1 +1,1 @@
-"""Precision, function bodies, event-driven operators, and the last check."""
+"""Precision, function bodies, event-driven operators, driven neurons, and the last check."""

@@ -21,6 +21,14 @@ def operators_in(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     return used
 
 
+def renew_functions(model: onnx.ModelProto) -> None:
+    """The bodies of the operators in use, in place of those of ours that the model had."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    kept = [function for function in model.functions if function.domain != dialect.DOMAIN]
+    del model.functions[:]
+    model.functions.extend([*kept, *dialect.functions(operators_in(model.graph.node), opset)])
+
+
 def attach_functions(
     graph: onnx.GraphProto, opset_imports: Iterable[onnx.OperatorSetIdProto]
 ) -> onnx.ModelProto:

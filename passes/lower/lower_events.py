@@ -21,6 +21,7 @@ import onnx
 
 from snncompiler.ir import dialect
 from snncompiler.ir.symbolic import Shapes
+from snncompiler.passes.lower.attach_functions import renew_functions
 from snncompiler.passes.lower.chunks import lengthen_chunks
 from snncompiler.passes.lower.compact import expand
 from snncompiler.passes.lower.events.body import Body, Stays, is_neuron, nodes_of
@@ -82,7 +83,7 @@ def _lowered(model: onnx.ModelProto, longer_chunks: bool) -> Lowered:
         return Lowered(model, lowered.layers)
     if longer_chunks and all(layer.operator for layer in lowered.layers):
         lengthen_chunks(lowered.model)
-    _attach(lowered.model)
+    renew_functions(lowered.model)
     return lowered
 
 
@@ -111,12 +112,3 @@ def _lower_body(body: Body) -> list[LayerNote]:
     if any(note.operator for note in notes):
         body.finish()
     return notes
-
-
-def _attach(model: onnx.ModelProto) -> None:
-    """The bodies of the operators in use, in place of those of ours that the model had."""
-    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    used = {node.op_type for node in nodes_of(model.graph) if node.domain == dialect.DOMAIN}
-    kept = [function for function in model.functions if function.domain != dialect.DOMAIN]
-    del model.functions[:]
-    model.functions.extend([*kept, *dialect.functions(used, opset)])

@@ -19,7 +19,7 @@ SNNC_BODY void drive_body(const DriveTask<T>& task, std::int64_t first, std::int
   const float* x = as_floats<Set>(task.values + first, count, wide);
   for (std::int64_t t = 0; t < task.steps; ++t) {
     T* out = task.currents + t * task.neurons + first;
-    drive_row(x, task.factor(t), count, place_of(out, results));
+    drive_row(x, task.drive.at(task.start, t), count, place_of(out, results));
     write_back<Set>(results, count, out);
   }
 }

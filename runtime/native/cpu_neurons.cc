@@ -251,8 +251,8 @@ SNNC_BODY void scheduled_steps(const ScheduledTask<T>& task, const float* theta,
                                std::int64_t end, const float*& x, float* wide, Floats<Set>* v,
                                Floats<Set>* balance) {
   for (; t < end; ++t, bias += stride) {
-    if (t > 0 && !task.static_current) {
-      x = as_floats<Set>(task.current + t * task.neurons + first, tile<Set>, wide);
+    if (t > 0 && task.kind == Current::temporal) {
+      x = as_floats<Set>(task.current_of(first, t), tile<Set>, wide);
     }
     scheduled_step<Set, firing, kind, stream>(x, theta, bias, task.levels, v, balance,
                                               task.spikes + t * task.neurons + first);
@@ -275,7 +275,7 @@ SNNC_BODY void scheduled_tile(const ScheduledTask<T>& task, const float* theta,
       std::memcpy(&balance[r], balances + r * width, Set::bytes);
     }
   }
-  const float* x = as_floats<Set>(task.current + first, tile<Set>, wide);
+  const float* x = as_floats<Set>(task.current_of(first, 0), tile<Set>, wide);
   const std::int64_t moving = task.settled();
   if (moving) {
     const Place place(task.row_over, first);
@@ -383,8 +383,8 @@ SNNC_BODY void scheduled_block(const ScheduledTask<T>& task, std::int64_t first,
   alignas(64) float moving_row[block];
   const Place rest(task.row_over, first + done);
   for (std::int64_t t = 0; t < task.steps; ++t) {
-    if (t == 0 || !task.static_current) {
-      x = as_floats<Set>(task.current + t * task.neurons + first + done, left, current_buffer);
+    if (t == 0 || task.kind == Current::temporal) {
+      x = as_floats<Set>(task.current_of(first + done, t), left, current_buffer);
     }
     if (t < moving) expand(task.row(t), task.row_over, rest, left, moving_row);
     T* spikes = task.spikes + t * task.neurons + first + done;
@@ -504,6 +504,33 @@ SNNC_BODY void layered_body(const LayeredTask<T>& task, std::int64_t first, std:
   }
 }
 
+/// A driven neuron, step by step, each with the currents of one block in a buffer.
+template <typename T>
+void driven(const ScheduledTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+  alignas(64) T row[block];
+  DriveTask<T> product{};
+  product.values = task.current + first;
+  product.currents = row;
+  product.steps = 1;
+  product.neurons = count;
+  ScheduledTask<T> step = task;
+  step.kind = Current::temporal;
+  step.current = row;
+  step.current_first = first;
+  step.steps = 1;
+  for (std::int64_t t = 0; t < task.steps; ++t) {
+    const float factor = task.drive.at(task.start, t);
+    product.drive = {&factor, 1};
+    drive(product, 0, count, isa);
+    step.start = std::min(task.start, task.rows) + t;
+    step.spikes = task.spikes + t * task.neurons;
+    scheduled(step, first, count, isa);
+    step.membrane = task.membrane_out;
+    step.balance = task.balance_out;
+    step.membrane_over = step.balance_over = Broadcast::row(task.neurons);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -513,6 +540,7 @@ void neuron(const NeuronTask<T>& task, std::int64_t first, std::int64_t count, I
 
 template <typename T>
 void scheduled(const ScheduledTask<T>& task, std::int64_t first, std::int64_t count, Isa isa) {
+  if (task.kind == Current::driven) return driven(task, first, count, isa);
   on(isa, [&](auto set) SNNC_INLINE { scheduled_body<decltype(set)>(task, first, count); });
 }
 

@@ -192,7 +192,7 @@ __device__ float fire(float u, float theta, float levels, float& v, float& balan
 
 /// Each thread takes `width` neurons through all time-steps.  The row of the schedule is read at
 /// every step until its last row is reached, which stays in registers.
-template <typename T, int width, Firing firing, bool static_current>
+template <typename T, int width, Firing firing, Current kind>
 __global__ void __launch_bounds__(threads)
     scheduled_kernel(const ScheduledTask<T> task, const Spread membrane, const Spread threshold,
                      const Spread balances, const Spread schedule, const std::uint32_t count) {
@@ -207,11 +207,12 @@ __global__ void __launch_bounds__(threads)
   const Places<width> places(schedule, first);
   const float* row = schedule.from;
   std::int64_t rows = task.settled() + 1;  // that are still to be read
+  constexpr bool temporal = kind == Current::temporal;
 
   Pack<T, width> x[ahead];
-  if (static_current) x[0] = load<width>(current);
+  if (!temporal) x[0] = load<width>(current);
   for (std::int64_t left = task.steps; left > 0; left -= ahead, rows -= ahead) {
-    if (!static_current) {
+    if (temporal) {
 #pragma unroll
       for (int a = 0; a < ahead; ++a, current += task.neurons) {
         if (a < left) x[a] = load<width>(current);
@@ -225,10 +226,14 @@ __global__ void __launch_bounds__(threads)
         for (int i = 0; i < width; ++i) bias[i] = row[places.at[i]];
         row += task.row_size;
       }
+      const float factor =
+          kind == Current::driven ? task.drive.at(task.start, task.steps - left + a) : 1.0f;
       Pack<T, width> sent;
 #pragma unroll
       for (int i = 0; i < width; ++i) {
-        const float u = (v[i] + widened(x[static_current ? 0 : a].value[i])) + bias[i];
+        float input = widened(x[temporal ? a : 0].value[i]);
+        if (kind == Current::driven) input = widened(narrowed<T>(factor * input));
+        const float u = (v[i] + input) + bias[i];
         sent.value[i] = narrowed<T>(fire<firing>(u, theta[i], task.levels, v[i], balance[i]));
       }
       store<width>(spikes, sent);
@@ -365,7 +370,7 @@ __global__ void __launch_bounds__(threads)
   const Pack<T, width> x = load<width>(task.values + first);
   T* __restrict__ currents = task.currents + first;
   for (std::int64_t t = 0; t < task.steps; ++t, currents += task.neurons) {
-    const float factor = task.factor(t);
+    const float factor = task.drive.at(task.start, t);
     Pack<T, width> result;
 #pragma unroll
     for (int i = 0; i < width; ++i) result.value[i] = narrowed<T>(factor * widened(x.value[i]));
@@ -588,11 +593,11 @@ const char* scheduled(const ScheduledTask<T>& task, void* raw) {
                                 part.current, part.spikes, part.membrane_out, part.balance_out);
     in_packs<T>(count, wide, [&](unsigned blocks, auto pack) {
       known<Firing::single, Firing::burst, Firing::balanced>(task.firing, [&](auto firing) {
-        known<false, true>(task.static_current, [&](auto is_static) {
+        known<Current::temporal, Current::fixed, Current::driven>(task.kind, [&](auto current) {
           constexpr int width = decltype(pack)::value;
-          constexpr Firing kind = decltype(firing)::value;
-          constexpr bool held = decltype(is_static)::value;
-          scheduled_kernel<T, width, kind, held><<<blocks, threads, 0, stream>>>(
+          constexpr Firing fires = decltype(firing)::value;
+          constexpr Current kind = decltype(current)::value;
+          scheduled_kernel<T, width, fires, kind><<<blocks, threads, 0, stream>>>(
               part, membrane, threshold, balance, row, count);
         });
       });
@@ -742,9 +747,7 @@ const char* pool(const PoolTask<T>& task, void* raw) {
   // From here on the counts are a row, or one number.
   const auto are_left = [&sum] {
     sum.total = sum.total_out;
-    sum.total_over = Broadcast{};
-    sum.total_over.extent[0] = sum.neurons;
-    sum.total_over.stride[0] = 1;
+    sum.total_over = Broadcast::row(sum.neurons);
   };
   if (task.counts_over.rank > 1) {
     if (const char* error = time_sum(sum, raw)) return error;  // no step: it spreads the counts

@@ -228,6 +228,15 @@ void for_type(ort::ElementType type, const Work& work) {
   }
 }
 
+/// The factors of a driven current.
+Factors factors_of(const Input& drive) {
+  if (drive.shape.size() != 1 || drive.shape[0] < 1) {
+    throw std::invalid_argument("`drive` of shape " + text(drive.shape) +
+                                " must have one axis and at least one element");
+  }
+  return {drive.as<float>(), drive.shape[0]};
+}
+
 template <Reset reset>
 class Neuron {
  public:
@@ -268,37 +277,40 @@ class Neuron {
   bool static_current_;
 };
 
-template <Firing firing>
+/// A neuron with a schedule; `driven`: its current is static, and multiplied by a factor of each step.
+template <Firing firing, bool driven>
 class ScheduledNeuron {
   static constexpr bool balanced = firing == Firing::balanced;
-  static constexpr std::size_t schedule_input = balanced ? 4 : 3;
+  static constexpr std::size_t threshold_input = driven ? 2 : 1;
+  static constexpr std::size_t membrane_input = threshold_input + 1;
+  static constexpr std::size_t schedule_input = membrane_input + (balanced ? 2 : 1);
 
  public:
-  static constexpr const char* name = firing == Firing::single  ? "ScheduledRMPNeuron"
-                                      : firing == Firing::burst ? "BurstNeuron"
-                                                                : "SignedNeuron";
-  // current, threshold, membrane, balance where there is one, schedule, start, steps
+  static constexpr const char* name =
+      firing == Firing::single  ? (driven ? "DrivenRMPNeuron" : "ScheduledRMPNeuron")
+      : firing == Firing::burst ? (driven ? "DrivenBurstNeuron" : "BurstNeuron")
+                                : (driven ? "DrivenSignedNeuron" : "SignedNeuron");
+  // current, drive where there is one, threshold, membrane, balance where there is one, schedule,
+  // start, steps
   static constexpr auto inputs = [] {
-    if constexpr (balanced) {
-      return std::array{ort::undefined, ort::float32, ort::float32, ort::float32,
-                        ort::float32,   ort::int64,   ort::int64};
-    } else {
-      return std::array{ort::undefined, ort::float32, ort::float32,
-                        ort::float32,   ort::int64,   ort::int64};
-    }
+    std::array<ort::ElementType, schedule_input + 3> types{};
+    for (auto& type : types) type = ort::float32;
+    types[0] = ort::undefined;
+    types[schedule_input + 1] = types[schedule_input + 2] = ort::int64;
+    return types;
   }();
   static constexpr auto outputs = [] {
-    if constexpr (balanced) {
-      return std::array{ort::undefined, ort::float32, ort::float32};
-    } else {
-      return std::array{ort::undefined, ort::float32};
-    }
+    std::array<ort::ElementType, balanced ? 3 : 2> types{};
+    for (auto& type : types) type = ort::float32;
+    types[0] = ort::undefined;
+    return types;
   }();
   static constexpr auto states_in = [] {
+    constexpr int first = membrane_input;
     if constexpr (balanced) {
-      return std::array{2, 3};
+      return std::array{first, first + 1};
     } else {
-      return std::array{2};
+      return std::array{first};
     }
   }();
   static constexpr auto states_out = [] {
@@ -310,7 +322,9 @@ class ScheduledNeuron {
   }();
 
   explicit ScheduledNeuron(const Attributes& attributes)
-      : static_current_(attributes.integer("static_current", 0) != 0),
+      : kind_(driven                                        ? Current::driven
+              : attributes.integer("static_current", 0) != 0 ? Current::fixed
+                                                             : Current::temporal),
         levels_(firing == Firing::single ? 1 : attributes.integer("levels", 0)) {
     if (levels_ < 1 || levels_ > 1 << 24) {
       throw std::invalid_argument("`levels` must be 1 to 2^24, not " + std::to_string(levels_));
@@ -319,11 +333,12 @@ class ScheduledNeuron {
 
   template <typename Device>
   void run(const Context& context) const {
-    const Input current = context.input(0), threshold = context.input(1);
-    const Input membrane = context.input(2), schedule = context.input(schedule_input);
+    const Input current = context.input(0), threshold = context.input(threshold_input);
+    const Input membrane = context.input(membrane_input), schedule = context.input(schedule_input);
     const std::int64_t steps = number_of("steps", context.input(schedule_input + 2), 1);
     const std::int64_t start = number_of("start", context.input(schedule_input + 1), 0);
-    const Shape sample = samples_of("current", current.shape, static_current_ ? 1 : steps);
+    const Shape sample =
+        samples_of("current", current.shape, kind_ == Current::temporal ? steps : 1);
     if (schedule.shape.empty() || schedule.shape[0] < 1) {
       throw std::invalid_argument("`schedule` of shape " + text(schedule.shape) + " has no rows");
     }
@@ -332,6 +347,7 @@ class ScheduledNeuron {
       using T = decltype(zero);
       ScheduledTask<T> task{};
       task.current = current.as<T>();
+      if constexpr (driven) task.drive = factors_of(context.input(1));
       task.threshold = threshold.as<float>();
       task.membrane = membrane.as<float>();
       task.schedule = schedule.as<float>();
@@ -341,7 +357,7 @@ class ScheduledNeuron {
       task.spikes = context.output<T>(0, folded(sample, steps));
       task.membrane_out = context.output<float>(1, sample);
       if constexpr (balanced) {
-        const Input balance = context.input(3);
+        const Input balance = context.input(membrane_input + 1);
         task.balance = balance.as<float>();
         task.balance_over = broadcast("balance", balance.shape, sample);
         task.balance_out = context.output<float>(2, sample);
@@ -352,14 +368,14 @@ class ScheduledNeuron {
       task.steps = steps;
       task.neurons = elements(sample);
       task.levels = static_cast<float>(levels_);
-      task.static_current = static_current_;
+      task.kind = kind_;
       task.firing = firing;
       if (task.neurons) Device::run(context, task);
     });
   }
 
  private:
-  bool static_current_;
+  Current kind_;
   std::int64_t levels_;
 };
 
@@ -465,11 +481,8 @@ class Drive {
 
   template <typename Device>
   void run(const Context& context) const {
-    const Input values = context.input(0), drive = context.input(1);
-    if (drive.shape.size() != 1 || drive.shape[0] < 1) {
-      throw std::invalid_argument("`drive` of shape " + text(drive.shape) +
-                                  " must have one axis and at least one element");
-    }
+    const Input values = context.input(0);
+    const Factors drive = factors_of(context.input(1));
     const std::int64_t steps = number_of("steps", context.input(3), 1);
     const std::int64_t start = number_of("start", context.input(2), 0);
     const Shape sample = samples_of("values", values.shape, 1);
@@ -477,9 +490,8 @@ class Drive {
       using T = decltype(zero);
       DriveTask<T> task{};
       task.values = values.as<T>();
-      task.drive = drive.as<float>();
+      task.drive = drive;
       task.currents = context.output<T>(0, folded(sample, steps));
-      task.driven = drive.shape[0];
       task.start = start;
       task.steps = steps;
       task.neurons = elements(sample);
@@ -707,9 +719,12 @@ template <typename Device>
 void add_all(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<Neuron<Reset::soft>, Device>(api, domain);
   add<Neuron<Reset::hard>, Device>(api, domain);
-  add<ScheduledNeuron<Firing::single>, Device>(api, domain);
-  add<ScheduledNeuron<Firing::burst>, Device>(api, domain);
-  add<ScheduledNeuron<Firing::balanced>, Device>(api, domain);
+  add<ScheduledNeuron<Firing::single, false>, Device>(api, domain);
+  add<ScheduledNeuron<Firing::burst, false>, Device>(api, domain);
+  add<ScheduledNeuron<Firing::balanced, false>, Device>(api, domain);
+  add<ScheduledNeuron<Firing::single, true>, Device>(api, domain);
+  add<ScheduledNeuron<Firing::burst, true>, Device>(api, domain);
+  add<ScheduledNeuron<Firing::balanced, true>, Device>(api, domain);
   add<LayeredNeuron, Device>(api, domain);
   add<TimeSum<false>, Device>(api, domain);
   add<TimeSum<true>, Device>(api, domain);

@@ -28,6 +28,13 @@ struct Broadcast {
   std::int64_t extent[max_rank] = {};
   std::int64_t stride[max_rank] = {};
 
+  /// That of a tensor which is the row.
+  static Broadcast row(std::int64_t neurons) {
+    Broadcast over;
+    over.extent[0] = neurons;
+    over.stride[0] = 1;
+    return over;
+  }
   /// Whether the tensor has every element of the row, in order.
   SNNC_DEVICE bool full() const { return rank == 1 && stride[0] == 1; }
 };
@@ -54,6 +61,21 @@ struct NeuronTask {
 /// sign that takes back no more than was sent.
 enum class Firing { single, burst, balanced };
 
+/// Where the current of a neuron comes from: a row for each step, one for all steps, or one that is
+/// multiplied by another factor at each of the first steps.
+enum class Current { temporal, fixed, driven };
+
+/// The factors of a driven current; the last one holds for all later steps.
+struct Factors {
+  const float* values;  // [count]
+  std::int64_t count;
+
+  /// The factor at step `t` of a call before which `start` steps were done; no `start` overflows.
+  SNNC_DEVICE float at(std::int64_t start, std::int64_t t) const {
+    return values[start < count - 1 && t < count - 1 - start ? start + t : count - 1];
+  }
+};
+
 /// A neuron with soft reset and a schedule: at step t, counted from the very first one, row
 /// min(t, rows - 1) of the schedule is added to the current.
 template <typename T>
@@ -76,10 +98,16 @@ struct ScheduledTask {
   std::int64_t steps;
   std::int64_t neurons;
   float levels;  // the largest number that is sent; not for `single`
-  bool static_current;
-  bool stream;  // on the CPU: write the spikes past the caches
+  Factors drive;  // only for `driven`; each product is rounded to the type of the currents
+  bool stream;    // on the CPU: write the spikes past the caches
+  Current kind;
   Firing firing;
+  std::int64_t current_first;  // on the CPU: the neuron that a row of `current` begins with
 
+  /// The currents from neuron `first` on at step `t` of this call.
+  const T* current_of(std::int64_t first, std::int64_t t) const {
+    return current + t * neurons + (first - current_first);
+  }
   /// The first step of this call that takes the last row; all later ones do.
   SNNC_DEVICE std::int64_t settled() const {
     if (start >= rows - 1) return 0;
@@ -128,21 +156,15 @@ struct SumTask {
   const float* weights;  // one for each step, or null: a plain sum
 };
 
-/// A static current, multiplied by another factor at each of the first steps.
+/// A driven current, at every step.
 template <typename T>
 struct DriveTask {
   const T* values;
-  const float* drive;  // [driven]; the last one holds for all later steps
+  Factors drive;
   T* currents;
-  std::int64_t driven;
   std::int64_t start;  // steps before this call
   std::int64_t steps;
   std::int64_t neurons;
-
-  /// The factor at step `t` of this call; no `start` overflows.
-  SNNC_DEVICE float factor(std::int64_t t) const {
-    return drive[start < driven - 1 && t < driven - 1 - start ? start + t : driven - 1];
-  }
 };
 
 enum class Analog { running_mean, telescope };

@@ -279,14 +279,16 @@ enum class Rows { scalar, channels, full, axes };
 template <typename T>
 void scheduled(cpu::Isa isa, std::int64_t samples, std::int64_t channels, std::int64_t each,
                std::int64_t steps, std::int64_t start, std::int64_t rows, bool ends, Rows kind,
-               Firing firing, bool is_static) {
+               Firing firing, Current from) {
+  const bool temporal = from == Current::temporal;
   const std::int64_t neurons = samples * channels * each;
   const std::int64_t height = each % 7 == 0 ? 7 : 1, width = each / height;
   const std::int64_t size = kind == Rows::scalar     ? 1
                             : kind == Rows::channels ? channels
                             : kind == Rows::full     ? neurons
                                                      : channels * width;
-  std::vector<T> current(neurons * (is_static ? 1 : steps)), spikes(neurons * steps);
+  std::vector<T> current(neurons * (temporal ? steps : 1)), spikes(neurons * steps);
+  const std::vector<float> factors{1.75f, 1.3f, 1.0f};
   std::vector<float> threshold(channels), membrane(1, 0.25f), balance(neurons), schedule(rows * size);
   std::vector<float> after(neurons), balance_after(neurons);
   for (T& x : current) x = random_value<T>();
@@ -309,7 +311,11 @@ void scheduled(cpu::Isa isa, std::int64_t samples, std::int64_t channels, std::i
                                                         : channel * width + i % width;
     for (std::int64_t t = 0; t < steps; ++t) {
       const float b = schedule[std::min(start + t, rows - 1) * size + place];
-      const float u = (v + value_of(current[is_static ? i : t * neurons + i])) + b;
+      float x = value_of(current[temporal ? t * neurons + i : i]);
+      if (from == Current::driven) {
+        x = value_of(rounded<T>(factors[std::min<std::int64_t>(start + t, 2)] * x));
+      }
+      const float u = (v + x) + b;
       float k = u >= theta ? 1.0f : 0.0f;
       if (firing != Firing::single) {
         const float least = firing == Firing::burst ? 0.0f : -levels;
@@ -348,7 +354,8 @@ void scheduled(cpu::Isa isa, std::int64_t samples, std::int64_t channels, std::i
   task.steps = steps;
   task.neurons = neurons;
   task.levels = levels;
-  task.static_current = is_static;
+  task.drive = {factors.data(), 3};
+  task.kind = from;
   task.firing = firing;
   run(task, isa);
   expect(same(spikes, wanted_spikes) && same(after, wanted), "scheduled", neurons, steps);
@@ -365,10 +372,13 @@ void schedules(cpu::Isa isa) {
         for (const bool ends : {false, true}) {
           if (kind == Rows::axes && each % 7) continue;
           const bool is_static = (each + (ends ? 1 : 0)) % 2;
-          scheduled<T>(isa, 1, 3, each, 7, 0, 1, ends, kind, firing, is_static);
-          scheduled<T>(isa, 2, 3, each, 7, 2, 6, ends, kind, firing, !is_static);
-          scheduled<T>(isa, 1, 9, each, 11, 0, 20, ends, kind, firing, is_static);
-          scheduled<T>(isa, 2, 1, each, 3, 30, 20, ends, kind, firing, !is_static);
+          const Current one = is_static ? Current::fixed : Current::temporal;
+          const Current other = is_static ? Current::temporal : Current::driven;
+          scheduled<T>(isa, 1, 3, each, 7, 0, 1, ends, kind, firing, one);
+          scheduled<T>(isa, 2, 3, each, 7, 2, 6, ends, kind, firing, other);
+          scheduled<T>(isa, 1, 9, each, 11, 0, 20, ends, kind, firing, one);
+          scheduled<T>(isa, 2, 1, each, 3, 30, 20, ends, kind, firing, other);
+          scheduled<T>(isa, 2, 2, each, 9, 1, 4, ends, kind, firing, Current::driven);
         }
       }
     }
@@ -480,9 +490,8 @@ void driven(cpu::Isa isa, std::int64_t neurons, std::int64_t steps, std::int64_t
   const std::vector<float> factors{1.75f, 1.5f, 1.25f, 1.0f};
   DriveTask<T> task{};
   task.values = values.data();
-  task.drive = factors.data();
+  task.drive = {factors.data(), 4};
   task.currents = currents.data();
-  task.driven = 4;
   task.start = start;
   task.steps = steps;
   task.neurons = neurons;

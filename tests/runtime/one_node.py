@@ -24,7 +24,7 @@ def one_node(
     name: str, dtype: str = "float32", attributes: Attributes = (), shape: Any = None
 ) -> onnx.ModelProto:
     """A model of one node of any rank (or of `shape`), with its function body."""
-    operator = dialect.OPERATORS[name]
+    operator = dialect.ALL_OPERATORS[name]
     opset = dialect.BASE_OPSET
 
     def values(ports: tuple[dialect.Port, ...]) -> list[onnx.ValueInfoProto]:

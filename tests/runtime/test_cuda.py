@@ -107,6 +107,39 @@ def test_layered_neuron(dtype: str, radix: bool, static: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", dialect.DRIVEN)
+def test_driven_neuron(name: str, dtype: str) -> None:
+    rng = np.random.default_rng(10)
+    numpy: Any = {
+        "ScheduledRMPNeuron": reference.scheduled_rmp_neuron,
+        "BurstNeuron": reference.burst_neuron,
+        "SignedNeuron": reference.signed_neuron,
+    }[name]
+    levels = {} if name == "ScheduledRMPNeuron" else {"levels": 3}
+    factors = np.array([1.75, 0.3, 1], np.float32)
+    cases = 0
+    for sample in SAMPLES:
+        for start, rows in ((0, 1), (1, 4), (9, 3)):
+            for threshold in thresholds(sample, rng):
+                current = rng.normal(0.2, 1, sample).astype(dtype)
+                feeds: dict[str, Any] = {
+                    "current": current,
+                    "threshold": threshold,
+                    "membrane": rng.normal(0, 1, sample).astype(np.float32),
+                }
+                if name == "SignedNeuron":
+                    feeds["balance"] = rng.integers(0, 3, sample).astype(np.float32)
+                schedule = rng.normal(0, 1, (rows, *threshold.shape)).astype(np.float32)
+                feeds |= {"schedule": schedule, "start": start, "steps": 7}
+                driven = reference.drive(current, factors, start, 7)
+                wanted = list(numpy(**{**feeds, "current": driven}, **levels))
+                got = on_gpu(dialect.DRIVEN[name], {**feeds, "drive": factors}, levels)
+                assert_same_bits(got, wanted, (sample, start, rows, threshold.shape))
+                cases += 1
+    assert cases > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_weighted_time_sum(dtype: str) -> None:
     rng = np.random.default_rng(6)
     cases = 0

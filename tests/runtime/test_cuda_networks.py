@@ -22,6 +22,7 @@ from helpers import Array, parse
 import snncompiler
 from snncompiler import Calibration
 from snncompiler.errors import UsageError
+from snncompiler.passes.lower.drive_neurons import drive_neurons
 from snncompiler.runtime import Stream, create_session, doctor, register
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda_library")]
@@ -127,6 +128,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "ramp:3": {"readout": "ramp:3", "chunk": 4},
     "delay": {"readout": "delay:2", "unroll": "loop"},
     "growth": {"growth": True, "chunk": 4},
+    "growth, signed": {"growth": True, "neuron": "signed:4", "chunk": 3},
+    "growth, fp16": {"growth": True, "precision": "fp16", "chunk": 3},
+    "growth, loop": {"growth": True, "unroll": "loop"},
     "hard reset": {"reset": "hard", "chunk": 4},
     "burst": {"neuron": "burst:4", "chunk": 3},
     "signed": {"neuron": "signed:4", "chunk": 3},
@@ -223,7 +227,9 @@ def test_a_cuda_graph_replays_with_a_changed_input(form: str) -> None:
 # --- where the nodes are ---
 
 
-def placed(model: onnx.ModelProto, folder: Path) -> tuple[set[str], list[str]]:
+def placed(
+    model: onnx.ModelProto, folder: Path, where: str = "CPUExecutionProvider"
+) -> tuple[set[str], list[str]]:
     """The operators of nodes that run on the CPU, and the copies in the optimized graph."""
     options = onnxruntime.SessionOptions()
     assert register(options)
@@ -238,19 +244,19 @@ def placed(model: onnx.ModelProto, folder: Path) -> tuple[set[str], list[str]]:
     session.run(None, {"x": inputs()})
     events = json.loads(Path(session.end_profiling()).read_text())
     nodes = [event["args"] for event in events if event.get("cat") == "Node"]
-    host = {node["op_name"] for node in nodes if node.get("provider") == "CPUExecutionProvider"}
+    found = {node["op_name"] for node in nodes if node.get("provider") == where}
     assert any(node.get("provider") == "CUDAExecutionProvider" for node in nodes)
 
     def copies(graph: onnx.GraphProto) -> list[str]:
-        found = [f"{n.op_type} {n.input[0]}" for n in graph.node if n.op_type.startswith("Memcpy")]
+        here = [f"{n.op_type} {n.input[0]}" for n in graph.node if n.op_type.startswith("Memcpy")]
         for node in graph.node:
             for attribute in node.attribute:
-                found += copies(attribute.g)
-        return found
+                here += copies(attribute.g)
+        return here
 
     optimized = onnx.load(folder / "optimized.onnx")
     assert optimized.graph.node
-    return host, copies(optimized.graph)
+    return found, copies(optimized.graph)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +275,19 @@ def test_only_time_is_counted_on_the_cpu(
     form: str, host: set[str], copies: list[str], tmp_path: Path
 ) -> None:
     assert placed(compiled(**FORMS[form]), tmp_path) == (host, copies)
+
+
+@pytest.mark.parametrize("form", ["growth", "growth, signed"])
+def test_a_neuron_drives_its_current_itself(form: str, tmp_path: Path) -> None:
+    """So no node writes the current of every step; a session on CUDA lowers the network so."""
+    model = onnx.ModelProto()
+    model.CopyFrom(compiled(**FORMS[form]))
+    assert drive_neurons(model)
+    found, copies = placed(model, tmp_path, "CUDAExecutionProvider")
+    assert {name for name in found if name.startswith("Drive")} == {
+        "DrivenSignedNeuron" if "signed" in form else "DrivenRMPNeuron"
+    }
+    assert copies == ["MemcpyFromHost snnc_window_steps"]
 
 
 def test_a_cuda_graph_has_no_node_on_the_cpu(tmp_path: Path) -> None:

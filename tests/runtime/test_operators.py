@@ -301,6 +301,50 @@ def test_scheduled_neuron(name: str, dtype: str, static: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", dialect.DRIVEN)
+def test_driven_neuron(name: str, dtype: str) -> None:
+    """Drive and the neuron behind it, at once: factors and schedules that end within and behind the
+    window, and none of either; tiles, what is left of them, and blocks."""
+    cases = 0
+    numpy, levels = SCHEDULED[name]
+    factors = np.array([1.75, 0.3, 1.1, 1], np.float32)
+    for sample in ([0, 3], [1], [2, 3, 5, 7], [2, 16, 8, 8], [3, 1025], [1, 4099]):
+        for start, rows, count in ((0, 1, 4), (0, 6, 2), (2, 4, 4), (9, 12, 3), (2**63 - 1, 2, 4)):
+            steps, current = 6, normal(cases, sample, dtype)
+            feeds = scheduled_feeds(
+                name,
+                current,
+                positive(1, [*sample[1:2], *[1] * (len(sample) - 2)]),
+                normal(2, sample),
+                balance=np.float32(1),
+                schedule=normal(3, [rows, *sample[1:2], *[1] * (len(sample) - 2)]),
+                start=start,
+                steps=steps,
+            )
+            driven = reference.drive(current, factors[-count:], start, steps)
+            wanted = list(numpy(**{**feeds, "current": driven}, **levels))
+            for native, threads in ((False, 1), (True, 1), (True, 2)):
+                got = run(
+                    dialect.DRIVEN[name],
+                    {**feeds, "drive": factors[-count:]},
+                    attributes=levels,
+                    native=native,
+                    threads=threads,
+                )
+                assert_same_bits(got, wanted, (sample, start, native, threads))
+            cases += 1
+    assert cases == 6 * 5
+
+
+def test_a_drive_has_factors() -> None:
+    feeds = {"current": np.ones((1, 3), np.float32), "threshold": np.float32(1), "start": 0}
+    feeds |= {"membrane": np.float32(0), "schedule": np.zeros(1, np.float32), "steps": 2}
+    for drive in (np.zeros(0, np.float32), np.float32(1)):
+        with pytest.raises(Exception, match="`drive` of shape"):
+            run("DrivenRMPNeuron", {**feeds, "drive": drive})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_scheduled_neuron_at_the_edges_of_tiles_and_blocks(name: str, dtype: str) -> None:
     """Rows of one number, of one per channel (of 49 neurons, or of many) and of one per neuron."""

@@ -27,6 +27,7 @@ from snncompiler.ir.dialect.core import (
     Port,
 )
 from snncompiler.ir.dialect.counting import COUNTING_OPERATORS
+from snncompiler.ir.dialect.driven import DRIVEN, DRIVEN_OPERATORS
 from snncompiler.ir.dialect.events import EVENT_NEURONS, EVENT_OPERATORS
 from snncompiler.ir.dialect.loader import ALL_OPERATORS, OPERATORS, function, functions
 from snncompiler.ir.dialect.neurons import NEURONS
@@ -37,6 +38,8 @@ __all__ = [
     "COUNTING_OPERATORS",
     "COUNT_OPERATORS",
     "DOMAIN",
+    "DRIVEN",
+    "DRIVEN_OPERATORS",
     "EVENT_NEURONS",
     "EVENT_OPERATORS",
     "MAX_IR_VERSION",

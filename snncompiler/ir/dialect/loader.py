@@ -11,6 +11,7 @@ import onnx.parser
 from snncompiler.ir.dialect.by_counts import COUNT_OPERATORS
 from snncompiler.ir.dialect.core import DOMAIN, VERSION, Operator
 from snncompiler.ir.dialect.counting import COUNTING_OPERATORS
+from snncompiler.ir.dialect.driven import DRIVEN, DRIVEN_OPERATORS
 from snncompiler.ir.dialect.events import EVENT_OPERATORS
 from snncompiler.ir.dialect.neurons import NEURON_OPERATORS
 from snncompiler.ir.dialect.over_time import TIME_OPERATORS
@@ -18,7 +19,13 @@ from snncompiler.ir.dialect.over_time import TIME_OPERATORS
 #: Those of a compiled file before it is lowered for the CPU.
 OPERATORS: dict[str, Operator] = {**NEURON_OPERATORS, **TIME_OPERATORS}
 #: Every operator of the domain.
-ALL_OPERATORS = {**OPERATORS, **EVENT_OPERATORS, **COUNT_OPERATORS, **COUNTING_OPERATORS}
+ALL_OPERATORS = {
+    **OPERATORS,
+    **DRIVEN_OPERATORS,
+    **EVENT_OPERATORS,
+    **COUNT_OPERATORS,
+    **COUNTING_OPERATORS,
+}
 
 #: The operators that a body is made of, beside those of ONNX.
 _BODY_NEEDS = {
@@ -28,6 +35,7 @@ _BODY_NEEDS = {
     "EventConvPair": ("ScheduledRMPNeuron",),
     "EventSum": ("WeightedTimeSum",),
     "EventMaxPool": ("SpikeMaxPool",),
+    **{driven: ("Drive", neuron) for neuron, driven in DRIVEN.items()},
 }
 
 
