@@ -33,6 +33,7 @@ from snncompiler.ir.graph import (
     is_live,
     known_rank,
     label,
+    producer,
     tensor_names,
     unique_name,
     value,
@@ -70,7 +71,7 @@ class WholeReadOut(Pass):
     inputs_vary: bool = False
 
     name: ClassVar[str] = "whole-read-out"
-    requires: ClassVar[frozenset[str]] = frozenset({"decoded", "whole-numbers"})
+    requires: ClassVar[frozenset[str]] = frozenset({"whole-numbers"})
     ensures: ClassVar[frozenset[str]] = frozenset({"whole-read-out"})
     again: ClassVar[str] = "what the read-out reads would be rounded once more"
 
@@ -141,6 +142,11 @@ class _Work:
             return Real(float(held.min()), float(held.max()))
         if id(tensor) in self.ranges:
             return self.ranges[id(tensor)]
+        maker = producer(tensor)
+        if maker is not None and maker.domain == dialect.DOMAIN and maker.op == "TimeSum":
+            # In layered time, where it completes the value of a window.
+            held, once = self.context.bounds.get(id(maker.inputs[0])), self._range(maker.inputs[1])
+            return None if held is None or once is None else Real(once.low - held, once.high + held)
         if id(tensor) in self.context.bounds:
             bound = self.context.bounds[id(tensor)]
             return Real(-bound, bound)

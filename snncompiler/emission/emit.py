@@ -139,7 +139,8 @@ def _layered(
         lost = next(iter(prepared.context.batch_lost), "")
         raise refuse("SNNC205", "the batch axis is lost, which --emit cuda-graph needs", node=lost)
     spelled = [SpellRounding()] if prepared.context.keeps_rounding else []
-    run_passes([*spelled, LayerTime(options.radix)], graph, prepared.context)
+    layered = LayerTime(options.radix)
+    run_passes([*spelled, layered, *whole_read_out(options)], graph, prepared.context)
     infer_shapes(graph)
     written, names = write_window(
         graph,
