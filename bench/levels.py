@@ -1,13 +1,14 @@
 """Accuracy with few levels, as layered time has them: docs/explanation/levels.md, one command.
 
     python bench/levels.py [--only NAME,..] [--settings rate:4 radix:6 ..] [--draws 5] [--limit N]
-                           [--correct weights bias none] [--samples 256] [--held-out]
-                           --json FILE [--write PAGE.md]
+                           [--correct weights bias none] [--weights float32 int8]
+                           [--samples 256] [--held-out] --json FILE [--write PAGE.md]
 
 Every network of bench/networks.py is calibrated for each setting, kind of correction and draw, and
 runs on the same test samples as the ANN.  Draw k takes its calibration samples with seed k.  What runs
 is the network that a layered spiking network computes: activations of L + 1 values, written with
-operators of ONNX (`calibration/level_network.level_model`).
+operators of ONNX (`calibration/level_network.level_model`); with whole-number weights it is the emitted
+file itself.
 
     drop        the ANN's accuracy minus the network's, in points
     agreement   samples on which both have the same arg-max, in percent
@@ -48,7 +49,9 @@ from bench.networks import CLASSIFIERS, REGRESSORS, Case, Data
 from bench.zoo import material_root
 from snncompiler.calibration.level_network import level_model
 from snncompiler.calibration.levels import calibrate_levels
+from snncompiler.emission.emit import emit
 from snncompiler.ir.settings import Options
+from snncompiler.ir.whole import Weights
 from snncompiler.network.batching import batches, filled
 from snncompiler.network.data import Dataset
 from snncompiler.pipeline import prepare
@@ -71,6 +74,7 @@ def measured(case: Case, data: Data, test: Dataset, ann: Any, given: Row, sample
         steps=int(steps),
         correct=given["correct"],
         seed=given["draw"],
+        weights=Weights.parse(given["weights"]),
     )
     prepared = prepare(data.model)
     calibration_set = data.calibration(given["draw"], samples)
@@ -84,7 +88,11 @@ def measured(case: Case, data: Data, test: Dataset, ann: Any, given: Row, sample
         "seconds": round(time.perf_counter() - started, 1),
         "images": len(test),
     }
-    outputs = run(level_model(prepared, calibration), test, prepared.fixed_batch)
+    if options.weights:
+        model = emit(prepared, calibration, options)
+    else:
+        model = level_model(prepared, calibration)
+    outputs = run(model, test, prepared.fixed_batch)
     total = norm = 0.0
     for name, wanted in ann.outputs.items():
         there = np.asarray(wanted, np.float64)
@@ -146,10 +154,11 @@ def page(content: Row) -> str:
         sorted({row["setting"] for row in content["rows"]}, key=_order),
     )
     parts = []
-    for correct in sorted({row["asked"] for row in rows}):
+    for correct, weights in sorted({(row["asked"], row["weights"]) for row in rows}):
         lines = []
         for name in {**CLASSIFIERS, **REGRESSORS}:
-            own = [row for row in rows if row["case"] == name and row["asked"] == correct]
+            own = [row for row in rows if row["case"] == name]
+            own = [row for row in own if (row["asked"], row["weights"]) == (correct, weights)]
             if not own:
                 continue
             told = f"{own[0]['ann']:.1f}" if "ann" in own[0] else ""
@@ -157,7 +166,7 @@ def page(content: Row) -> str:
             by_setting = [[row for row in own if row["setting"] == one] for one in settings]
             lines.append([name, told, str(own[0]["images"]), str(draws), *map(cell, by_setting)])
         columns = ["network", "ANN", "samples", "draws", *settings]
-        parts.append(f"## --correct {correct}\n\n{markdown(columns, lines)}")
+        parts.append(f"## --correct {correct}, weights {weights}\n\n{markdown(columns, lines)}")
     environment_ = ", ".join(f"{k} {v}" for k, v in content["environment"].items())
     return f"`{content['command']}`\n\n{environment_}\n\n" + "\n\n".join(parts) + "\n"
 
@@ -175,6 +184,7 @@ def main() -> None:
     parser.add_argument("--only", help="networks, by name or a part of it, with commas between")
     parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="CODING:T")
     parser.add_argument("--correct", nargs="+", default=["auto"])
+    parser.add_argument("--weights", nargs="+", default=["float32"])
     parser.add_argument("--draws", type=positive, default=1, help="calibration draws")
     parser.add_argument("--limit", type=positive, help="test samples, at most")
     parser.add_argument(
@@ -200,8 +210,15 @@ def main() -> None:
 def measure(case: Case, options: argparse.Namespace, root: Path, content: Row) -> None:
     """All rows of a network that are not there yet."""
     asked = [
-        {"case": case.name, "setting": setting, "correct": correct, "draw": draw}
+        {
+            "case": case.name,
+            "setting": setting,
+            "correct": correct,
+            "weights": weights,
+            "draw": draw,
+        }
         for draw in range(options.draws)
+        for weights in options.weights
         for correct in options.correct
         for setting in options.settings
     ]
@@ -220,7 +237,7 @@ def measure(case: Case, options: argparse.Namespace, root: Path, content: Row) -
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["case"], row["setting"], row["asked"], row["draw"]
+    return row["case"], row["setting"], row["asked"], row["weights"], row["draw"]
 
 
 if __name__ == "__main__":
