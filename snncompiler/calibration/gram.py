@@ -160,7 +160,11 @@ class Gram:
         """Add rows [G, P, K]."""
         for at in range(0, rows.shape[1], _ROWS):
             part = np.asarray(rows[:, at : at + _ROWS], np.float32)
-            self.products += part.transpose(0, 2, 1) @ part
+            if len(part) == 1:
+                # Of one matrix numpy computes one half only.
+                self.products[0] += part[0].T @ part[0]
+            else:
+                self.products += part.transpose(0, 2, 1) @ part
             self.sums += part.sum(axis=1, dtype=np.float64)
         self.count += rows.shape[1]
 

@@ -58,8 +58,9 @@ class LevelNetwork:
         self.outputs = [entry.name for entry in ann.graph.output]
         self.feeds, self.levels = feeds, levels
         self._kind = np.uint8 if levels <= 255 else np.uint16 if levels <= 65535 else np.float32
-        count = len(next(iter(feeds.values())))
-        self.parts = [slice(at, min(at + batch, count)) for at in range(0, count, batch)]
+        self.samples = len(next(iter(feeds.values())))
+        starts = range(0, self.samples, batch)
+        self.parts = [slice(at, min(at + batch, self.samples)) for at in starts]
         self.counts: dict[str, list[Array]] = {}
         self.quanta: dict[str, Floats] = {}
 

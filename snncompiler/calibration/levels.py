@@ -64,6 +64,8 @@ LEAST_POSITIONS = 32
 _HALVINGS = 14
 #: Bytes of the activations of the samples that run at once.
 _BATCH_BYTES = 64 << 20
+#: Currents of a rectifier are held where they take at most so many bytes, else computed twice.
+_HELD_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -379,13 +381,14 @@ class _Settling:
         report = LayerReport(node.name)
         self.settled.report[node.name] = report
         shift = np.zeros(1, np.float32)
+        held: list[Floats] = []
         if self.correct != "none":
-            shift = self._shift(node, report)
+            shift = self._shift(node, report, held)
             if shift.any():
                 self.settled.biases[node.name] = shift
 
         def currents() -> Iterator[Floats]:
-            for (values,) in self.network.values([current]):
+            for values in held or (one for (one,) in self.network.values([current])):
                 yield values + spread(shift, values.ndim)
 
         self.network.settle(output, quantum, currents())
@@ -396,7 +399,8 @@ class _Settling:
     def _ahead(self, nodes: Sequence[Node]) -> list[Layer]:
         return [self.layers[node.name] for node in nodes if node.name in self.layers]
 
-    def _shift(self, node: Node, report: LayerReport) -> Floats:
+    def _shift(self, node: Node, report: LayerReport, held: list[Floats]) -> Floats:
+        """The shift of a rectifier.  Its currents are put into `held` where they are few enough."""
         key = (node.inputs[rectified_input(node)].name, _axis(node))
         cap = rectifier(node).cap  # type: ignore[union-attr]
         analog = np.clip(self.analog[key], 0, np.inf if cap is None else cap)
@@ -404,10 +408,12 @@ class _Settling:
         if len(analog) < LEAST_POSITIONS:
             report.note = f"{len(analog)} positions of a channel are too few to correct it"
             return np.zeros(1, np.float32)
-        parts = [
-            self._at(values, key, index)
-            for index, (values,) in enumerate(self.network.values([key[0]]))
-        ]
+        hold = 4 * values_of(node) * self.network.samples <= _HELD_BYTES
+        parts = []
+        for index, (values,) in enumerate(self.network.values([key[0]])):
+            parts.append(self._at(values, key, index))
+            if hold:
+                held.append(values)
         received = np.concatenate(parts)
         if one:
             analog, received = analog.reshape(-1, 1), received.reshape(-1, 1)
