@@ -3,8 +3,8 @@
 // A tile of spikes (16 places by 64 inputs) times one of digits (64 inputs by 16 channels) adds to 16 by 16 sums
 // of 32 bits, which are exact.
 //
-// Where all weights of a layer are whole numbers, one digit is the weight, if 8 bits hold it, and two are its
-// upper half with a sign and its lower one without.  Otherwise a weight is a whole number times the scale of its
+// Where all weights of a layer are whole numbers, one digit is the weight, if 8 bits hold those of its source, and two
+// are its upper half with a sign and its lower one without.  Otherwise a weight is a whole number times the scale of its
 // channel, and three signed digits make the number:
 //
 // number = 256 upper + lower.  A spike is held as 255: read without a sign that is 255, with a sign -1.
@@ -86,6 +86,7 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
   constexpr int least_exponent = -100;
   panels = 0;
   bool counts = false, all_whole = true;
+  float most_of_source[max_sources] = {};
   std::vector<float> largest(static_cast<std::size_t>(channels));
   std::vector<double> together(largest.size());
   double inputs = 0;
@@ -100,12 +101,13 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
         all_whole = all_whole && std::trunc(size) == size;
         float& most = largest[static_cast<std::size_t>(c)];
         most = std::max(most, size);
+        most_of_source[s] = std::max(most_of_source[s], size);
         together[static_cast<std::size_t>(c)] += static_cast<double>(size) * sources[s].levels;
       }
     }
   }
   if (panels * panel_inputs > 4 * rows) return false;
-  const float most_of_all = *std::max_element(largest.begin(), largest.end());
+  const float most_of_all = *std::max_element(most_of_source, most_of_source + max_sources);
   const double all_together = *std::max_element(together.begin(), together.end());
   // All sums have to fit 32 bits.
   if (all_whole && most_of_all <= two_digits && all_together + 256 * inputs < 0x1p31) {
@@ -116,8 +118,12 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
       if (largest[c] > 0 && 128 * together[c] / largest[c] + inputs >= 0x1p23) return false;
     }
   }
-  const std::int64_t of_panel = digits_of(kind) * panel;
-  const std::int64_t size = blocks * units * panels * of_panel;
+  for (std::size_t s = 0; s < sources.size(); ++s) {
+    // A shortcut's weights may be larger than those beside it.
+    digits_of_source[s] = kind == Digits::two && most_of_source[s] <= one_digit ? 1 : digits_of(kind);
+    unit_digits += panels_of(sources[s]) * digits_of_source[s] * panel;
+  }
+  const std::int64_t size = blocks * units * unit_digits;
   digits = allocate<std::int8_t>(size);
   Buffer<float>& of_channels = whole(kind) ? reaches : scales;
   of_channels = allocate<float>(blocks * width());
@@ -137,17 +143,18 @@ bool Weights::make_digits(const std::vector<Source>& sources, const float* const
       shift = 23 - exponent;
       scales[c] = std::ldexp(1.0f, -shift);
     }
-    std::int8_t* to = digits.get() + c / 16 * panels * of_panel + c % 16 * 4;
+    std::int8_t* to = digits.get() + c / 16 * unit_digits + c % 16 * 4;
     for (std::size_t s = 0; s < sources.size(); ++s) {
       const Source& source = sources[s];
-      const std::int64_t span = span_of(source) * source.channels;
+      const std::int64_t span = span_of(source) * source.channels, of_panel = digits_of_source[s] * panel;
+      const Digits made = of_panel == panel ? Digits::one : kind;
       // A span is one piece of `from`.
       const float* weight = from[s] + c;
       for (std::int64_t i = 0; i < source.rows(); i += span) {
         for (std::int64_t k = 0; k < span; ++k, weight += channels) {
           const auto number = static_cast<std::int64_t>(
               std::nearbyint(std::ldexp(static_cast<double>(*weight), shift)));
-          write_digits(kind, number, to + k / panel_inputs * of_panel + k % panel_inputs / 4 * 64 + k % 4);
+          write_digits(made, number, to + k / panel_inputs * of_panel + k % panel_inputs / 4 * 64 + k % 4);
         }
         to += panels_of_span(source) * of_panel;
       }
@@ -514,7 +521,9 @@ SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* 
     const std::int64_t panels = panels_of(strip.layer.sources[s]), from_place = apart[s];
     const std::uint8_t *const first = sixteens[0].spikes[s], *const second = sixteens[two].spikes[s];
     const std::int64_t *const firsts = sixteens[0].offsets[s], *const seconds = sixteens[two].offsets[s];
-    for (std::int64_t k = 0; k < panels; ++k, digits += digits_of(kind) * panel) {
+    const std::int64_t of_panel = kind == Digits::two ? strip.layer.weights->digits_of_source[s] * panel
+                                                      : digits_of(kind) * panel;
+    for (std::int64_t k = 0; k < panels; ++k, digits += of_panel) {
       if constexpr (whole(kind)) {
         SNNC_TILE_LOAD(4, first + firsts[k], from_place);
         SNNC_TILE_LOAD(6, digits, packed);
@@ -527,6 +536,9 @@ SNNC_AVX512 SNNC_INLINE inline void multiply(const Strip& strip, const Sixteen* 
             SNNC_TILE_ADD(1, 4, 7);
             if constexpr (two) SNNC_TILE_ADD(3, 5, 7);
           }
+        } else if (of_panel == panel) {
+          SNNC_TILE_ADD(0, 4, 6);
+          if constexpr (two) SNNC_TILE_ADD(2, 5, 6);
         } else {
           SNNC_TILE_ADD_UNSIGNED(0, 4, 6);
           if constexpr (two) SNNC_TILE_ADD_UNSIGNED(2, 5, 6);
@@ -607,7 +619,7 @@ SNNC_AVX512 SNNC_APART void run_units(const Strip& strip, const Plan& plan, std:
                                       bool more) {
   constexpr std::int64_t sixteen = sums_of_sixteen<kind>;
   const Weights& weights = *strip.layer.weights;
-  const std::int64_t size = weights.panels * digits_of(kind) * panel;
+  const std::int64_t size = weights.unit_digits;
   const std::int8_t* const digits = weights.digits.get() + unit * size;
   const std::int64_t steps = strip.call.steps, pixel = strip.layer.pixel;
   const std::int64_t pace = (16 + weights.panels - 1) / weights.panels;

@@ -842,6 +842,8 @@ Weights::Weights(const std::vector<Source>& sources, bool is_depthwise, std::int
       table_rows(0),
       first_table_row{},
       kind(Digits::none),
+      digits_of_source{},
+      unit_digits(0),
       panels(0) {
   const std::int64_t all = (channels + 15) / 16;
   units = all % 4 == 0 ? 4 : all % 3 == 0 ? 3 : all % 2 == 0 ? 2 : 1;

@@ -100,7 +100,9 @@ struct Weights {
   std::int64_t table_rows;
   std::int64_t first_table_row[max_sources];
   Digits kind;                 // of digits
-  Buffer<std::int8_t> digits;  // [units of all blocks, panels, digits, panel], or none
+  Buffer<std::int8_t> digits;  // [units of all blocks, panels, digits of the source, panel], or none
+  std::int64_t digits_of_source[max_sources];
+  std::int64_t unit_digits;    // bytes of a unit
   Buffer<float> scales;        // of rounded ones: [channels, in sixteens]
   Buffer<float> reaches;       // of whole ones: no sum is larger, either way; [channels, in sixteens]
   std::int64_t panels;         // of 64 inputs

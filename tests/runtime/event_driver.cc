@@ -385,8 +385,10 @@ void fill(Layer& layer, double density) {
   for (const events::Source& source : layer.sources) {
     const std::int64_t pixels = layer.steps * layer.samples * source.in[0] * source.in[1];
     layer.spikes.push_back(random_spikes(pixels * source.pixel, density, source.levels));
-    Floats weights = multiples(unit, source.rows() * layer.channels, -most, most);
-    if (unit == 1 && rest == 1 && most > 127) weights[0] = one_of({32767.0f, -32767.0f, weights[0]});
+    // The digits of two sources may differ.
+    const std::int64_t here = unit == 1 && layer.from.empty() && one_in(2) ? std::min<std::int64_t>(most, 127) : most;
+    Floats weights = multiples(unit, source.rows() * layer.channels, -here, here);
+    if (unit == 1 && rest == 1 && here > 127) weights[0] = one_of({32767.0f, -32767.0f, weights[0]});
     layer.from.push_back(std::move(weights));
   }
   const std::int64_t channels = layer.channels, all = layer.places() * channels;
