@@ -92,6 +92,8 @@ class Context:
     #: Names of the averages that are taken of complete values, as they are rounded behind: what lies
     #: half-way between two integers falls as in the source only if its arithmetic is the same.
     whole_averages: set[str] = field(default_factory=set)
+    #: Neurons whose currents are sums of whole numbers: name -> what 1 stands for, [O].
+    sum_units: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     #: Output name -> type in the source.
     output_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     #: Why the batch axis is lost: node label -> reason.

@@ -35,7 +35,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from snncompiler.emission.metadata import copies_of, grid_of
+from snncompiler.emission.metadata import copies_of, grid_of, units_of
 from snncompiler.errors import UsageError, refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import free_root
@@ -232,7 +232,8 @@ def watch(
     else:
         raise refuse("SNNC401", "the model holds no spiking neurons", hint="compile it first")
     grid = grid_of(model)
-    layers = [_with_unit(layer, grid) for layer in layers]
+    units = units_of(model)
+    layers = [_with_unit(layer, grid, units) for layer in layers]
     for layer in layers:
         for what in _shown(layer, wanted):
             graph.output.append(
@@ -259,10 +260,10 @@ def watch(
     return Watched(copy, tuple(layers), tuple(found), start, states, carried, notes)
 
 
-def _with_unit(layer: Layer, grid: Grid) -> Layer:
-    if not grid.layers:
+def _with_unit(layer: Layer, grid: Grid, units: Mapping[str, NDArray[np.float64]]) -> Layer:
+    if layer.name not in units and not grid.layers:
         return layer
-    scale = grid.of(layer.name).scale
+    scale = units[layer.name] if layer.name in units else grid.of(layer.name).scale
     beside = max(layer.threshold.ndim - 1, 0)
     return replace(layer, unit=scale.reshape(-1, *[1] * beside) if scale.size > 1 else scale[0])
 

@@ -21,11 +21,13 @@ from snncompiler.ir.settings import Options
 from snncompiler.ir.whole import Grid
 from snncompiler.network.prepared import Prepared
 from snncompiler.passes.base import Pass, Units, run_passes
+from snncompiler.passes.lower.spell_rounding import SpellRounding
 from snncompiler.passes.spike.correct_layers import CorrectLayers
 from snncompiler.passes.spike.encode_poisson import EncodePoisson
 from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
 from snncompiler.passes.spike.insert_neurons import InsertNeurons
 from snncompiler.passes.spike.whole_numbers import WholeNumbers
+from snncompiler.passes.spike.whole_sums import WholeSums
 from snncompiler.passes.time.drive_input import DriveInput
 from snncompiler.passes.time.telescope_analog import TelescopeAnalog
 from snncompiler.passes.time.unroll_time import UnrollTime, unfoldable
@@ -107,6 +109,7 @@ def spiking_graph(
             ),
             FoldAmplitude(options.layered),
             *([TelescopeAnalog()] if options.allow_analog and not options.layered else []),
+            *([SpellRounding(), WholeSums()] if prepared.context.keeps_rounding else []),
             *_whole_numbers(calibration, options, settled),
         ],
         graph,

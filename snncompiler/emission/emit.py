@@ -35,7 +35,6 @@ from snncompiler.passes.lower.chunks import MAX_CHUNK
 from snncompiler.passes.lower.compact import compact
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.passes.lower.lower_precision import LowerPrecision
-from snncompiler.passes.lower.spell_rounding import SpellRounding
 from snncompiler.passes.lower.verify_output import verify_output
 from snncompiler.passes.normalize.track_batch import name_batch
 from snncompiler.passes.time.layer_time import LayerTime
@@ -138,9 +137,8 @@ def _layered(
     if fixed and not prepared.any_batch:
         lost = next(iter(prepared.context.batch_lost), "")
         raise refuse("SNNC205", "the batch axis is lost, which --emit cuda-graph needs", node=lost)
-    spelled = [SpellRounding()] if prepared.context.keeps_rounding else []
-    layered = LayerTime(options.radix)
-    run_passes([*spelled, layered, *whole_read_out(options)], graph, prepared.context)
+    passes = [LayerTime(options.radix), *whole_read_out(options)]
+    run_passes(passes, graph, prepared.context)
     infer_shapes(graph)
     written, names = write_window(
         graph,

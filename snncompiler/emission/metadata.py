@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from snncompiler.calibration.record import Calibration
 from snncompiler.errors import UsageError, refuse
@@ -99,6 +101,9 @@ def metadata_of(
         found["snnc.copies"] = names["copies"]
     if prepared.context.keeps_rounding:
         found["snnc.rounding"] = "kept"
+    if prepared.context.sum_units:
+        units = {name: scale.tolist() for name, scale in prepared.context.sum_units.items()}
+        found["snnc.units"] = json.dumps(units)
     if prepared.context.pooled:
         found["snnc.pooled"] = json.dumps(prepared.context.pooled)
     if prepared.context.grid.layers:
@@ -198,6 +203,15 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         layer_axes=layer_axes,
         grid=grid,
     )
+
+
+def units_of(model: onnx.ModelProto) -> dict[str, NDArray[np.float64]]:
+    """Neurons whose currents are whole numbers, as the source's: name -> what 1 stands for, [O]."""
+    told = next((e.value for e in model.metadata_props if e.key == "snnc.units"), "{}")
+    found = {name: np.asarray(scale, np.float64) for name, scale in json.loads(told).items()}
+    # A neuron that fires behind a pooling receives what its rectifier does.
+    behind = {name: rectifier for name, (rectifier, _) in pooled_of(model).items()}
+    return found | {name: found[one] for name, one in behind.items() if one in found}
 
 
 def pooled_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:

@@ -19,6 +19,7 @@ from snncompiler import models, pipeline
 from snncompiler.errors import InternalError
 from snncompiler.ir.check import Snapshot, faults
 from snncompiler.ir.graph import Graph, import_model
+from snncompiler.ir.grids import grids_of
 from snncompiler.ir.growth import Growth
 from snncompiler.ir.rectifiers import rectifiers_of
 from snncompiler.ir.settings import Coding, Options
@@ -36,6 +37,7 @@ from snncompiler.passes.spike.encode_poisson import EncodePoisson
 from snncompiler.passes.spike.fold_amplitude import FoldAmplitude
 from snncompiler.passes.spike.insert_neurons import InsertNeurons
 from snncompiler.passes.spike.whole_numbers import WholeNumbers
+from snncompiler.passes.spike.whole_sums import WholeSums
 from snncompiler.passes.time.drive_input import DriveInput
 from snncompiler.passes.time.layer_time import LayerTime
 from snncompiler.passes.time.sink_time_mean import SinkTimeMean
@@ -124,7 +126,22 @@ def test_the_passes_that_keep_rounding_leave_a_sound_graph(
         if isinstance(step, KeepRounding):
             assert changed and step.again
             assert run_passes([step], graph.copy(), context.apart()) == ["keep-rounding"]
-    assert run_twice(SpellRounding(), graph, context)
+    spelled = graph.copy()
+    assert run_twice(SpellRounding(), spelled, context)
+    assert not any("Quantize" in node.op for node in spelled.nodes)
+    grids = grids_of(graph)
+    assert grids
+    thetas = {
+        node.name: grids[node.name].scale if node.name in grids else np.float32([1])
+        for node in rectifiers_of(graph)
+    }
+    neurons = InsertNeurons(thetas, 0.5, layered="radix", levels=255)
+    changed = {
+        step.name
+        for step in (neurons, FoldAmplitude(layered=True), WholeSums())
+        if run_twice(step, graph, context)
+    }
+    assert changed == {"insert-neurons", "fold-amplitude"}  # these weights are of no scale
     assert not any("Quantize" in node.op for node in graph.nodes)
 
 
@@ -192,6 +209,7 @@ def test_every_pass_is_in_one_of_these_tests() -> None:
         for entry in (
             EncodePoisson, InsertNeurons, FoldAmplitude, TelescopeAnalog, SinkTimeMean,
             LowerPrecision, DriveInput, LayerTime, CorrectLayers, KeepRounding, SpellRounding,
+            WholeSums,
             WholeNumbers, WholeReadOut,
         )
     }  # fmt: skip
