@@ -81,6 +81,8 @@ ROUNDED_THRESHOLD = (1 << 12) - 1
 STATIC_THRESHOLD = (1 << 16) - 1
 #: Levels of a sum that a layer reads, where it has more than the layer's own sums bear.
 SUM_LEVELS = (1 << 8) - 1
+#: The same in layered time, where a current of few levels would hide those of the neuron.
+WINDOW_SUM_LEVELS = (1 << 16) - 1
 #: Bits of the coefficient of a residual spike, whatever the bits of weights.
 COEFFICIENT = (1 << 15) - 1
 #: The least threshold: with a smaller one there would be no half of it, and no charge.
@@ -214,7 +216,8 @@ class WholeNumbers(Pass):
     weights differ from the nearest ones.  settled: whether the charges are final, on which depends what
     a current may be at most; where they are not, `Context.units` tells what was rounded.  levels: of
     layered time, the most that the spikes of a window stand for: a neuron sums up all of a window, so
-    its sums are as many times as large.
+    its sums are as many times as large.  capped: names of the neurons whose top level is a bound of the
+    network.
 
     What it finds goes into `Context.grid`.
     """
@@ -227,6 +230,7 @@ class WholeNumbers(Pass):
     changes: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     settled: bool = True
     levels: int = 1
+    capped: frozenset[str] = frozenset()
 
     name: ClassVar[str] = "whole-numbers"
     requires: ClassVar[frozenset[str]] = frozenset({"neurons", "binary-spikes"})
@@ -906,7 +910,8 @@ class _Work:
         top = rows.max(axis=1, initial=0.0)
         mass = float((rows.sum(axis=1) / np.where(top > 0, top, 1.0)).max(initial=1.0))
         levels = max(0.9 * EXACT / (mass * self.most * self.step), 1.0)
-        held = np.maximum(scales, bounds / min(levels, SUM_LEVELS))
+        most = WINDOW_SUM_LEVELS if self.options.levels > 1 else SUM_LEVELS
+        held = np.maximum(scales, bounds / min(levels, most))
         self.scale[self.root[one.labels]] = np.broadcast_to(held, one.labels.shape)
 
     def _chosen(
@@ -1124,6 +1129,7 @@ class _Work:
     def _write_neuron(self, neuron: _Neuron, told: list[_Told]) -> LayerGrid:
         node, numbers = neuron.node, self._numbers(neuron)
         scales = self._neuron_scales(neuron)
+        meant = _spread(value(_port(node, "threshold")), neuron.labels.ndim)
         for name, array in (("threshold", numbers.threshold), ("membrane", numbers.start)):
             index = _place(node, name)
             self._put(node, index, array)
@@ -1150,6 +1156,17 @@ class _Work:
                     "no scale holds its threshold, its weights and its sums below 2^24 at once",
                     node=label(node),
                     hint="ask for fewer bits, or leave out --weights",
+                )
+            )
+        gain = numbers.threshold * scales / meant
+        if self.options.levels > 1 and node.name in self.options.capped and gain.max() > 1.01:
+            self.findings.append(
+                Finding(
+                    "SNNC223",
+                    "its levels are finer than its weights can tell, so that its top level would be "
+                    "above the bound of the rectifier",
+                    node=label(node),
+                    hint="ask for more bits or for fewer levels, or leave out --weights",
                 )
             )
         sources = own | self._behind_roundings(own)

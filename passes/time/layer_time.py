@@ -385,6 +385,9 @@ class _Work:
         return gs.Variable(unique_name(name, self.taken), like.dtype, shape)
 
 
+#: What whole numbers of another scale are made with, after a product: of complete values.
+_COMPLETE = ("Round", "Max", "Min")
+
 _NUMPY = {
     "Add": np.add,
     "Sub": np.subtract,

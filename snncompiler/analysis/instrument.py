@@ -539,7 +539,9 @@ def _watch_layered(
         radix = bool(attributes["radix"])
         theta = numpy_helper.to_array(values[_input(node, "threshold")])
         levels = (1 << steps) - 1 if radix else steps
-        half = np.asarray(theta / np.float32(2), np.float32)
+        # Of a whole number, which is odd, what is below its half: it gives the same spikes.
+        whole = bool((theta >= 1).all() and (theta == np.round(theta)).all())
+        half = np.asarray(np.floor(theta / 2) if whole else theta / np.float32(2), np.float32)
         made = Layer(node.name, LAYERED, theta, half, levels, None, root, True, radix)
         layers.append(made)
         held = _input(node, "steps")
@@ -575,6 +577,8 @@ def _watch_layered(
                 helper.make_node("Add", wide, [f"{where}/potential"]),
                 helper.make_node("Sub", [f"{where}/potential", start.name], [whole]),
             ]
+        for one in added:
+            one.name = one.output[0]
         graph.node.extend(added)
     return layers
 

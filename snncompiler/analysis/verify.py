@@ -223,6 +223,10 @@ def _run_layered_checks(
         checks.append(_compared("native kernels = function bodies", found, bodies))
     if compiled.keeps_rounding:
         checks.append(_integers(compiled, prepared, feeds))
+    if compiled.grid.layers:
+        off = off_grid(compiled.model, compiled.grid)
+        told = "; ".join(off[:3]) or f"{len(compiled.grid.layers)} layers"
+        checks.append(Check("all weights and charges lie on their grid", not off, told))
     layers = _levels(compiled, feeds)
     worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
     detail = f"largest deviation / bound = {worst.deviation / worst.bound:.3f} in {worst.layer}"

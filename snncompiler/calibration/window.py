@@ -17,6 +17,7 @@ from snncompiler.calibration.record import Calibration
 from snncompiler.errors import refuse
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import Graph, infer_shapes, label
+from snncompiler.ir.rectifiers import rectifier
 from snncompiler.ir.settings import Options
 from snncompiler.ir.whole import Grid
 from snncompiler.network.prepared import Prepared
@@ -110,7 +111,7 @@ def spiking_graph(
             FoldAmplitude(options.layered),
             *([TelescopeAnalog()] if options.allow_analog and not options.layered else []),
             *([SpellRounding(), WholeSums()] if prepared.context.keeps_rounding else []),
-            *_whole_numbers(calibration, options, settled),
+            *_whole_numbers(prepared, calibration, options, settled),
         ],
         graph,
         prepared.context,
@@ -118,7 +119,9 @@ def spiking_graph(
     return graph
 
 
-def _whole_numbers(calibration: Calibration, options: Options, settled: bool) -> list[Pass]:
+def _whole_numbers(
+    prepared: Prepared, calibration: Calibration, options: Options, settled: bool
+) -> list[Pass]:
     """The pass that makes weights whole numbers, where they are."""
     if not options.weights.bits:
         return []
@@ -132,6 +135,11 @@ def _whole_numbers(calibration: Calibration, options: Options, settled: bool) ->
             calibration.whole,
             settled,
             options.levels if options.layered else 1,
+            frozenset(
+                node.name
+                for node in prepared.graph.nodes
+                if (found := rectifier(node)) is not None and found.cap is not None
+            ),
         )
     ]
 

@@ -139,12 +139,14 @@ def _layered(
         raise refuse("SNNC205", "the batch axis is lost, which --emit cuda-graph needs", node=lost)
     passes = [LayerTime(options.radix), *whole_read_out(options)]
     run_passes(passes, graph, prepared.context)
+    _share_grids(prepared.context)
     infer_shapes(graph)
     written, names = write_window(
         graph,
         options.steps,
         radix=options.radix,
-        overridable=not (fixed or _capped(prepared)),
+        # Whole numbers are exact for so many levels, and what comes once is cut off at the top one.
+        overridable=not (fixed or _capped(prepared) or options.weights),
     )
     name_batch(written, options.batch)
     model = attach_functions(written, prepared.checked_model.opset_import)
@@ -152,6 +154,17 @@ def _layered(
     metadata = metadata_of(prepared, calibration, options, options.steps, None, names)
     onnx.helper.set_model_props(model, metadata)
     return model
+
+
+def _share_grids(context: Context) -> None:
+    """What fires for a layer behind a pooling has the layer's grid."""
+    known = {layer.name for layer in context.grid.layers}
+    more = [
+        replace(context.grid.of(relu), name=name)
+        for name, (relu, _) in context.pooled.items()
+        if relu in known and name not in known
+    ]
+    context.grid = replace(context.grid, layers=(*context.grid.layers, *more))
 
 
 def _capped(prepared: Prepared) -> bool:
