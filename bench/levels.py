@@ -171,35 +171,37 @@ def page(content: Row) -> str:
     return f"`{content['command']}`\n\n{environment_}\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _order(setting: str) -> tuple[str, int]:
+def _order(setting: str) -> tuple[bool, int]:
     coding, steps = setting.split(":")
-    return coding, int(steps)
+    return coding != "rate", int(steps)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--material", help="folder with material.json; default SNNC_MATERIAL")
+    made.add_argument("--only", help="networks, by name or a part of it, with commas between")
+    made.add_argument("--settings", nargs="+", default=SETTINGS, metavar="CODING:T")
+    made.add_argument("--correct", nargs="+", default=["auto"])
+    made.add_argument("--weights", nargs="+", default=["float32"])
+    made.add_argument("--draws", type=positive, default=1, help="calibration draws")
+    made.add_argument("--limit", type=positive, help="test samples, at most")
+    made.add_argument("--samples", type=positive, default=256, help="calibration samples, at most")
+    made.add_argument("--held-out", action="store_true", help="measure on calibration samples")
+    made.add_argument("--json", type=Path, required=True, help="what is measured, and was before")
+    made.add_argument("--write", type=Path, help="write the page here")
+    return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--material", help="folder with material.json; default SNNC_MATERIAL")
-    parser.add_argument("--only", help="networks, by name or a part of it, with commas between")
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="CODING:T")
-    parser.add_argument("--correct", nargs="+", default=["auto"])
-    parser.add_argument("--weights", nargs="+", default=["float32"])
-    parser.add_argument("--draws", type=positive, default=1, help="calibration draws")
-    parser.add_argument("--limit", type=positive, help="test samples, at most")
-    parser.add_argument(
-        "--samples", type=positive, default=256, help="calibration samples, at most"
-    )
-    parser.add_argument("--held-out", action="store_true", help="measure on calibration samples")
-    parser.add_argument("--json", type=Path, required=True, help="what is measured, and was before")
-    parser.add_argument("--write", type=Path, help="write the page here")
-    options = parser.parse_args()
+    options = parser().parse_args()
     root = material_root(options.material)
     content: Row = {"command": command_line("levels.py"), "environment": environment(None)}
     content["rows"] = read_json(options.json)["rows"] if options.json.is_file() else []
     cases = chosen(options.only, {**CLASSIFIERS, **REGRESSORS})
     if not cases:
-        parser.error(f"no network {options.only!r}")
+        parser().error(f"no network {options.only!r}")
     for case in cases:
         measure(case, options, root, content)
     print(page(content))
