@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from helpers import Array, compile_text, ops, parse, random, run_model
 
 from snncompiler import models, pipeline
+from snncompiler.analysis.integers import compare_integers
 from snncompiler.ir.settings import Options
 from snncompiler.network.checks import check_source
 from snncompiler.network.prepare import prepare
@@ -135,15 +137,55 @@ def test_they_converge(tmp_path: Path, form: str) -> None:
     assert errors[1] <= errors[0] / 4 and errors[1] < 0.01
 
 
+TYPES = {"U8S8": (UINT8, INT8), "U8U8": (UINT8, UINT8), "S8S8": (INT8, INT8)}
+QUICK = {("digits-cnn", "QDQ", "U8S8", False), ("digits-resnet", "QOperator", "S8S8", True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "types", "channels"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+        for case in product(
+            ("digits-cnn", "digits-resnet"), ("QDQ", "QOperator"), TYPES, (False, True)
+        )
+    ],
+)
+def test_in_layered_time_the_spikes_are_their_integers(
+    tmp_path: Path, name: str, form: str, types: str, channels: bool
+) -> None:
+    """Of all values but a few: of a thousand, one may lie half-way between two integers up to float32's
+    rounding, or behind one that does.  Every image has the arg-max that onnxruntime gives it, with its
+    optimizer and without."""
+    x, unseen = digits(64, 50)
+    activations, weights = TYPES[types]
+    options = {"activation_type": activations, "weight_type": weights, "per_channel": channels}
+    given = onnx.load(models.path(name))
+    file = quantized(tmp_path, given, x, **FORMATS[form], **options)
+    result = pipeline.compile_model(file, Options(timing="layered", coding="radix"))
+    feeds = {file.graph.input[0].name: unseen}
+    found = compare_integers(result.prepared, result.model, feeds)
+    assert found.different <= found.values / 1000 and found.values > 50 * 1000
+    (scores,) = run_model(result.model, **feeds)
+    for optimize in (True, False):
+        wanted = create_session(file, threads=1, optimize=optimize).run(None, feeds)[0]
+        np.testing.assert_array_equal(scores.argmax(1), wanted.argmax(1))
+
+
+def digits(train: int, test: int) -> tuple[Array, Array]:
+    """The first images of both sets."""
+    return tuple(  # type: ignore[return-value]
+        np.load(models.path(f"digits-{which}"))["x"]
+        .transpose(0, 3, 1, 2)[:count]
+        .astype(np.float32)
+        / 16
+        for which, count in (("train", train), ("test", test))
+    )
+
+
 @pytest.mark.parametrize("form", ["QDQ", "QOperator"])
 def test_digits_are_told_apart_as_before(tmp_path: Path, form: str) -> None:
     """The quantized network classifies 95 of 100 test images or more alike; so does the SNN."""
-    folder = Path(models.path("digits-cnn")).parent
-    train, test = (np.load(folder / f"digits_{name}.npz") for name in ("train", "test"))
-    x, unseen = (
-        data["x"].transpose(0, 3, 1, 2).astype(np.float32)[:count] / 16
-        for data, count in ((train, 64), (test, 100))
-    )
+    x, unseen = digits(64, 100)
     given = onnx.load(models.path("digits-cnn"))
     file = quantized(tmp_path, given, x, **FORMATS[form])
     name = file.graph.input[0].name

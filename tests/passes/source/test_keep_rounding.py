@@ -147,6 +147,15 @@ BODIES = {
     + " n = Neg(c)"
     + pair("n", "o", "t")
     + " r = Concat <axis = 1>(qd, od)",
+    "products of integers": " q = QuantizeLinear(c, s, z)"
+    " k = ConvInteger <pads = [1, 1, 1, 1]>(q, whole, z) f = Cast <to = 1>(k) e = Mul(f, both)"
+    " a = Relu(e)" + pair("a", "o", "u", result="r"),
+    "upsampled": pair("c", "q")
+    + " k = Resize <mode = \"nearest\">(qd, , twice)"
+    + pair("k", "o", result="r"),
+    "quantized once, read twice": " q = QuantizeLinear(c, s, z) d = DequantizeLinear(q, s, z)"
+    " e = DequantizeLinear(q, s, z) c2 = Conv(d, w3)" + pair("c2", "p", "t", "m")
+    + " a = Add(pd, e)" + pair("a", "o", "u", result="r"),
     "other readers": " a = Relu(c)" + pair("a", "q") + " r = Add(a, qd)",
     "clipped integers": " p = QuantizeLinear(c, s, i) k = Clip(p, nothing, fifteen)"
     " r = DequantizeLinear(k, s, i)",
@@ -154,6 +163,12 @@ BODIES = {
     " r = DequantizeLinear <axis = 1>(q, ss, zs)",
 }  # fmt: skip
 GIVEN = {
+    "products of integers": {
+        "whole": np.random.default_rng(8).integers(-127, 128, (4, 4, 3, 3)).astype(np.int8),
+        "both": np.float32(0.0371 * 0.0011),
+    },
+    "upsampled": {"twice": np.float32([1, 1, 2, 2])},
+    "quantized once, read twice": {"w3": weights(5, 4, 4, 1, 1)},
     "bounded": {"nil": np.float32(0), "six": np.float32(1.3)},
     "residual": {"w3": weights(5, 4, 4, 3, 3)},
     "concat": {"w2": weights(6, 3, 8, 1, 1)},
@@ -314,8 +329,10 @@ def quantized(x: Array, scale: Array, bits: int, signed: bool, narrow: bool) -> 
     return np.asarray(whole * scale, np.float32)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("domain", ["qonnx.custom_op.general", "onnx.brevitas"])
+@pytest.mark.parametrize(
+    ("bits", "domain"),
+    [(2, "onnx.brevitas"), (3, "qonnx.custom_op.general"), (8, "qonnx.custom_op.general")],
+)
 def test_quant_of_qonnx(bits: int, domain: str) -> None:
     """Weights with a scale for each channel, an unsigned and a signed activation: their integers are
     those of the definition."""
