@@ -12,9 +12,11 @@ rounds what it sends: the network stays the same, but its spiking form has more 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from snncompiler.ir.graph import (
     Graph,
@@ -25,6 +27,7 @@ from snncompiler.ir.graph import (
     tensor_names,
     unique_name,
 )
+from snncompiler.ir.grids import grids_of, step_of
 from snncompiler.ir.operators import record
 from snncompiler.ir.reads import reads_of
 from snncompiler.ir.rectifiers import rectifier
@@ -42,7 +45,9 @@ class PureSpikes(Pass):
     ensures: ClassVar[frozenset[str]] = frozenset({"spikes-read"})
 
     def run(self, graph: Graph, context: Context) -> None:
+        grids = grids_of(graph)
         firing = {node.name for node in graph.nodes if rectifier(node) is not None}
+        firing |= {grid.nodes[-1].name for grid in grids.values()}
         apart = graph.copy()
         apart.import_domains = list(graph.import_domains or [])
         reads = reads_of(export_model(apart).graph, lambda node: node.name in firing)
@@ -66,11 +71,34 @@ class PureSpikes(Pass):
 def _halves(writer: Writer, node: Node, source: Tensor) -> tuple[Tensor, Tensor | None]:
     """relu(x), and relu(-x) where there can be any."""
     batch = writer.context.batch_axis.get(source.name, 0)
+    step = step_of(source)
     above = writer.node(node.name, "Relu", [source], batch=batch)
+    if step is not None:
+        above = _rounded(writer, node, above, step[0], step[2], batch)
     if never_negative(source):
         return above, None
     turned = writer.node(node.name, "Neg", [source], batch=batch)
-    return above, writer.node(node.name, "Relu", [turned], batch=batch)
+    below = writer.node(node.name, "Relu", [turned], batch=batch)
+    if step is not None:
+        below = _rounded(writer, node, below, step[0], -step[1], batch)
+    return above, below
+
+
+def _rounded(
+    writer: Writer, node: Node, x: Tensor, scale: NDArray[np.float32], top: int, batch: int
+) -> Tensor:
+    """A half of what a quantized source has rounded, n·scale with n = 0 to top: so is its neuron."""
+    kind = np.uint8 if top <= np.iinfo(np.uint8).max else np.uint16
+
+    def number(value: object, dtype: Any) -> gs.Constant:
+        return gs.Constant(unique_name(f"{node.name}/grid", writer.taken), np.array(value, dtype))
+
+    grid = [number(scale, x.dtype), number(0, kind)]
+    value = writer.node(node.name, "QuantizeLinear", [x, *grid], batch=batch)
+    if top < np.iinfo(kind).max:
+        bounds = [number(0, kind), number(top, kind)]
+        value = writer.node(node.name, "Clip", [value, *bounds], batch=batch)
+    return writer.node(node.name, "DequantizeLinear", [value, *grid], batch=batch)
 
 
 def _subtract(writer: Writer, node: Node, at: int, below: Tensor) -> None:

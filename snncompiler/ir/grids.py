@@ -95,6 +95,30 @@ def is_rounded(tensor: Tensor) -> bool:
     return node is not None and rounded_from(node) is not None
 
 
+def step_of(tensor: Tensor) -> tuple[NDArray[np.float32], int, int] | None:
+    """The grid of a value that was rounded, and moved at most since: its scale, and the least and the
+    largest number.  None where it was not rounded, or has several scales."""
+    node = producer(tensor)
+    while node is not None and not node.domain and record(node.op).spikes == "moved":
+        node = producer(node.inputs[0])
+    if node is None or rounded_from(node) is None:
+        return None
+    before = producer(node.inputs[0])
+    assert before is not None
+    scale, zero = constant_input(node, 1), constant_input(node, 2)
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        return None
+    limits = np.iinfo(zero.dtype)
+    low, high = float(limits.min), float(limits.max)
+    if before.op == "Clip":
+        least, most = clip_bounds(before)
+        if least is None or most is None:
+            return None
+        low, high = max(low, least), min(high, most)
+    shift = int(zero.reshape(()))
+    return scale.reshape(()).astype(np.float32), int(low) - shift, int(high) - shift
+
+
 def rounds(node: Node) -> bool:
     """Whether a node is part of a rounding: computed on complete values, without spikes."""
     if node.domain:

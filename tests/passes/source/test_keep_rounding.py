@@ -396,3 +396,21 @@ def test_a_quant_that_has_no_integers_of_its_own_is_refused(
     model.graph.node[2].domain = "onnx.brevitas"
     (finding,) = refused(model)
     assert finding.code == "SNNC106" and text in finding.message
+
+
+@pytest.mark.parametrize("name", ["fused", "both signs", "int8"])
+def test_pure_spikes_of_values_of_both_signs_are_on_their_grid(name: str) -> None:
+    """A population for each sign where weights would read real numbers; none where they read spikes."""
+    bodies = {**BODIES, "both signs": pair("c", "p", "t", "m", result="r")}
+    body = (
+        bodies[name]
+        if name != "both signs"
+        else pair("c", "q") + (" k = Conv(qd, w3)" + pair("k", "p", "t", "m", result="r"))
+    )
+    model = network(body, w3=weights(5, 4, 4, 1, 1))
+    result = assert_same_integers(model, pure=True)
+    layers = len(result.calibration.thresholds)
+    assert layers == (3 if name == "both signs" else 1)
+    assert result.calibration.source == "quantized source"
+    tops = sorted(grid.top for grid in grids_of(result.prepared.graph).values())
+    assert tops == {"fused": [255], "int8": [127], "both signs": [121, 134, 255]}[name]
