@@ -56,6 +56,7 @@ from snncompiler.network.checks import BATCH_TOLERANCE, check_batch
 from snncompiler.network.data import Dataset, Preprocess, load_data
 from snncompiler.network.prepare import prepared_again
 from snncompiler.network.prepared import Prepared, synthetic_feeds
+from snncompiler.passes.lower.collapse_time import collapse_time
 from snncompiler.passes.lower.verify_output import verify_output
 from snncompiler.runtime.library import library_path
 from snncompiler.runtime.session import create_session, runs_events
@@ -221,6 +222,9 @@ def _run_layered_checks(
     if library_path() is not None:
         bodies = _counted(compiled.model, prepared, feeds, compiled.steps, native=False)
         checks.append(_compared("native kernels = function bodies", found, bodies))
+    by_counts = _same_by_counts(compiled, feeds)
+    if by_counts is not None:
+        checks.append(by_counts)
     if compiled.keeps_rounding:
         checks.append(_integers(compiled, prepared, feeds))
     if compiled.grid.layers:
@@ -232,6 +236,29 @@ def _run_layered_checks(
     detail = f"largest deviation / bound = {worst.deviation / worst.bound:.3f} in {worst.layer}"
     checks.append(Check("levels of complete currents", all(x.holds for x in layers), detail))
     return layers
+
+
+def _same_by_counts(compiled: CompiledFile, feeds: Mapping[str, Array]) -> Check | None:
+    """Whether the network whose time is collapsed gives the bits of the spiking file: its outputs, and
+    what every layer sends.  None where no layer computes with counts."""
+    watched = watch(compiled.model)
+    collapsed = collapse_time(watched.model)
+    if not collapsed.changed:
+        return None
+    names = [entry.name for entry in watched.model.graph.output]
+    mine, wanted = (
+        create_session(model, events=False).run(names, dict(feeds))
+        for model in (collapsed.model, watched.model)
+    )
+    different = [
+        name
+        for name, one, two in zip(names, mine, wanted, strict=True)
+        if np.asarray(one).tobytes() != np.asarray(two).tobytes()
+    ]
+    done = sum(bool(layer.operator) for layer in collapsed.layers)
+    layers = f"{done} of {len(collapsed.layers)} layers by counts"
+    detail = f"differs in {different[0]}" if different else "the same bits"
+    return Check("by counts = spiking file", not different, f"{detail}, {layers}")
 
 
 def _integers(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]) -> Check:

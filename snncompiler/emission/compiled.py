@@ -20,6 +20,7 @@ from snncompiler.ir.settings import chosen
 from snncompiler.network.batching import one_by_one
 from snncompiler.network.data import InputSpec
 from snncompiler.network.load import load
+from snncompiler.passes.lower.collapse_time import collapse_time
 from snncompiler.passes.lower.lower_events import LayerNote, lower_events
 
 Array = NDArray[Any]
@@ -57,13 +58,13 @@ class CompiledFile(Metadata):
 
     @property
     def events(self) -> tuple[LayerNote, ...]:
-        """The event-driven operator of every layer on the CPU, or why it has none."""
+        """The operator of every layer on the CPU, event-driven or by counts, or why it has none."""
         if self.options.target == "cpu":
             return self.lowered
-        layers = tuple(lower_events(self.model).layers)
-        form: str = self.options.unroll if self.options.emit == "window" else self.options.emit
         if self.options.layered:
-            form = "layered time"
+            return tuple(collapse_time(self.model).layers)
+        layers = tuple(lower_events(self.model).layers)
+        form = self.options.unroll if self.options.emit == "window" else self.options.emit
         reason = f"{form} has no loop over time that could be lowered"
         return layers or tuple(LayerNote(name, "", reason) for name in self.calibration.thresholds)
 
