@@ -174,6 +174,8 @@ class _Collapse:
         self.found: dict[str, _Counts] = {}
         #: Names of rounded inputs -> these as bytes.
         self.inputs: dict[str, _Counts] = {}
+        #: Names of averages times their places -> the sums.
+        self.sums: dict[str, _Counts] = {}
         self.notes: list[LayerNote] = []
 
     def run(self) -> Lowered:
@@ -184,13 +186,13 @@ class _Collapse:
         for node in self.graph.node:
             if _is_neuron(node):
                 mark = (len(self.nodes), len(self.made))
-                known = (dict(self.found), dict(self.inputs))
+                known = (dict(self.found), dict(self.inputs), dict(self.sums))
                 try:
                     self.notes.append(LayerNote(node.name, self._neuron(node)))
                     continue
                 except (Stays, ValueError, KeyError, IndexError) as why:
                     del self.nodes[mark[0] :], self.made[mark[1] :]
-                    self.found, self.inputs = known
+                    self.found, self.inputs, self.sums = known
                     self.notes.append(LayerNote(node.name, "", str(why)))
             elif node.domain == dialect.DOMAIN and node.op_type in _SUMS:
                 try:
@@ -242,6 +244,11 @@ class _Collapse:
         name = unique_name(wanted, self.taken)
         self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **more))
         return name
+
+    def _give(self, op: str, inputs: Sequence[str], output: str) -> None:
+        """A tensor of the file, from another operator."""
+        name = unique_name(f"{output}/{op}", self.taken)
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name))
 
     def _value(self, name: str) -> Floats:
         maker = self.maker.get(name)
@@ -467,11 +474,7 @@ class _Collapse:
         rest = self._emit("Shape", [planes], f"{node.name}/rest", start=1)
         lead = self._constant(f"{node.name}/lead", np.array([-1], np.int64))
         target = self._emit("Concat", [lead, rest], f"{node.name}/folded", axis=0)
-        self.nodes.append(
-            helper.make_node(
-                "Reshape", [by_step, target], [node.output[0]], name=f"{node.name}/spikes"
-            )
-        )
+        self._give("Reshape", [by_step, target], node.output[0])
 
     def _floats(self, counts: _Counts, name: str) -> str:
         """Counts as the spikes were, without time: `[N, C, ...]` of float32."""
@@ -496,9 +499,7 @@ class _Collapse:
         if not _whole(before) or np.abs(before).max(initial=0) >= EXACT - 256 * MOST:
             raise Stays("what it begins with is not a whole number")
         values = self._floats(counts, node.output[0])
-        self.nodes.append(
-            helper.make_node("Add", [total, values], [node.output[0]], name=f"{node.name}/counts")
-        )
+        self._give("Add", [total, values], node.output[0])
 
     def _weighs(self, node: onnx.NodeProto, code: _Code) -> bool:
         """Whether a sum weighs every step as the neurons do."""
@@ -570,16 +571,43 @@ class _Collapse:
                 return None
             once = self._per_channel(node.input[len(node.input) - 2], len(shape), shape[1])
             return replace(flowing, once=flowing.once + once)
-        if node.domain or node.op_type != "Conv":
+        if node.domain or node.op_type not in ("Conv", "Gemm", "MatMul"):
             return None
-        counts = self._input(node.input[0])
+        counts = self._input(node.input[0]) or self._complete_counts(node.input[0])
         if counts is None:
             return None
         term = self._weighed(node, counts)
         if not term.is_whole(WEIGHT):
             return None
-        has_bias = len(node.input) > 2 and node.input[2]
-        return _Current((term,), self._value(node.input[2]) if has_bias else 0.0)
+        if len(node.input) < 3 or not node.input[2]:
+            return _Current((term,))
+        if attributes_of(node).get("beta", 1.0) != 1.0:
+            return None
+        once = self._value(node.input[2]).reshape(-1)
+        return _Current((term,), once) if once.size == term.charge().shape[-1] else None
+
+    def _complete_counts(self, name: str) -> _Counts | None:
+        """Complete sums of spikes `[N, ...]` as bytes: the windows of Round(Σ w_t·(places·average_t))
+        are those of the average of counts; None where it is something else."""
+        node = self.maker.get(name)
+        if node is None or node.domain:
+            return None
+        if node.op_type in ("Flatten", "Reshape"):
+            counts = self._complete_counts(node.input[0])
+            return None if counts is None else self._flat(node, counts, self._shape(name))
+        if node.op_type != "Round":
+            return None
+        total = self.maker.get(node.input[0])
+        if total is None or total.domain != dialect.DOMAIN or total.op_type not in _SUMS:
+            return None
+        before = self.constants.get(total.input[len(total.input) - 2])
+        if before is None or np.any(numpy_helper.to_array(before)):
+            return None
+        try:
+            counts = self._averaged(total.input[0], self._shape(name))
+        except Stays:
+            return None
+        return counts if counts.code is not None and self._weighs(total, counts.code) else None
 
     def _input(self, name: str) -> _Counts | None:
         """A rounded input of the network, with a sign, as bytes; None where it has more than 8 bits."""
@@ -715,21 +743,29 @@ class _Collapse:
         return replace(first, bytes=made, size=_places(shape))
 
     def _flattened(self, node: onnx.NodeProto, shape: Shape) -> _Counts:
-        counts = self._counts(node.input[0])
+        return self._flat(node, self._counts(node.input[0]), shape)
+
+    def _flat(self, node: onnx.NodeProto, counts: _Counts, shape: Shape) -> _Counts:
         if len(shape) != 2 or shape[1] != np.prod(counts.places()):
             raise Stays(f"{node.op_type} `{node.name}` does more than to flatten")
         return counts if counts.rank == 2 else replace(counts, flat=True)
 
     def _added(self, node: onnx.NodeProto, shape: Shape) -> _Counts:
         """Round(places · average): the sum of the spikes at these places."""
-        factor = self.maker.get(node.input[0])
+        return self._averaged(node.input[0], shape)
+
+    def _averaged(self, name: str, shape: Shape) -> _Counts:
+        """places · average, of this shape, as sums of bytes."""
+        if name in self.sums:
+            return self.sums[name]
+        factor = self.maker.get(name)
         pool = self.maker.get(factor.input[0]) if factor is not None else None
         if (
             factor is None
             or pool is None
             or (factor.op_type, pool.op_type) != ("Mul", "AveragePool")
         ):
-            raise Stays(f"Round `{node.name}` has no form by counts")
+            raise Stays(f"`{name}` has no form by counts")
         counts = self._counts(pool.input[0])
         attributes = attributes_of(pool)
         window = _pool_window(pool, attributes)
@@ -750,7 +786,9 @@ class _Collapse:
             domain=dialect.DOMAIN,
             **window,
         )
-        return replace(counts, bytes=made, size=_places(shape), times=counts.times * places)
+        times = counts.times * places
+        self.sums[name] = replace(counts, bytes=made, size=_places(shape), times=times)
+        return self.sums[name]
 
 
 def _same_window(one: _Code | None, two: _Code | None) -> bool:

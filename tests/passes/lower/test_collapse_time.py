@@ -5,6 +5,7 @@ Everything is a whole number below 2^24, so there is no tolerance anywhere.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+import snncompiler
 from snncompiler.ir import dialect
+from snncompiler.models import path
 from snncompiler.passes.lower.collapse_time import collapse_time
 from snncompiler.runtime import create_session, library
 
@@ -136,6 +139,35 @@ class Network:
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "coding", "steps"),
+    [
+        pytest.param("digits-resnet", "radix", 4),
+        pytest.param("digits-cnn", "rate", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_networks_are_verified(name: str, coding: str, steps: int, tmp_path: Path) -> None:
+    """Residuals, averages and a read-out as the compiler writes them, by both codings."""
+    data = path("digits-train")
+    source, file = path(name), tmp_path / f"{name}.snn.onnx"
+    compiled = snncompiler.compile(
+        source,
+        timing="layered",
+        coding=coding,
+        steps=steps,
+        weights="int8",
+        input_bits=8,
+        calibration=data,
+        samples=64,
+    )
+    onnx.save(compiled, file)
+    found = operators(onnx.load(file))
+    assert found[0] == "CountNeuron" and all(op.startswith("CountConv") for op in found[1:])
+    checks = {check.name: check for check in snncompiler.verify(source, file).checks}
+    assert checks["by counts = spiking file"].passed
+    assert "the same bits" in checks["by counts = spiking file"].detail
+
+
 def same_bits(model: onnx.ModelProto, samples: int = 3, **feeds: Array) -> None:
     """The collapsed network gives the bits of the spiking file by its function bodies."""
     lowered = collapse_time(model).model
@@ -228,6 +260,22 @@ def test_one_axis_and_sums_of_spikes() -> None:
     net.complete(b, "y")
     assert operators(net.model("y")) == ["CountNeuron", "CountConv"]
     same_bits(net.model("y"))
+
+    # Sums that are complete, as compiled networks have them, and rounded there.
+    net = Network((2, 8, 8), 5, False, True)
+    a = net.neuron(net.conv("x", "stem", 5, pads=[1] * 4, bias=True), "a", static=1, charge=3000)
+    net.op("AveragePool", [a], "mean", kernel_shape=[2, 2], strides=[2, 2])
+    net.op("Mul", ["mean", net.constant("places", 4)], "sums")
+    net.op("Round", [net.complete("sums", "whole")], "exact")
+    b = net.neuron(net.conv("exact", "c1", 9, bias=True), "b", 900, static=1)
+    net.op("AveragePool", [b], "mean2", kernel_shape=[2, 2])
+    net.op("Mul", ["mean2", "places"], "sums2")
+    net.op("Round", [net.complete("sums2", "whole2")], "exact2")
+    net.op("Flatten", ["exact2"], "flat", axis=1)
+    c = net.neuron(net.gemm("flat", "g", 9, 6), "c", 900, rank=2, static=1)
+    net.complete(c, "y")
+    assert operators(net.model("y")) == ["CountNeuron", "CountConv", "CountConv"]
+    same_bits(net.model("y"), snnc_steps=np.array(9, np.int64))
 
 
 def test_an_input_of_8_bits_is_read_as_bytes() -> None:
