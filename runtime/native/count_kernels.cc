@@ -62,7 +62,8 @@ Way best_way() {
   const Isa isa = best_isa();
 #if defined(__x86_64__)
   if (isa == Isa::amx) return Way::tiles;
-  if (isa >= Isa::avx512 && __builtin_cpu_supports("avx512vnni")) return Way::vnni;
+  if (isa == Isa::avx512) return Way::vnni;
+  if (isa == Isa::avxvnni) return Way::avxvnni;
   if (isa >= Isa::avx2) return Way::avx2;
 #endif
   (void)isa;
