@@ -166,7 +166,7 @@ class CountLayer {
 
     counts::Call call{};
     call.levels = levels_of(context.input(neuron + 2), top_);
-    call.most = 1;
+    call.most = std::max<std::int64_t>(origin_, 1);  // padding holds it, too
     for (const std::int64_t most : levels_in_) call.most = std::max(call.most, most ? most : call.levels);
     Shape out;
     Source sources[2] = {};
