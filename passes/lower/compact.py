@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from snncompiler.ir.graph import unique_name
+from snncompiler.ir.operators import record
 
 #: Smaller constants are not worth a node.
 _FEWEST = 64
@@ -21,13 +22,15 @@ _STORED = "/whole"
 
 
 def compact(model: onnx.ModelProto) -> None:
-    """Store the large whole constants of a model as integers, in place."""
+    """Store the weights of a model that are whole as integers, in place."""
     taken = {name for graph in _graphs(model.graph) for name in _names(graph)}
     for graph in _graphs(model.graph):
-        given = {entry.name for entry in graph.input}
+        weights = {
+            node.input[1] for node in graph.node if not node.domain and record(node.op_type).weights
+        }
         casts = []
         for tensor in graph.initializer:
-            kind = None if tensor.name in given else _kind(tensor)
+            kind = _kind(tensor) if tensor.name in weights else None
             if kind is None:
                 continue
             name = tensor.name
