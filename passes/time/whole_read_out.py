@@ -145,8 +145,10 @@ class _Work:
         maker = producer(tensor)
         if maker is not None and maker.domain == dialect.DOMAIN and maker.op == "TimeSum":
             # In layered time, where it completes the value of a window.
-            held, once = self.context.bounds.get(id(maker.inputs[0])), self._range(maker.inputs[1])
-            return None if held is None or once is None else Real(once.low - held, once.high + held)
+            bound, once = self.context.bounds.get(id(maker.inputs[0])), self._range(maker.inputs[1])
+            if bound is None or once is None:
+                return None
+            return Real(once.low - bound, once.high + bound)
         if id(tensor) in self.context.bounds:
             bound = self.context.bounds[id(tensor)]
             return Real(-bound, bound)

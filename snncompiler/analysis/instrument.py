@@ -540,8 +540,8 @@ def _watch_layered(
         theta = numpy_helper.to_array(values[_input(node, "threshold")])
         levels = (1 << steps) - 1 if radix else steps
         # Of a whole number, which is odd, what is below its half: it gives the same spikes.
-        whole = bool((theta >= 1).all() and (theta == np.round(theta)).all())
-        half = np.asarray(np.floor(theta / 2) if whole else theta / np.float32(2), np.float32)
+        is_whole = bool((theta >= 1).all() and (theta == np.round(theta)).all())
+        half = np.asarray(np.floor(theta / 2) if is_whole else theta / np.float32(2), np.float32)
         made = Layer(node.name, LAYERED, theta, half, levels, None, root, True, radix)
         layers.append(made)
         held = _input(node, "steps")
