@@ -213,13 +213,13 @@ def test_a_session_that_does_not_load_what_is_lowered_stays_dense(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     portable, x = compiled_beside().model, {"x": random(5, 2, 2, 6, 6)}
-    attach = lower_pass._attach
+    renew = lower_pass.renew_functions
 
     def unheard(model: onnx.ModelProto) -> None:
-        attach(model)
+        renew(model)
         model.graph.node.append(onnx.helper.make_node("Unheard", ["x"], ["never"]))
 
-    monkeypatch.setattr(lower_pass, "_attach", unheard)
+    monkeypatch.setattr(lower_pass, "renew_functions", unheard)
     with pytest.warns(RuntimeWarning, match=r"not computed by events.*Unheard"):
         session = create_session(portable, threads=1)
     assert session.get_session_options().enable_mem_pattern

@@ -678,7 +678,8 @@ def stub_header(places: dict[int, str], members: list[str]) -> str:
     """A header with the official names at the given places, and nothing else of theirs."""
     table = [places.get(place, f"unused_{place}") for place in range(max(places) + 1)]
     types = ["UNDEFINED", *(f"T{i}" for i in range(1, 16))]
-    for place, name in ((1, "FLOAT"), (2, "UINT8"), (7, "INT64"), (10, "FLOAT16")):
+    known = ((1, "FLOAT"), (2, "UINT8"), (3, "INT8"), (6, "INT32"), (7, "INT64"), (10, "FLOAT16"))
+    for place, name in known:
         types[place] = name
     lines = [
         "#pragma once",
