@@ -579,8 +579,10 @@ void random_pool() {
 
 }  // namespace
 
-int main() {
-  for (int i = 0; i < 400;) {
+// How many random layers, and how many random pools, may be given.
+int main(int count, char** words) {
+  const int many = count > 1 ? std::atoi(words[1]) : 400;
+  for (int i = 0; i < many;) {
     Layer layer;
     if (!random_layer(layer)) continue;
     check(std::move(layer));
@@ -588,7 +590,7 @@ int main() {
   }
   large_layers();
   only_padding();
-  for (int i = 0; i < 400; ++i) random_pool();
+  for (int i = 0; i < many; ++i) random_pool();
   std::printf("%d cases, %d by digits, %d of one, %d of two, best instruction set %d\n", cases, by_digits, by_one,
               by_two, int(cpu::best_isa()));
 }
