@@ -67,11 +67,11 @@ def test_every_instruction_set_and_way_gives_the_same_bits(
     The slow test below has more layers."""
     monkeypatch.delenv("SNNC_MAX_ISA", raising=False)
     program = compile_driver(tmp_path, "-O0")
-    cases, best = drive(program, "60")
+    cases, best = drive(program, "120")
     assert cases > 1000
     assert best == (library.cpu_isa() or best)
     if best != library.ISAS[0]:
-        fewer, found = drive(program, "60", most=library.ISAS[0])
+        fewer, found = drive(program, "120", most=library.ISAS[0])
         assert found == library.ISAS[0] and fewer < cases
 
 
