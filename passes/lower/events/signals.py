@@ -91,6 +91,8 @@ class Signals:
             found = self._padded(node)
         elif node.op_type == "AveragePool":
             found = self._summed(node)
+        elif node.op_type == "Round":
+            found = self._rounded(node)
         elif node.op_type == "Flatten":
             found = self._flattened(node)
         elif node.op_type == "Concat":
@@ -164,6 +166,13 @@ class Signals:
         return replace(
             signal, events=sums, levels=size * signal.levels, matrix=matrix / np.float32(size)
         )
+
+    def _rounded(self, node: onnx.NodeProto) -> Signal:
+        """Sums of whole numbers, which were averaged and multiplied again: as bytes they are whole."""
+        signal = self.of(node.input[0])
+        if signal.matrix is not None and (signal.matrix != np.round(signal.matrix)).any():
+            raise Stays(f"Round `{node.name}` rounds more than sums of spikes")
+        return signal
 
     def _flattened(self, node: onnx.NodeProto) -> Signal:
         """Bytes in the order of the flattened tensor, as channels of one place."""

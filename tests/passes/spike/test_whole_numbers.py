@@ -20,6 +20,7 @@ from snncompiler.emission.metadata import grid_of
 from snncompiler.errors import Refused
 from snncompiler.ir.settings import Options
 from snncompiler.ir.whole import EXACT
+from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime.session import create_session
 
 #: The ways of running a compiled network; the first is its specification.
@@ -235,3 +236,19 @@ def test_it_works_with_every_option(how: dict[str, Any]) -> None:
     ways = [create_session(made, **way).run(None, {"x": x})[0].tobytes() for way in WAYS]
     assert len(set(ways)) == 1
     assert json.loads(told(made)["grid"])["layers"][1]["largest"] == 127
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_averages_of_spikes_are_sums_by_events(side: int) -> None:
+    """An average, multiplied again and rounded, is the whole sum that a layer by events reads."""
+    text = f"""g (float[N,2,12,12] x) => (float[N,3] y)
+    {{ c = Conv <pads = [1, 1, 1, 1]> (x, w)  r = Relu (c)
+      p = AveragePool <kernel_shape = [{side}, {side}], strides = [{side}, {side}]> (r)
+      d = Conv (p, v)  q = Relu (d)  m = GlobalAveragePool (q)  f = Flatten (m)  y = MatMul (f, z) }}"""
+    weights = {"w": random(1, 16, 2, 3, 3), "v": random(2, 16, 16, 3, 3), "z": random(3, 16, 3)}
+    x = random(4, 6, 2, 12, 12)
+    snn = snncompiler.compile(parse(text, weights), calibration=x, steps=12, weights="int8")
+    layers = lower_events(snn).layers
+    assert [layer.reason for layer in layers] == ["", ""]
+    dense = create_session(snn, native=False).run(None, {"x": x})[0]
+    assert np.array_equal(create_session(snn).run(None, {"x": x})[0], dense)
