@@ -69,27 +69,25 @@ class _Constants:
         """The weights in front of a neuron, back to the spikes and to the input: those of layers, and
         the coefficients of what is not rounded behind them."""
         neurons = [node for node in self.nodes if _fires(node) and node.name.endswith(layer)]
-        pending = [neurons[0].input[0]] if neurons else []
-        rounded: set[str] = set()
-        seen: set[str] = set()
+        # With whether a Round follows, which what is multiplied before it leaves to be any number.
+        pending = [(neurons[0].input[0], False)] if neurons else []
+        seen: set[tuple[str, bool]] = set()
         while pending:
-            name = pending.pop()
+            name, rounded = pending.pop()
             node = self.maker.get(name)
-            if node is None or name in seen or (_fires(node)):
+            if node is None or (name, rounded) in seen or _fires(node):
                 continue
-            seen.add(name)
-            if node.op_type == "Round":
-                rounded.add(node.input[0])
+            seen.add((name, rounded))
             layout = record(node.op_type).weights
             held = self.values.get(node.input[1]) if len(node.input) > 1 else None
-            if held is not None and (layout or (node.op_type == "Mul" and name not in rounded)):
+            if held is not None and (layout or (node.op_type == "Mul" and not rounded)):
                 array = numpy_helper.to_array(held)
                 if array.dtype.kind == "f" and not _is_unit(node, array):
                     yield node, array
-            # Max and Min stand between a Mul and its Round.
-            if name in rounded and node.op_type in ("Max", "Min"):
-                rounded.add(node.input[0])
-            pending += [] if layout and held is None else [one for one in node.input if one]
+            if layout and held is None:
+                continue
+            ahead = node.op_type == "Round" or (rounded and not layout)
+            pending += [(one, ahead) for one in node.input if one]
 
 
 def _is_unit(node: onnx.NodeProto, array: Array) -> bool:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from helpers import random, told
 from onnx import numpy_helper
+from random_networks import seeded
 
 import snncompiler
 from snncompiler import models
@@ -82,3 +83,14 @@ def test_info_tells_the_grid(compiled: onnx.ModelProto, tmp_path: Path) -> None:
     assert grid.read_out == "all"
     assert all(np.isfinite(layer.scale).all() and layer.exact_steps > 5 for layer in grid.layers)
     assert told(compiled)["weights"] == "int8"
+
+
+@pytest.mark.parametrize("seed", [10, 15])
+def test_what_is_rounded_further_on_may_be_multiplied_by_any_number(seed: int) -> None:
+    """Between such a Mul and its Round these networks split, slice, average, or sum over time."""
+    network = seeded(seed)
+    for form in ({}, {"timing": "layered", "coding": "radix"}):
+        snn = snncompiler.compile(
+            network.model, calibration=network.x, weights="int8", steps=6, **form
+        )
+        assert off_grid(snn, grid_of(snn)) == []
