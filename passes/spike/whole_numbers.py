@@ -183,6 +183,11 @@ class _Layer:
     rows: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     bound: Floats = field(default_factory=lambda: np.zeros(0))
 
+    @property
+    def is_coefficient(self) -> bool:
+        """Whether its weights multiply spikes one by one."""
+        return bool(self.node.op == "Mul")
+
 
 @dataclass
 class _Rounded:
@@ -800,7 +805,7 @@ class _Work:
             if isinstance(made, _Layer):
                 of_weights = set(self.root[made.labels].reshape(-1).tolist())
                 plain = isinstance(made.source, Whole) and made.source.bound == self.options.levels
-                cap = LARGEST_THRESHOLD if plain or made.most == COEFFICIENT else STATIC_THRESHOLD
+                cap = LARGEST_THRESHOLD if plain or made.is_coefficient else STATIC_THRESHOLD
                 for root in of_weights:
                     caps[root] = max(cap, caps.get(root, 0) if root in weighed else 0)
                 weighed |= of_weights
@@ -990,9 +995,9 @@ class _Work:
         units = rows / (layer.step * self.scale[roots])[:, None]
         whole = np.clip(np.floor(units + 0.5), -layer.most, layer.most)
         changes = self.options.changes.get(node.name)
-        if layer.most != COEFFICIENT and changes is not None:
+        if not layer.is_coefficient and changes is not None:
             whole = np.clip(whole + rows_of(node, changes), -layer.most, layer.most)
-        if layer.most != COEFFICIENT and not self.options.settled:
+        if not layer.is_coefficient and not self.options.settled:
             held = from_rows(node, units, layer.weights.shape)
             self.units[node.name] = Units(held, layer.most, layer.step)
         numbers = whole * layer.step
@@ -1171,7 +1176,7 @@ class _Work:
             )
         sources = own | self._behind_roundings(own)
         layers = [one for one in told if one.roots & sources]
-        plain = [one for one in layers if one.layer.most != COEFFICIENT]
+        plain = [one for one in layers if not one.layer.is_coefficient]
         rises, falls = self.rises[roots], self.falls[roots]
         charge = np.abs(numbers.schedule).max(axis=0)
         levels = node.attrs.get("levels", 1)
@@ -1190,7 +1195,7 @@ class _Work:
             bits=int(largest).bit_length() + 1 if largest else 0,
             largest=largest,
             step=plain[0].layer.step if plain else 1,
-            coefficient=max((o.largest for o in layers if o.layer.most == COEFFICIENT), default=0),
+            coefficient=max((o.largest for o in layers if o.layer.is_coefficient), default=0),
             threshold=(int(numbers.threshold.min()), int(numbers.threshold.max())),
             bound=int(np.maximum(rises, falls).max()),
             reach=int(reach),

@@ -9,13 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from helpers import Array, codes, parse, random, told
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from random_networks import Network, networks
 
 import snncompiler
 from snncompiler import pipeline
 from snncompiler.analysis.instrument import Watched, watch
+from snncompiler.analysis.whole import off_grid
 from snncompiler.emission.metadata import grid_of
 from snncompiler.errors import Refused
 from snncompiler.ir.settings import Options
@@ -67,39 +65,6 @@ def assert_whole(model: onnx.ModelProto, x: Array) -> None:
         assert told_of.bound <= EXACT
         peak = values[Watched.output(layer, "membrane_max")].max(initial=0)
         assert peak <= told_of.reach, layer.name
-
-
-@settings(
-    max_examples=10,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],  # to shrink a network takes minutes
-    suppress_health_check=list(HealthCheck),
-)
-@given(
-    network=networks(),
-    steps=st.integers(1, 24),
-    chunk=st.integers(1, 9),
-    bits=st.sampled_from(["int4", "int8", "int11"]),
-)
-def test_random_networks_give_the_same_bits_in_every_way(
-    network: Network, steps: int, chunk: int, bits: str
-) -> None:
-    options = Options(steps=steps, weights=bits, unroll="fold", per_channel=True)
-    try:
-        compiled = pipeline.compile_model(network.model, options, network.x)
-    except Refused as refused:
-        assert {finding.code for finding in refused.findings} <= {"SNNC110", "SNNC223"}
-        return
-    assert_whole(compiled.model, network.x)
-    if "SNNC224" in codes(compiled.prepared.findings):
-        return  # its outputs come from a Softmax, for one
-    wanted = assert_same_bits(compiled.model, network.x)
-    if told(compiled.model)["chunk_input"]:
-        name = told(compiled.model)["chunk_input"]
-        found = create_session(compiled.model).run(
-            None, {"x": network.x, name: np.array(chunk, np.int64)}
-        )
-        assert [a.tobytes() for a in found] == [b.tobytes() for b in wanted]
 
 
 #: Body from the spikes s [N,4,6,6] of the first rectifier to the current c of the second one.
@@ -185,6 +150,15 @@ def test_weights_lie_on_the_grid_that_is_asked_for() -> None:
         assert (weights % step == 0).all() and np.abs(weights).max() == largest * step
         # Of every channel the largest weight is within one step of the largest that there is.
         assert (np.abs(weights).max(axis=(1, 2, 3)) >= (largest - 1) * step).all()
+
+
+def test_weights_of_16_bits_are_told_apart_from_coefficients_of_as_many() -> None:
+    model, x = between("residual")
+    made = snncompiler.compile(model, calibration=x, weights="int16", steps=4)
+    layer = grid_of(made).layers[1]
+    # Both have one scale: that of the larger one, which is the coefficient here.
+    assert 1023 < layer.largest < layer.coefficient <= (1 << 15) - 1
+    assert off_grid(made, grid_of(made)) == []
 
 
 def test_spikes_are_worth_what_their_threshold_became() -> None:
