@@ -26,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import unique_name
 from snncompiler.ir.symbolic import Shape, Shapes, attributes_of
+from snncompiler.passes.lower.compact import expanded
 from snncompiler.passes.lower.events.body import TO_FIRST, Stays
 from snncompiler.passes.lower.lower_events import LayerNote, Lowered
 
@@ -54,7 +55,7 @@ def collapse_time(model: onnx.ModelProto) -> Lowered:
     anyone's, and whatever cannot be read stays, with the reason.
     """
     try:
-        return _Collapse(model).run()
+        return _Collapse(expanded(model)).run()
     except Exception as error:
         why = f"the file cannot be read as ours ({type(error).__name__}: {error})"
         names = [node.name for node in model.graph.node if _is_neuron(node)]

@@ -43,6 +43,16 @@ def compact(model: onnx.ModelProto) -> None:
         _put_first(graph, casts)
 
 
+def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without what `compact` did; itself where that was not done."""
+    if not any(tensor.name.endswith(_STORED) for tensor in model.graph.initializer):
+        return model
+    apart = onnx.ModelProto()
+    apart.CopyFrom(model)
+    expand(apart)
+    return apart
+
+
 def expand(model: onnx.ModelProto) -> None:
     """Undo `compact`, in place."""
     for graph in _graphs(model.graph):

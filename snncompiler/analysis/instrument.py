@@ -233,6 +233,10 @@ def watch(
         raise refuse("SNNC401", "the model holds no spiking neurons", hint="compile it first")
     grid = grid_of(model)
     units = units_of(model)
+    if "snnc.answer" in told:
+        # A pipeline of layers: what a window of it stands for, its neurons do not say.
+        steps, radix = int(told["snnc.steps"]), '"radix"' in told["snnc.options"]
+        layers = [_of_window(x.name, x.threshold, steps, radix, x.root) for x in layers]
     layers = [_with_unit(layer, grid, units) for layer in layers]
     for layer in layers:
         for what in _shown(layer, wanted):
@@ -527,6 +531,15 @@ def _watch_copies(
     return list(layers.values())
 
 
+def _of_window(name: str, theta: NDArray[np.float32], steps: int, radix: bool, root: str) -> Layer:
+    """A layer of layered time, where windows have `steps` steps."""
+    levels = (1 << steps) - 1 if radix else steps
+    # Of a whole number, which is odd, what is below its half: it gives the same spikes.
+    is_whole = bool((theta >= 1).all() and (theta == np.round(theta)).all())
+    half = np.asarray(np.floor(theta / 2) if is_whole else theta / np.float32(2), np.float32)
+    return Layer(name, LAYERED, theta, half, levels, None, root, True, radix)
+
+
 def _watch_layered(
     graph: onnx.GraphProto, wanted: list[str], starts: dict[str, str], root: str, steps: int
 ) -> list[Layer]:
@@ -538,11 +551,7 @@ def _watch_layered(
         attributes = {entry.name: int(entry.i) for entry in node.attribute}
         radix = bool(attributes["radix"])
         theta = numpy_helper.to_array(values[_input(node, "threshold")])
-        levels = (1 << steps) - 1 if radix else steps
-        # Of a whole number, which is odd, what is below its half: it gives the same spikes.
-        is_whole = bool((theta >= 1).all() and (theta == np.round(theta)).all())
-        half = np.asarray(np.floor(theta / 2) if is_whole else theta / np.float32(2), np.float32)
-        made = Layer(node.name, LAYERED, theta, half, levels, None, root, True, radix)
+        made = _of_window(node.name, theta, steps, radix, root)
         layers.append(made)
         held = _input(node, "steps")
 
@@ -567,7 +576,7 @@ def _watch_layered(
             if not attributes["static_current"]:
                 complete = f"{where}/complete"
                 added.append(total(current, complete, radix))
-            start = numpy_helper.from_array(half.astype(np.float64), f"{where}/half")
+            start = numpy_helper.from_array(made.membrane_start.astype(np.float64), f"{where}/half")
             graph.initializer.append(start)
             whole = Watched.output(made, "current_sum")
             wide = [f"{where}/{what}/wide" for what in ("complete", "membrane")]

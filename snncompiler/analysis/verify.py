@@ -183,6 +183,9 @@ def _run_checks(
 ) -> tuple[LayerIdentity, ...]:
     """Add the checks that run the network; the identity of every layer."""
     checks.append(_same_again(compiled, prepared, feeds))
+    if compiled.options.layered and compiled.options.emit == "step":
+        tell("pipeline of layers", 1, 3)
+        return _run_pipeline_checks(compiled, prepared, feeds, checks)
     if compiled.options.layered:
         tell("levels", 1, 3)
         return _run_layered_checks(compiled, prepared, feeds, checks)
@@ -210,6 +213,35 @@ def _run_checks(
         )
     tell("soft-reset identity", 3, 3)
     return layers
+
+
+def _run_pipeline_checks(
+    compiled: CompiledFile,
+    prepared: Prepared,
+    feeds: Mapping[str, Array],
+    checks: list[Check],
+) -> tuple[LayerIdentity, ...]:
+    """The window of the same layers, and the pipeline beside it: both compute every sum alike, so their
+    outputs are the same bits, image behind image."""
+    options = replace(compiled.options, emit="window")
+    window = read_compiled(emit(prepared, compiled.calibration, options))
+    session = create_session(window.model, events=False, threads=1)
+    stream = Stream(compiled.model, threads=1)
+    images = [feeds, {name: array[::-1].copy() for name, array in feeds.items()}]
+    different, answered = 0, 0
+    for image, outputs in zip(images, stream.answers(images), strict=True):
+        answered += (
+            stream.steps_done == compiled.latency(compiled.steps) + answered * compiled.steps
+        )
+        for name, wanted in zip(window.outputs, session.run(window.outputs, image), strict=True):
+            found = outputs[name]
+            kind = np.asarray(wanted).dtype.kind
+            different += not np.array_equal(found, wanted, equal_nan=kind == "f")
+    detail = f"{different} of {len(images) * len(window.outputs)} outputs differ"
+    checks.append(Check("pipeline of layers = window", different == 0, detail))
+    told = f"{answered} of {len(images)} images after {compiled.latency(compiled.steps)} steps"
+    checks.append(Check("latency and period", answered == len(images), told))
+    return _run_layered_checks(window, prepared, feeds, checks)
 
 
 def _run_layered_checks(

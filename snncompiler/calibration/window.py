@@ -148,7 +148,10 @@ def whole_read_out(options: Options) -> list[Pass]:
     """The pass that makes the sums of the read-out exact, where weights are whole numbers."""
     if not options.weights.bits:
         return []
-    return [WholeReadOut(options.weights.bits, inputs_vary=options.emit == "step")]
+    varies = (
+        options.emit == "step" and not options.layered
+    )  # where the input of a window is constant
+    return [WholeReadOut(options.weights.bits, inputs_vary=varies)]
 
 
 def driving(calibration: Calibration, options: Options) -> list[Pass]:

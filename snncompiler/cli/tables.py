@@ -61,6 +61,8 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
         layer.update(whole_numbers(compiled.grid.of(layer["layer"])))
     untold = {one.name: one.default for one in options_of(Options) if one.option.untold}
     means = {**untold, **applying(compiled.options)}
+    # A stream answers at every step; a pipeline of layers does not.
+    open_ended = compiled.options.emit == "step" and not compiled.options.layered
     return {
         "version": meta["snnc.version"],
         "source": meta["snnc.source"],
@@ -70,8 +72,8 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
         "states": len(compiled.states) or None,
         "opset": next(o.version for o in compiled.model.opset_import if o.domain == ""),
         **{one.name: written(means.get(one.name)) for one in options_of(Options)},
-        "latency": None if compiled.options.emit == "step" else compiled.latency(compiled.steps),
-        "period": None if compiled.options.emit == "step" else compiled.steps,
+        "latency": None if open_ended else compiled.latency(compiled.steps),
+        "period": None if open_ended else compiled.steps,
         "steps_input": meta["snnc.steps_input"] or None,
         "chunk": int(meta["snnc.chunk"]) if meta["snnc.chunk_input"] else None,
         "chunk_input": meta["snnc.chunk_input"] or None,

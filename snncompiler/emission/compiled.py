@@ -37,9 +37,9 @@ class CompiledFile(Metadata):
 
     @property
     def outputs(self) -> list[str]:
-        """The names of the network's outputs, without the states of a step model."""
-        carried = set(self.states.values())
-        return [entry.name for entry in self.model.graph.output if entry.name not in carried]
+        """The names of the network's outputs, without what a step model adds to them."""
+        own = {*self.states.values(), self.answer}
+        return [entry.name for entry in self.model.graph.output if entry.name not in own]
 
     @property
     def steps(self) -> int:
@@ -61,7 +61,7 @@ class CompiledFile(Metadata):
         """The operator of every layer on the CPU, event-driven or by counts, or why it has none."""
         if self.options.target == "cpu":
             return self.lowered
-        if self.options.layered:
+        if self.options.layered and self.options.emit != "step":
             return tuple(collapse_time(self.model).layers)
         layers = tuple(lower_events(self.model).layers)
         form = self.options.unroll if self.options.emit == "window" else self.options.emit

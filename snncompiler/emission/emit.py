@@ -40,6 +40,7 @@ from snncompiler.passes.normalize.track_batch import name_batch
 from snncompiler.passes.time.layer_time import LayerTime
 from snncompiler.passes.time.sink_time_mean import SinkTimeMean
 from snncompiler.passes.time.unroll_time import UnrollTime, unfoldable
+from snncompiler.passes.time.write_stages import write_stages
 from snncompiler.passes.time.write_window import write_window
 from snncompiler.version import __version__
 
@@ -80,6 +81,9 @@ def emit(
     if options.layered:
         model = _layered(graph, prepared, calibration, options)
         observer("layer-time", model)
+        if options.compact:
+            compact(model)
+            observer("compact", model)
         verify_output(model)
         if findings is not None:
             findings += prepared.findings[before:]
@@ -141,17 +145,22 @@ def _layered(
     run_passes(passes, graph, prepared.context)
     _share_grids(prepared.context)
     infer_shapes(graph)
-    written, names = write_window(
-        graph,
-        options.steps,
-        radix=options.radix,
-        # Whole numbers are exact for so many levels, and what comes once is cut off at the top one.
-        overridable=not (fixed or _capped(prepared) or options.weights),
-    )
+    stages = options.emit == "step"
+    if stages:
+        written, names = write_stages(graph, options.steps, radix=options.radix)
+    else:
+        written, names = write_window(
+            graph,
+            options.steps,
+            radix=options.radix,
+            # Whole numbers are exact for so many levels, and what comes once is cut off at the top one.
+            overridable=not (fixed or _capped(prepared) or options.weights),
+        )
     name_batch(written, options.batch)
     model = attach_functions(written, prepared.checked_model.opset_import)
     model.producer_version = __version__
-    metadata = metadata_of(prepared, calibration, options, options.steps, None, names)
+    chunk = 1 if stages else options.steps
+    metadata = metadata_of(prepared, calibration, options, chunk, None, names)
     onnx.helper.set_model_props(model, metadata)
     return model
 

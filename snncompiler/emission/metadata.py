@@ -42,6 +42,8 @@ class Metadata:
     options: Options
     #: Of a step model: state input -> the output that carries it on.
     states: Mapping[str, str]
+    #: Of a step model in layered time: the output that tells whether the others are an answer.
+    answer: str = ""
     #: What became of every layer of a file that was lowered for the CPU.
     lowered: tuple[LayerNote, ...] = ()
     #: The batch axis of every output, in their order, or why it has none.
@@ -97,6 +99,8 @@ def metadata_of(
         "snnc.calibration": text,
         "snnc.calibration_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+    if "answer" in names:
+        found["snnc.answer"] = names["answer"]
     if "copies" in names:
         found["snnc.copies"] = names["copies"]
     if prepared.context.keeps_rounding:
@@ -183,7 +187,8 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         names = [metadata[f"snnc.{key}_input"] for key in ("steps", "chunk", "step")]
         states = json.loads(metadata["snnc.states"])
         names += states
-        axes = _output_axes(model, metadata.get("snnc.output_axes"), set(states.values()))
+        own = {*states.values(), metadata.get("snnc.answer", "")}
+        axes = _output_axes(model, metadata.get("snnc.output_axes"), own)
         layer_axes = json.loads(metadata.get("snnc.layer_axes", "null"))
         events = json.loads(metadata.get("snnc.events") or "[]")
         lowered = tuple(LayerNote(**{key: str(layer[key]) for key in layer}) for layer in events)
@@ -198,6 +203,7 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         calibration=calibration,
         options=options,
         states=states,
+        answer=metadata.get("snnc.answer", ""),
         lowered=lowered,
         output_axes=axes,
         layer_axes=layer_axes,
@@ -266,13 +272,13 @@ def _options_1(metadata: Mapping[str, str], calibration: Calibration) -> Options
     return Options(**applying(_of_calibration(options, calibration)))
 
 
-def _output_axes(model: onnx.ModelProto, text: str | None, carried: set[str]) -> dict[str, Axis]:
-    """The batch axes of the outputs that carry no state.
+def _output_axes(model: onnx.ModelProto, text: str | None, own: set[str]) -> dict[str, Axis]:
+    """The batch axes of the outputs of the network.  `own`: outputs that the compiler has added.
 
     Files of earlier versions do not tell them.  There the batch is the axis that has the name of the
     inputs' batch; an output without an axis of this name has no batch.
     """
-    outputs = [entry for entry in model.graph.output if entry.name not in carried]
+    outputs = [entry for entry in model.graph.output if entry.name not in own]
     if text is not None:
         other: dict[str, Axis] = json.loads(text)
         return {entry.name: other.get(entry.name, 0) for entry in outputs}

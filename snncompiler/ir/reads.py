@@ -63,6 +63,8 @@ def _follow(
             _follow(body, values, kinds, found, fires)
             results = zip(node.output, body.output[1:], strict=False)
             kinds.update({name: kinds[last.name] for name, last in results if last.name in kinds})
+        if record(node.op_type).shape_only and not node.domain:
+            continue
         given = [kinds[name] for name in node.input if name in kinds]
         if bodies or not (given or fires(node)):
             continue

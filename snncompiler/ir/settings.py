@@ -287,8 +287,9 @@ class Options:
     emit: Annotated[
         Emit,
         Option(
-            "window: all T steps; step: one step, with the states as inputs and outputs, for streams; "
-            "cuda-graph: all T steps without control flow, for a fixed batch."
+            "window: all T steps; step: one step, with the states as inputs and outputs, for streams "
+            "and, in layered time, for pipelines of layers; cuda-graph: all T steps without control "
+            "flow, for a fixed batch."
         ),
     ] = "window"
     batch: Annotated[
@@ -393,8 +394,6 @@ class Options:
             reason = (
                 "--encode poisson needs a mean over time, and the input of a window is constant"
             )
-        elif self.emit == "step":
-            reason = "--emit step takes inputs that change with time, which a window does not"
         elif self.precision == "fp16":
             reason = "--precision fp16 has no form in layered time yet"
         elif self.target == "cpu":

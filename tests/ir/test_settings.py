@@ -101,7 +101,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"timing": "layered", "threshold": "vin-max"}, "--threshold vin-max"),
     ({"timing": "layered", "alpha": "auto"}, "--alpha auto"),
     ({"timing": "layered", "encode": "poisson"}, "--encode poisson"),
-    ({"timing": "layered", "emit": "step"}, "--emit step"),
     ({"timing": "layered", "precision": "fp16"}, "--precision fp16"),
     ({"timing": "layered", "target": "cpu"}, "--target cpu"),
     ({"target": "cpu", "emit": "step"}, "--emit step"),

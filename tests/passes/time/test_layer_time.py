@@ -6,6 +6,7 @@ without rounding, so the two are equal to the last bit.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ import pytest
 from helpers import Array, op_counts, parse, random, run_model
 from onnx import helper, numpy_helper
 
-from snncompiler import pipeline
+from snncompiler import UsageError, pipeline
 from snncompiler.calibration.record import Calibration
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.ir.rectifiers import rectified_channels, rectifier, rectifiers_of
 from snncompiler.ir.settings import Options
 from snncompiler.network.prepared import Prepared
-from snncompiler.runtime import create_session, library_path
+from snncompiler.runtime import Stream, create_session, library_path
 
 CODES = [("rate", 5), ("radix", 4)]
 
@@ -312,6 +313,67 @@ def _silent() -> onnxruntime.SessionOptions:
     return options
 
 
+#: Where ways of different depths meet, or something else than a neuron is complete.
+MEETING = ("residual", "difference with a static value", "a linear layer behind a linear layer",
+           "max pooling of several layers", "pre-activation", "two inputs and two outputs",
+           "a batch that is not in front")  # fmt: skip
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in MEETING else slow) for name in NETWORKS]
+)
+def test_a_pipeline_of_layers_gives_what_the_window_gives(name: str) -> None:
+    """Image behind image, each with its answer after as many windows as there are layers, and one.
+    Every other network with radix spikes."""
+    coding, steps = CODES[list(NETWORKS).index(name) % 2]
+    model, feeds = network(name)
+    options = options_of(coding, steps)
+    prepared = pipeline.prepare(model)
+    calibration = calibration_of(prepared, options)
+    stepped = pipeline.emit(prepared, calibration, replace(options, emit="step"))
+    compiled = read_compiled(stepped)
+    session = create_session(pipeline.emit(prepared, calibration, options), threads=1)
+    assert not {"Loop", "LayeredRMPNeuron"} & set(op_counts(stepped))
+    stream = Stream(stepped, threads=1)
+    images = [{key: array[[n, 2 - n]] for key, array in feeds.items()} for n in (0, 1, 2)]
+    done = []
+    for image, outputs in zip(images, stream.answers(images), strict=True):
+        done.append(stream.steps_done)
+        same([outputs[key] for key in compiled.outputs], session.run(compiled.outputs, image))
+    assert done == [compiled.latency(steps) + n * steps for n in range(3)]
+
+
+def test_a_pipeline_of_layers_answers_at_the_end_of_a_window_alone() -> None:
+    """Before the first answer nothing fires that has no image yet, and no input may change within a
+    window, of which the file reads the last step."""
+    model, feeds = network("residual")
+    options = options_of("rate", 3)
+    prepared = pipeline.prepare(model)
+    snn = pipeline.emit(prepared, calibration_of(prepared, options), replace(options, emit="step"))
+    deepest = [n.output[0] for n in snn.graph.node if n.op_type == "RMPNeuron"][-1]
+    snn.graph.output.append(onnx.ValueInfoProto(name=deepest))
+    compiled = read_compiled(snn)
+    assert (compiled.depth, compiled.latency(3)) == (3, 12)
+    stream, answered, fired = Stream(snn), [], []
+    for step in range(1, 16):
+        # The last output is what the third layer sends.
+        fired += [step] if _spikes(stream, feeds, deepest).any() else []
+        answered += [step] if stream.step(feeds) else []
+    assert answered == [12, 15]
+    assert min(fired) > 9
+    stream.step(feeds)
+    with pytest.raises(UsageError, match="changes within a window of 3 steps"):
+        stream.step({key: array + 1 for key, array in feeds.items()})
+
+
+def _spikes(stream: Stream, feeds: dict[str, Array], name: str) -> Array:
+    """What a layer sends at the next step of a stream, which stays where it is."""
+    held = {key: value.numpy() for key, value in stream._held.items()}
+    found: Array = stream._session.run([name], {**feeds, **held})[0]
+    return found
+
+
 @pytest.mark.parametrize("name", ["residual", "max pooling", "two inputs and two outputs"])
 def test_more_steps_at_run_time_are_more_levels(name: str) -> None:
     model, feeds = network(name)
@@ -390,3 +452,6 @@ def test_other_operators_compute_on_complete_values(coding: str, steps: int) -> 
     expected = quantised(prepared, dict(calibration.thresholds), options.levels)
     (found,), (wanted,) = run_model(snn, x=x), run_model(expected, x=x)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+    stepped = pipeline.emit(prepared, calibration, replace(options, emit="step"))
+    (answer,) = Stream(stepped, threads=1).answers([x])
+    np.testing.assert_allclose(answer["y"], wanted, atol=1e-5)
