@@ -18,6 +18,7 @@ from snncompiler.errors import EnvironmentMissing, UsageError
 from snncompiler.ir import dialect
 from snncompiler.passes.lower.collapse_time import collapse_time, has_layers
 from snncompiler.passes.lower.drive_neurons import drive_neurons
+from snncompiler.passes.lower.fuse_counts import fuse_counts
 from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import cuda, library
 from snncompiler.runtime.cuda import CUDA
@@ -233,8 +234,8 @@ def _by_events(source: str | bytes) -> onnx.ModelProto | None:
     if model is None or _has_external_data(model):
         return None
     lowered = collapse_time(model) if has_layers(model) else lower_events(model)
-    driven = drive_neurons(lowered.model)
-    return lowered.model if lowered.changed or driven else None
+    driven, fused = drive_neurons(lowered.model), fuse_counts(lowered.model)
+    return lowered.model if lowered.changed or driven or fused else None
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "ort_api.h"
@@ -125,6 +126,16 @@ class Attributes {
  public:
   Attributes(const OrtApi* api, const OrtKernelInfo* info) : api_(api), info_(info) {}
 
+  /// Those of an operator inside of a node, whose names begin with `prefix`, and whose inputs have these
+  /// numbers among the `count` inputs of the node, or larger ones, which are not constant.
+  Attributes inside(const std::string& prefix, const Shape& inputs, std::int64_t count) const {
+    Attributes inner(*this);
+    inner.prefix_ = prefix;
+    inner.inputs_ = inputs;
+    inner.count_ = count;
+    return inner;
+  }
+
   std::string node_name() const {
     std::size_t size = 0;
     ignore(ort::KernelInfo_GetNodeName::call(api_, info_, nullptr, &size));
@@ -135,16 +146,17 @@ class Attributes {
 
   std::int64_t integer(const char* name, std::int64_t otherwise) const {
     std::int64_t value = otherwise;
-    if (ignore(ort::KernelInfoGetAttribute_int64::call(api_, info_, name, &value))) return value;
+    if (ignore(ort::KernelInfoGetAttribute_int64::call(api_, info_, full(name).c_str(), &value))) return value;
     return otherwise;
   }
 
   std::string string(const char* name, const char* otherwise) const {
     std::size_t size = 0;
-    ignore(ort::KernelInfoGetAttribute_string::call(api_, info_, name, nullptr, &size));
+    const std::string key = full(name);
+    ignore(ort::KernelInfoGetAttribute_string::call(api_, info_, key.c_str(), nullptr, &size));
     if (!size) return otherwise;
     std::string value(size, '\0');
-    call<ort::KernelInfoGetAttribute_string>(api_, info_, name, value.data(), &size);
+    call<ort::KernelInfoGetAttribute_string>(api_, info_, key.c_str(), value.data(), &size);
     return value.c_str();
   }
 
@@ -152,9 +164,10 @@ class Attributes {
   Shape integers(const char* name) const {
     std::size_t size = 0;
     using Get = ort::KernelInfoGetAttributeArray_int64;
-    ignore(Get::call(api_, info_, name, nullptr, &size));
+    const std::string key = full(name);
+    ignore(Get::call(api_, info_, key.c_str(), nullptr, &size));
     Shape values(size);
-    if (size) call<Get>(api_, info_, name, values.data(), &size);
+    if (size) call<Get>(api_, info_, key.c_str(), values.data(), &size);
     return values;
   }
 
@@ -164,6 +177,10 @@ class Attributes {
   const OrtValue* constant(std::size_t index) const {
     int is_constant = 0;
     const OrtValue* value = nullptr;
+    if (count_) {
+      if (index >= inputs_.size() || inputs_[index] < 0 || inputs_[index] >= count_) return nullptr;
+      index = static_cast<std::size_t>(inputs_[index]);
+    }
     using Get = ort::KernelInfoGetConstantInput_tensor;
     if (!ignore(Get::call(api_, info_, index, &is_constant, &value)) || !is_constant) return nullptr;
     return value;
@@ -176,8 +193,13 @@ class Attributes {
     return !status;
   }
 
+  std::string full(const char* name) const { return prefix_ + name; }
+
   const OrtApi* api_;
   const OrtKernelInfo* info_;
+  std::string prefix_;
+  Shape inputs_;
+  std::int64_t count_ = 0;  // 0: the node itself
 };
 
 /// One call of a kernel.
@@ -268,6 +290,12 @@ inline std::int64_t elements(const Shape& shape) { return product(shape.begin(),
 
 // --- registration ------------------------------------------------------------------------------
 
+/// Whether an operator takes any number of inputs, of any types, and gives any number of outputs.
+template <typename Operator, typename = void>
+struct IsVariadic : std::false_type {};
+template <typename Operator>
+struct IsVariadic<Operator, std::void_t<decltype(Operator::variadic)>> : std::true_type {};
+
 /// What onnxruntime keeps per node: the operator with its attributes, and how to name it.
 template <typename Operator>
 struct Kernel {
@@ -290,8 +318,15 @@ struct Registration : ort::CustomOp {
     GetInputTypeCount = [](const CustomOp*) { return input_count; };
     GetOutputType = [](const CustomOp*, std::size_t index) { return Operator::outputs[index]; };
     GetOutputTypeCount = [](const CustomOp*) { return output_count; };
-    GetInputCharacteristic = [](const CustomOp*, std::size_t) { return ort::required; };
-    GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return ort::required; };
+    constexpr ort::Characteristic kind =
+        IsVariadic<Operator>::value ? ort::variadic : ort::required;
+    GetInputCharacteristic = [](const CustomOp*, std::size_t) { return kind; };
+    GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return kind; };
+    if constexpr (IsVariadic<Operator>::value) {
+      GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
+      GetVariadicInputHomogeneity = [](const CustomOp*) { return 0; };
+      GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
+    }
     // Whole numbers, such as those of steps, are read by the host.
     GetInputMemoryType = [](const CustomOp*, std::size_t index) {
       return Operator::inputs[index] == ort::int64 ? ort::cpu_input : ort::device_default;

@@ -42,7 +42,7 @@ enum ElementType : int {
   boolean = 9,
   float16 = 10
 };
-enum Characteristic : int { required = 0 };
+enum Characteristic : int { required = 0, variadic = 2 };
 enum MemoryType : int { cpu_input = -2, device_default = 0 };
 
 /// A function of the table: its place and its signature.
@@ -149,6 +149,7 @@ static_assert(int(int32) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32));
 static_assert(int(int64) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64));
 static_assert(int(float16) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16));
 static_assert(int(required) == int(INPUT_OUTPUT_REQUIRED));
+static_assert(int(variadic) == int(INPUT_OUTPUT_VARIADIC));
 static_assert(int(cpu_input) == int(OrtMemTypeCPUInput));
 static_assert(int(device_default) == int(OrtMemTypeDefault));
 
