@@ -79,7 +79,7 @@ def _errors(model: onnx.ModelProto, entry: Row | None, root: Path, steps: int, a
         compiled = read_compiled(emit(prepared, calibration, options))
         ann = zoo.run_ann(model, test, compiled)
         session = create_session(compiled.model, threads=2)
-        outputs = zoo.gathered(session, test, compiled, compiled.batch_size(TEST, test.feeds), {})
+        outputs = zoo.gathered(session, test, compiled, compiled.batch_size(TEST, test.values), {})
         found[what], _ = zoo.compare(ann, outputs, 0)
         found["layers"], found["depth"] = len(calibration.thresholds), compiled.depth
         reads = list(compiled.reads.values())

@@ -111,6 +111,9 @@ class Request(Options):
     preprocess: Annotated[
         Preprocess | None, Option("how pixels of the calibration data become the network's input.")
     ] = None
+    skip_damaged: Annotated[
+        bool, Option("calibrate without the images that cannot be read, instead of refusing them.")
+    ] = False
     progress: Annotated[
         Progress | None,
         Option("called with what is being done and how far it is: (text, done, of)."),
@@ -134,6 +137,7 @@ def compile(request: Request) -> onnx.ModelProto:
         request.preprocess,
         request.samples,
         request.progress,
+        skip_damaged=request.skip_damaged,
     ).model
 
 

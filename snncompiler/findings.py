@@ -57,6 +57,7 @@ CODES: dict[str, str] = {
     "SNNC308": "a setting was chosen on the calibration data",
     "SNNC309": "too few samples to correct a layer",
     "SNNC310": "thresholds do not grow",
+    "SNNC311": "damaged images that were left out",
     # 4xx: the compiled file
     "SNNC401": "not a compiled network",
     "SNNC402": "the compiled file does not match its model",

@@ -67,11 +67,13 @@ def compile_model(
     samples: int | None = CALIBRATION_SAMPLES,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    *,
+    skip_damaged: bool = False,
 ) -> Compiled:
     """Compile and return everything; `snncompiler.compile` returns the model alone.
 
     `watch` is shown the network after every pass of the normalization and of the emission
-    (`emission.stages`).
+    (`emission.stages`).  `skip_damaged`: calibrate without the images that cannot be read.
     """
     options.check()
     if samples is not None:
@@ -84,6 +86,8 @@ def compile_model(
             "preprocessing is for calibration data, and none was given",
             hint="give --calibration DATA, or leave --scale and the like away",
         )
+    if skip_damaged and isinstance(calibration, Calibration | None):
+        raise UsageError("--skip-damaged is for images to calibrate with, and none were given")
     prepared, options = _prepared(model, options, watch)
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
@@ -94,10 +98,10 @@ def compile_model(
         options = resolve(prepared, options)
     else:
         if calibration is not None:
-            loaded = load_data(calibration, prepared.inputs, preprocess)
-            prepared.context.findings += loaded.findings
+            loaded = load_data(calibration, prepared.inputs, preprocess, skip_damaged=skip_damaged)
             together = samples_of_a_run(prepared, loaded)
-            dataset = loaded.sample(samples, options.seed, together)
+            dataset = loaded.sample(samples, options.seed, together).in_memory()
+            prepared.context.findings += dataset.findings
             _warn_constant(prepared, dataset)
             prepared.take_sizes_of(dataset.feeds)
         check_batch(prepared, options.seed)

@@ -203,6 +203,8 @@ def evaluate(
     limit: int | None = None,
     diagnose: bool = False,
     preprocess: Preprocess | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    skip_damaged: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -211,7 +213,7 @@ def evaluate(
     model: the source network.  snn: the compiled network.  data: as for `load_data`; labels are
         optional.
     steps: the numbers of time-steps at which to evaluate; by default the file's own.
-    limit: how many of the first samples to use.
+    limit: how many of the first samples to use.  labels, skip_damaged: of images, as for `load_data`.
     diagnose: split the error of every layer, and run the quantised ANN (`diagnose.py`).  The network
         does not run by events then.
     Raises Refused if the two do not belong together or the data does not fit, and UsageError for steps
@@ -235,10 +237,11 @@ def evaluate(
     if "snnc.output_axes" not in compiled.metadata:  # a file of an earlier version
         again = prepared_again(model, compiled.options, compiled.keeps_rounding)
         compiled = replace(compiled, output_axes=again.output_axes, layer_axes=again.layer_axes)
-    dataset = load_data(data, compiled.inputs, preprocess).head(limit)
+    dataset = load_data(data, compiled.inputs, preprocess, labels=labels, skip_damaged=skip_damaged)
+    dataset = dataset.head(limit).in_memory()
     most = DIAGNOSIS_BATCH if diagnose else BATCH
     # The ANN's outputs may depend on how many samples run at once: as many for both.
-    together = compiled.batch_size(most, dataset.feeds)
+    together = compiled.batch_size(most, dataset.values)
     parts = batches(len(dataset), together)
 
     runs_as, why = runnable(source.model)
@@ -247,18 +250,18 @@ def evaluate(
         text = f"the source was run in float32, because onnxruntime does not run it: {why}"
         findings += (Finding("SNNC208", text, severity="note"),)
     ann = _run_ann(runs_as, dataset, compiled, together, threads)
-    labels = dataset.labels
-    scores = _scores_at(ann, compiled.options.task, labels)
-    if labels is not None and scores is None:
+    classes_given = dataset.labels
+    scores = _scores_at(ann, compiled.options.task, classes_given)
+    if classes_given is not None and scores is None:
         raise refuse("SNNC302", "the data has labels, but no output of the network is class scores")
-    if labels is not None and scores is not None:
+    if classes_given is not None and scores is not None:
         classes = ann[scores].parts[0].size
-        if labels.min() < 0 or labels.max() >= classes:
+        if classes_given.min() < 0 or classes_given.max() >= classes:
             raise refuse(
                 "SNNC302",
-                f"labels go from {labels.min()} to {labels.max()}, the network has {classes} classes",
+                f"labels go from {classes_given.min()} to {classes_given.max()}, the network has {classes} classes",
             )
-    judge = _Judge(ann, scores, labels)
+    judge = _Judge(ann, scores, classes_given)
     prepared = (
         prepared_again(model, compiled.options, compiled.keeps_rounding) if diagnose else None
     )

@@ -151,7 +151,7 @@ def trace(
     walk = Walk(compiled, currents=layered, spikes=layered, threads=threads)
     chosen = _chosen(walk.layers, layers)
     currents = _currents(ann, compiled, threads)
-    dataset = load_data(data, compiled.inputs, preprocess).head(samples)
+    dataset = load_data(data, compiled.inputs, preprocess).head(samples).in_memory()
     worth = compiled.calibration.growth.worth(count)
     if compiled.options.radix:
         worth = (2.0 ** np.arange(count)[::-1]).astype(np.float32)

@@ -148,7 +148,7 @@ def verify(
     if data is None:
         feeds: Mapping[str, Array] = synthetic_feeds(prepared, SAMPLES, compiled.options.seed)
     else:
-        feeds = load_data(data, prepared.inputs, preprocess).head(SAMPLES).feeds
+        feeds = load_data(data, prepared.inputs, preprocess).head(SAMPLES).in_memory().feeds
         prepared.take_sizes_of(feeds)
     check_batch(prepared, compiled.options.seed)
     if compiled.fixed_batch is not None:

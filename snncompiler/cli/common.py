@@ -32,6 +32,14 @@ Steps = Annotated[
 ]
 #: `--layout`, `--scale` and so on, as one object.
 How = Annotated[Preprocess, Shown("Images and arrays")]
+SkipDamaged = Annotated[
+    bool,
+    typer.Option(
+        "--skip-damaged",
+        help="Leave out images that cannot be read; they are named and counted.",
+        rich_help_panel="Images and arrays",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON to standard output.", rich_help_panel=OUTPUT)
 ]

@@ -14,6 +14,7 @@ from snncompiler.cli.common import (
     Json,
     Model,
     Quiet,
+    SkipDamaged,
     console,
     print_json,
     progress,
@@ -37,12 +38,14 @@ def compile(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Real samples: .npz, .npy, folder or zip of images.")
+        Path | None,
+        typer.Option(help="Real samples: .npz, .npy, .parquet, folder, zip or tar of images."),
     ] = None,
     samples: Annotated[
         int, typer.Option(help="Calibration samples to draw, 0 for all.")
     ] = CALIBRATION_SAMPLES,
     how: How,
+    skip_damaged: SkipDamaged = False,
     options: Options,
     print_after: Annotated[
         list[str] | None,
@@ -77,6 +80,7 @@ def compile(
             samples or None,
             tell,
             stages.of if print_after else None,
+            skip_damaged=skip_damaged,
         )
     stages.check()
     save(result.model, target)

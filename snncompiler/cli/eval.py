@@ -17,6 +17,7 @@ from snncompiler.cli.common import (
     Json,
     Model,
     Quiet,
+    SkipDamaged,
     Snn,
     Threads,
     console,
@@ -42,6 +43,15 @@ def eval(
     snn: Snn,
     data: Annotated[Path, typer.Option(help="Samples, with labels where there are any.")],
     how: How,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A csv with name and class of every image. Default: classes stored beside the "
+            "images, or by their names.",
+            rich_help_panel="Images and arrays",
+        ),
+    ] = None,
+    skip_damaged: SkipDamaged = False,
     steps: Annotated[
         str | None,
         typer.Option(
@@ -76,6 +86,8 @@ def eval(
             limit=limit,
             diagnose=diagnose,
             preprocess=how,
+            labels=labels,
+            skip_damaged=skip_damaged,
             threads=threads,
             progress=tell,
         )

@@ -26,14 +26,16 @@ from snncompiler.emission.save import check_writable, write_atomically
 from snncompiler.errors import UsageError
 from snncompiler.findings import printable
 from snncompiler.ir.settings import MAX_STEPS
-from snncompiler.network.batching import Gathered, batches, filled
+from snncompiler.network.batching import Gathered
 from snncompiler.network.data import load_data
 from snncompiler.runtime import create_session
 
 
 def run(
     snn: Snn,
-    data: Annotated[Path, typer.Option("--input", help="Samples: .npz, .npy, folder or zip.")],
+    data: Annotated[
+        Path, typer.Option("--input", help="Samples: .npz, .npy, .parquet, folder, zip or tar.")
+    ],
     how: How,
     steps: Steps = None,
     output: Annotated[
@@ -56,16 +58,14 @@ def run(
     session = create_session(compiled.model, threads=threads)
     axes = compiled.output_axes
     gathered = {name: Gathered(axis) for name, axis in axes.items()}
-    parts = batches(len(dataset), compiled.batch_size(BATCH, dataset.feeds))
+    size = compiled.batch_size(BATCH, dataset.values)
     with progress(quiet) as tell:
-        for number, part in enumerate(parts):
-            feeds = filled(dataset.feeds, part, compiled.fixed_batch)
-            count, batch = part.stop - part.start, len(next(iter(feeds.values())))
-            values = session.run(list(axes), {**feeds, **asked})
+        for number, batch in enumerate(dataset.batches(size, compiled.fixed_batch)):
+            values = session.run(list(axes), {**batch.feeds, **asked})
             for one, value in zip(gathered.values(), values, strict=True):
-                one.add(value, count, batch)
+                one.add(value, batch.count, batch.size)
             if tell:
-                tell("running", number + 1, len(parts))
+                tell("running", number + 1, -(-len(dataset) // size))
     results: dict[str, Any] = {}
     for name, one in gathered.items():
         results |= one.named(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,13 +100,13 @@ class CompiledFile(Metadata):
         comes T steps later."""
         return (self.depth + 1) * steps if self.options.layered else steps
 
-    def batch_size(self, wanted: int, feeds: Mapping[str, Array] | None = None) -> int:
+    def batch_size(self, wanted: int, values: int = 1) -> int:
         """How many samples one run takes: the fixed batch where there is one, else `wanted`, but fewer
-        where samples as large as those of `feeds` would take much memory, and 1 where an output is one
-        of all samples together."""
+        where samples of so many `values` would take much memory, and 1 where an output is one of all
+        samples together."""
         if one_by_one(self.output_axes):
             wanted = 1
-        size = sum(array[0].size for array in feeds.values()) if feeds else 1
+        size = values
         if self.options.layered:  # which holds all time-steps at once
             size *= max(self.options.steps // 4, 1)
         return self.fixed_batch or max(1, min(wanted, BATCH_VALUES // max(size, 1)))

@@ -39,7 +39,7 @@ def npz(folder: Path, **arrays: Array) -> Path:
 
 def code_of(data: object, *specs: InputSpec, how: Preprocess | None = None) -> str:
     with pytest.raises((Refused, UsageError)) as caught:
-        load_data(data, specs or (ROW,), how)  # type: ignore[arg-type]
+        load_data(data, specs or (ROW,), how).in_memory()  # type: ignore[arg-type]
     (finding,) = caught.value.findings
     return finding.code
 
@@ -270,7 +270,7 @@ def test_a_damaged_npz(tmp_path: Path) -> None:
     for place in range(60, len(whole), len(whole) // 40):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
-            load_data(path, [ROW])
+            load_data(path, [ROW]).in_memory()
         except SnncError as error:
             assert error.findings[0].code in ("SNNC301", "SNNC302", "SNNC303")
         ran += 1
