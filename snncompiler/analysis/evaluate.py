@@ -259,7 +259,8 @@ def evaluate(
         if classes_given.min() < 0 or classes_given.max() >= classes:
             raise refuse(
                 "SNNC302",
-                f"labels go from {classes_given.min()} to {classes_given.max()}, the network has {classes} classes",
+                f"labels go from {classes_given.min()} to {classes_given.max()}, the network has "
+                f"{classes} classes",
             )
     judge = _Judge(ann, scores, classes_given)
     prepared = (

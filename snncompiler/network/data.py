@@ -254,7 +254,7 @@ class Batch:
     """Samples that run at once.
 
     feeds: arrays by input name, where a fixed batch wants more repeated from the first sample on.
-    numbers: which samples of the data set they are.  damaged: the names of those that could not be read.
+    numbers: which samples of the data set they are.  damaged: what could not be read, and why.
     """
 
     feeds: Mapping[str, Array]

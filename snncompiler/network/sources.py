@@ -317,7 +317,9 @@ class Tar(Pictures):
             images = [kind for kind in files if _is_image(f"x{kind}")]
             plain = [kind for kind in images if kind.lower() in IMAGE_SUFFIXES]
             if len(plain) > 1:
-                text = f"{path} has {len(plain)} images of one sample, as {key}{plain[0]} and {plain[1]}"
+                text = (
+                    f"{path} has {len(plain)} images of one sample, {key}{plain[0]} and {plain[1]}"
+                )
                 raise refuse("SNNC302", text)
             for kind in plain or images:
                 found[key + kind] = (files[kind], files if plain else {})
@@ -368,7 +370,7 @@ def _members(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def _class_in(raw: bytes, kind: str) -> int | None:
-    """The class in a file beside an image: a whole number, in JSON also as `label`, `cls` or `class`."""
+    """The class in a file beside an image: a whole number, in JSON as `label`, `cls` or `class` too."""
     try:
         content = json.loads(raw)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Sources of samples: each gives what the arrays in memory give, some at a time, and what is damaged."""
+"""Sources of samples: each gives what arrays in memory give, some at a time; what is damaged."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_no_image_that_can_be_read(tmp_path: Path) -> None:
 def test_an_image_of_another_size_is_no_damage(tmp_path: Path) -> None:
     path = folder(tmp_path)
     Image.fromarray(PIXELS[0, :4]).save(tmp_path / "pictures" / "cat" / "2.png")
-    with pytest.raises(Refused, match="SNNC302 image cat/2.png has shape"):
+    with pytest.raises(Refused, match=r"SNNC302 image cat/2\.png has shape"):
         load_data(path, [SPEC], skip_damaged=True).in_memory()
     any_size = InputSpec("input", (None, 3, None, None), np.dtype(np.float32))
     with pytest.raises(Refused, match=r"SNNC302 image cat/2.png becomes .*ant/0.png.*--resize"):
