@@ -1,14 +1,14 @@
 """Accuracy with few levels, as layered time has them: docs/explanation/levels.md, one command.
 
     python bench/levels.py [--only NAME,..] [--settings rate:4 radix:6 ..] [--draws 5] [--limit N]
-                           [--correct weights bias none] [--weights float32 int8]
+                           [--correct weights bias none] [--weights float32 int8 int4 int4:nearest]
                            [--samples 256] [--held-out] --json FILE [--write PAGE.md]
 
 Every network of bench/networks.py is calibrated for each setting, kind of correction and draw, and
 runs on the same test samples as the ANN.  Draw k takes its calibration samples with seed k.  What runs
 is the network that a layered spiking network computes: activations of L + 1 values, written with
 operators of ONNX (`calibration/level_network.level_model`); with whole-number weights it is the emitted
-file itself.
+file itself.  Weights of fewer than 8 bits are rounded by error feedback, those with `:nearest` are not.
 
     drop        the ANN's accuracy minus the network's, in points
     agreement   samples on which both have the same arg-max, in percent
@@ -61,6 +61,8 @@ Array = NDArray[Any]
 Row = dict[str, Any]
 
 SETTINGS = ("rate:4", "rate:8", "rate:16", "radix:3", "radix:4", "radix:6", "radix:8")
+#: Behind the bits of weights that are rounded without error feedback.
+NEAREST = "nearest"
 #: The largest value of a picture that the super-resolution network gives.
 PEAK = 1.0
 
@@ -68,18 +70,20 @@ PEAK = 1.0
 def measured(case: Case, data: Data, test: Dataset, ann: Any, given: Row, samples: int) -> Row:
     """Calibrate one network, run it, and compare it with the ANN."""
     coding, steps = given["setting"].split(":")
+    weights, _, rounding = given["weights"].partition(":")
     options = Options(
         timing="layered",
         coding=coding,
         steps=int(steps),
         correct=given["correct"],
         seed=given["draw"],
-        weights=Weights.parse(given["weights"]),
+        weights=Weights.parse(weights),
     )
     prepared = prepare(data.model)
     calibration_set = data.calibration(given["draw"], samples)
     started = time.perf_counter()
-    calibration = calibrate_levels(prepared, options, calibration_set)
+    feedback = rounding != NEAREST
+    calibration = calibrate_levels(prepared, options, calibration_set, feedback=feedback)
     row = {
         **given,
         "correct": calibration.correct if given["correct"] == "auto" else given["correct"],

@@ -188,13 +188,19 @@ def _as_asked(calibration: Calibration, options: Options) -> tuple[Calibration, 
         last = np.float32(calibration.growth.last)
         thresholds = {name: theta / last for name, theta in calibration.thresholds.items()}
         calibration = replace(
-            calibration, thresholds=thresholds, correction="none", schedules={}, growth=STEADY
+            calibration,
+            thresholds=thresholds,
+            correction="none",
+            schedules={},
+            growth=STEADY,
+            whole={},
         )
     names = ["threshold", "percentile", "tau", "per_channel", "alpha", "correction", "growth"]
     running = bool(calibration.schedules) or calibration.method == "vin-max"
     names += ["neuron", "initial", "reset"] * running
     names += ["schedule_steps"] * (calibration.correction == "schedule")
     names += ["correct"] * bool(calibration.levels)
+    names += ["weights"] * bool(calibration.whole)
     if options.maxpool != calibration.maxpool:
         raise UsageError(
             f"the calibration is of the network with --maxpool {calibration.maxpool}, "

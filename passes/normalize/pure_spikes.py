@@ -49,7 +49,6 @@ class PureSpikes(Pass):
         firing = {node.name for node in graph.nodes if rectifier(node) is not None}
         firing |= {grid.nodes[-1].name for grid in grids.values()}
         apart = graph.copy()
-        apart.import_domains = list(graph.import_domains or [])
         reads = reads_of(export_model(apart).graph, lambda node: node.name in firing)
         writer = Writer(graph, context, tensor_names(graph))
         halves: dict[int, tuple[Tensor, Tensor | None]] = {}

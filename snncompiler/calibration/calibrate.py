@@ -21,6 +21,7 @@ from snncompiler.calibration.charges import (
     settle_corrections,
     settle_largest_currents,
 )
+from snncompiler.calibration.feedback import FEW_BITS
 from snncompiler.calibration.levels import calibrate_levels
 from snncompiler.calibration.observe import bounded, calibrate, observe
 from snncompiler.calibration.record import Calibration
@@ -44,8 +45,6 @@ SYNTHETIC_SAMPLES = 32
 #: many as keep the spikes of all neurons, steps and samples below CORRECTION_VALUES.
 CORRECTION_SAMPLES = (16, 128)
 CORRECTION_VALUES = 1 << 32
-#: Weights of fewer bits are rounded by error feedback.
-FEW_BITS = 8
 #: The paper's thresholds are observed over so many time-steps and samples.
 VIN_MAX_STEPS = 256
 VIN_MAX_SAMPLES = 64
@@ -263,7 +262,6 @@ def _corrected(
             prepared.context.note("SNNC310", f"thresholds do not grow: {reason_text}")
             growth, biases = STEADY, {}
             corrected, window = _grown(prepared, calibration, options, growth, steps)
-    # With 8 bits and more, the nearest whole number is as good.
     few = options.weights.bits is not None and options.weights.bits < FEW_BITS
     whole: dict[str, NDArray[np.int8]] | None = {} if few else None
     schedules, left = settle_corrections(

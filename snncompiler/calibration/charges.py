@@ -463,7 +463,8 @@ def settle_corrections(
     for done, node in enumerate(order):
         layer, seen = by_name[node.name], sampled[node.name]
         if whole is not None:
-            round_weights(window, window.before(node.input[0])[0], seen_by, whole, seed)
+            before = window.before(node.input[0])[0]
+            round_weights(before, window.units, constants, seen_by, whole, seed)
         steps = 1 if _attribute(node, "static_current") else window.steps
         held: list[Floats] = []
         hold = 4 * seen.size * images * steps <= _HELD_BYTES

@@ -2,12 +2,12 @@
 
 What a layer receives comes from the spikes of layers that are rounded already, so the Gram matrix is
 that of its inputs in the network that will run.  A spike that is sent too much at one step is missing
-at a later one, so it is the mean of the inputs over time that counts.
+at a later one, so it is the mean of the inputs over time that counts; in layered time their values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -16,9 +16,10 @@ from onnx import helper, numpy_helper
 
 from snncompiler.calibration.gram import Gram, Reading
 from snncompiler.calibration.rounding import nearest, with_feedback
-from snncompiler.calibration.window import Window
 from snncompiler.passes.base import Units
 
+#: Weights of fewer bits are rounded so; with 8 and more the nearest whole number is as good.
+FEW_BITS = 8
 #: Layers that read more inputs are rounded to the nearest: their Gram matrix would take 512 MB.
 MOST_INPUTS = 8192
 #: Output positions of a layer that are looked at, over all images.
@@ -30,42 +31,45 @@ Floats = NDArray[np.float32]
 
 
 def round_weights(
-    window: Window,
     nodes: Sequence[onnx.NodeProto],
+    units: Mapping[str, Units],
+    constants: Mapping[str, onnx.TensorProto],
     values: Callable[[str], Iterable[tuple[Floats, int]]],
     whole: dict[str, NDArray[np.int8]],
     seed: int,
 ) -> None:
-    """Round the weights of those of the `nodes` that are not in `whole`, and put them into the window.
+    """Round the weights of those of the `nodes` that are not in `whole`, and write them down there.
 
-    nodes: in front of a neuron.  values: what a tensor is, batch by batch, [steps*m, ...] or [m, ...],
-    and m.  whole: name of a node -> by how much its whole weights differ from the nearest ones.
+    nodes: in front of a neuron.  units: name of a node -> its weights before they are rounded.
+    constants: of the network, by name, where the rounded weights are put.  values: what a tensor is,
+    batch by batch, [steps*m, ...] or [m, ...], and m.  whole: name of a node -> by how much its whole
+    weights differ from the nearest ones.
     """
-    constants = {tensor.name: tensor for tensor in window.graph.initializer}
     for node in nodes:
-        units = window.units.get(node.name)
-        if units is None or node.name in whole:
+        unit = units.get(node.name)
+        if unit is None or node.name in whole:
             continue
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        reading = Reading.of(node.op_type, attributes, units.weights.shape)
+        reading = Reading.of(node.op_type, attributes, unit.weights.shape)
         if reading is None or reading.inputs > MOST_INPUTS:
             continue
         gram = _gram(reading, values(node.input[0]), seed)
-        whole[node.name] = changes = _rounded(reading, units, gram)
-        numbers = _nearest(units) + changes
-        array = (units.step * numbers).astype(np.float32)
+        whole[node.name] = changes = _rounded(reading, unit, gram)
+        numbers = nearest_to(unit) + changes
+        array = (unit.step * numbers).astype(np.float32)
         name = node.input[1]
         constants[name].CopyFrom(numpy_helper.from_array(array, name))
 
 
-def _nearest(units: Units) -> NDArray[np.float64]:
+def nearest_to(units: Units) -> NDArray[np.float64]:
+    """Every weight as the nearest whole number, in multiples of the step."""
     return nearest(units.weights, 1.0, units.most)
 
 
 def _rounded(reading: Reading, units: Units, gram: Gram) -> NDArray[np.int8]:
     matrix = reading.matrix(units.weights.astype(np.float64))
     numbers = with_feedback(matrix, gram.products, 1.0, units.most)
-    changes = np.clip(reading.weights(numbers) - _nearest(units), *FARTHEST)
+    changes = np.clip(reading.weights(numbers) - nearest_to(units), *FARTHEST)
     return changes.astype(np.int8)
 
 

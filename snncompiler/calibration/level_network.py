@@ -28,6 +28,9 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Feeds = Mapping[str, Array]
 
+#: Halvings of the interval, two quanta wide, in which a shift is searched.
+HALVINGS = 14
+
 
 def counts_of(currents: Floats, quantum: Floats, levels: int) -> Floats:
     """n = clip(floor(x/q + 1/2), 0, L), in float32."""
@@ -40,6 +43,34 @@ def counts_of(currents: Floats, quantum: Floats, levels: int) -> Floats:
 def spread(values: Floats, axes: int) -> Floats:
     """One number, or one for each channel, so that it broadcasts to an array of so many axes."""
     return values.reshape(-1, *[1] * max(axes - 2, 0)) if values.size > 1 else values.reshape(())
+
+
+def shift_for_mean(currents: Floats, quantum: Floats, levels: int, mean: Floats) -> Floats:
+    """The shift in ±q with which a rectifier sends in the mean what is wanted: [C].
+
+    currents: at P positions, [P, C].  quantum, mean: [C].  The mean grows with the shift, so that
+    the interval is halved again and again.
+    """
+    low, high = -quantum, quantum.copy()
+    for _ in range(HALVINGS):
+        middle = np.asarray((low + high) / 2, np.float32)
+        sent = counts_of(currents + middle, quantum, levels).mean(axis=0, dtype=np.float64)
+        short = sent * quantum < mean
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
+    return np.asarray((low + high) / 2, np.float32)
+
+
+def squared_error(currents: Floats, quantum: Floats, levels: int, wanted: Floats) -> float:
+    """Σ (sent - wanted)² / Σ wanted² over all positions and channels, [P, C]; 0 where nothing is."""
+    sent = counts_of(currents, quantum, levels) * quantum
+    scale = float(np.square(wanted, dtype=np.float64).sum())
+    return float(np.square(sent - wanted, dtype=np.float64).sum()) / scale if scale else 0.0
+
+
+def places(count: int, most: int, parts: int, seed: tuple[int, int]) -> NDArray[np.int64]:
+    """The positions of a batch that are looked at, `most` in all `parts` batches: seeded, in order."""
+    quota = min(count, -(-most // parts))
+    return np.sort(np.random.default_rng(seed).permutation(count)[:quota])
 
 
 class LevelNetwork:
@@ -66,7 +97,7 @@ class LevelNetwork:
 
     def values(self, wanted: Sequence[str]) -> Iterator[list[Floats]]:
         """Tensors as they are now, batch by batch; those of settled rectifiers as quanta times q."""
-        nodes, reads = self._before(wanted)
+        nodes, reads = self.before(wanted)
         computed = [name for name in dict.fromkeys(wanted) if name not in reads]
         session = self._session(nodes, sorted(reads), computed) if computed else None
         for index, part in enumerate(self.parts):
@@ -76,13 +107,18 @@ class LevelNetwork:
                 results |= zip(computed, session.run(computed, given), strict=True)
             yield [results[name] for name in wanted]
 
-    def settle(self, output: str, quantum: Floats, currents: Iterator[Floats]) -> None:
-        """Let the rectifier with this output send quanta of the size [C] or [1] on its currents."""
+    def settle(
+        self, output: str, quantum: Floats, currents: Iterator[Floats], worth: Floats | None = None
+    ) -> None:
+        """Let the rectifier with this output send quanta of the size [C] or [1] on its currents.
+
+        worth: what the next layers read for each of them, where that is not the quantum.
+        """
         parts = []
         for current in currents:
             q = spread(quantum, current.ndim)
             parts.append(counts_of(current, q, self.levels).astype(self._kind))
-            self.quanta[output] = q
+            self.quanta[output] = q if worth is None else spread(worth, current.ndim)
         self.counts[output] = parts
 
     def replace(self, name: str, weights: Floats | None, bias: Floats | None) -> None:
@@ -107,7 +143,7 @@ class LevelNetwork:
 
     def forget(self, wanted: Sequence[str]) -> None:
         """Drop the counts that none of the wanted tensors is computed from."""
-        _, reads = self._before(wanted)
+        _, reads = self.before(wanted)
         for name in set(self.counts) - reads:
             del self.counts[name], self.quanta[name]
 
@@ -116,7 +152,7 @@ class LevelNetwork:
         self.constants[key] = numpy_helper.from_array(np.asarray(values, np.float32), key)
         return key
 
-    def _before(self, wanted: Sequence[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+    def before(self, wanted: Sequence[str]) -> tuple[list[onnx.NodeProto], set[str]]:
         """The nodes that compute tensors from inputs and settled rectifiers, and what they read."""
         stops = set(self.inputs) | set(self.counts)
         needed = set(wanted) - stops

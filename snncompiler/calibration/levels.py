@@ -5,6 +5,7 @@ Layers are settled from the input on, in one pass, each on what the layers befor
 1. θ = q·L, per channel, leaves the least squared error of the ANN's activations (`thresholds.levels`).
 2. A layer with weights gets those that make up best for the errors of its inputs (`regression`).
 3. What a rectifier receives is shifted, per channel, so that in the mean it sends what the ANN sends.
+4. Weights of few bits are rounded by error feedback, and the means mended again (`level_rounding`).
 
 Nothing is trained: the network runs forwards, and each step has a closed form or is a search for one
 number.
@@ -20,8 +21,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snncompiler.calibration.feedback import FEW_BITS
 from snncompiler.calibration.gram import Reading, of_positions
-from snncompiler.calibration.level_network import LevelNetwork, counts_of, spread
+from snncompiler.calibration.level_network import (
+    LevelNetwork,
+    places,
+    shift_for_mean,
+    spread,
+    squared_error,
+)
+from snncompiler.calibration.level_rounding import rounded_levels
 from snncompiler.calibration.observe import calibrate, observe
 from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.regression import Wanted, outputs, regressed
@@ -60,8 +69,6 @@ POSITIONS = 40_000
 SAMPLED_VALUES = 1 << 26
 #: A layer that is seen at fewer positions stays as it is: they do not tell what others need.
 LEAST_POSITIONS = 32
-#: Halvings of the interval, two quanta wide, in which a shift is searched.
-_HALVINGS = 14
 #: Bytes of the activations of the samples that run at once.
 _BATCH_BYTES = 64 << 20
 #: Currents of a rectifier are held where they take at most so many bytes, else computed twice.
@@ -133,9 +140,11 @@ def calibrate_levels(
     options: Options,
     dataset: Dataset,
     progress: Callable[[str, int, int], None] | None = None,
+    feedback: bool = True,
 ) -> Calibration:
     """The calibration of a network for layered time: thresholds, then what `--correct` corrects.
 
+    feedback: weights of few bits are rounded by error feedback; without it, to the nearest.
     Called with what is being done and how far it is, `progress` tells of it.
     """
 
@@ -167,7 +176,7 @@ def calibrate_levels(
         _tell(settled, prepared)
     levels = np.float32(options.levels)
     ranges = {name: float(np.abs(array).max(initial=0)) or 1.0 for name, array in feeds.items()}
-    return Calibration(
+    calibration = Calibration(
         thresholds={
             name: np.maximum(theta / levels, np.finfo(np.float32).tiny)
             for name, theta in thresholds.items()
@@ -191,6 +200,17 @@ def calibrate_levels(
         corrected_biases=settled.biases,
         report={name: report.parts() for name, report in settled.report.items()},
     )
+    bits = options.weights.bits
+    if not feedback or bits is None or bits >= FEW_BITS or options.correct == "none":
+        return calibration
+    size = samples_at_once(graph, batch)
+    return rounded_levels(prepared, calibration, options, feeds, size, telling("rounding"))
+
+
+def samples_at_once(graph: Graph, batch: int | None) -> int:
+    """How many samples run at once: all that the network takes, or as many as memory bears."""
+    activations = sum(values_of(node) for node in rectifiers_of(graph))
+    return batch or max(1, min(32, _BATCH_BYTES // max(4 * activations, 1)))
 
 
 def _tell(settled: Settled, prepared: Prepared) -> None:
@@ -203,31 +223,6 @@ def _tell(settled: Settled, prepared: Prepared) -> None:
             node=left[0].name,
             hint="give more calibration samples",
         )
-
-
-# --- one rectifier ---
-
-
-def shift_for_mean(currents: Floats, quantum: Floats, levels: int, mean: Floats) -> Floats:
-    """The shift in ±q with which a rectifier sends in the mean what is wanted: [C].
-
-    currents: at P positions, [P, C].  quantum, mean: [C].  The mean grows with the shift, so that
-    the interval is halved again and again.
-    """
-    low, high = -quantum, quantum.copy()
-    for _ in range(_HALVINGS):
-        middle = np.asarray((low + high) / 2, np.float32)
-        sent = counts_of(currents + middle, quantum, levels).mean(axis=0, dtype=np.float64)
-        short = sent * quantum < mean
-        low, high = np.where(short, middle, low), np.where(short, high, middle)
-    return np.asarray((low + high) / 2, np.float32)
-
-
-def squared_error(currents: Floats, quantum: Floats, levels: int, wanted: Floats) -> float:
-    """Σ (sent - wanted)² / Σ wanted² over all positions and channels, [P, C]; 0 where nothing is."""
-    sent = counts_of(currents, quantum, levels) * quantum
-    scale = float(np.square(wanted, dtype=np.float64).sum())
-    return float(np.square(sent - wanted, dtype=np.float64).sum()) / scale if scale else 0.0
 
 
 # --- the network ---
@@ -277,9 +272,7 @@ class _Settling:
             name: np.asarray(theta, np.float32) / np.float32(levels)
             for name, theta in thresholds.items()
         }
-        activations = sum(values_of(node) for node in rectifiers_of(graph))
-        size = batch or max(1, min(32, _BATCH_BYTES // max(4 * activations, 1)))
-        self.network = LevelNetwork(ann, feeds, levels, size)
+        self.network = LevelNetwork(ann, feeds, levels, samples_at_once(graph, batch))
         self.layers = layers_of(graph)
         self.order = [
             node for node in graph.nodes if rectifier(node) is not None or node.name in self.layers
@@ -323,9 +316,7 @@ class _Settling:
             if (layer.target, layer.reading.axis) == key
         ]
         most = min(POSITIONS, SAMPLED_VALUES // max([channels, *inputs]))
-        quota = min(count, -(-most // len(self.network.parts)))
-        rng = np.random.default_rng((self.seed, index))
-        return np.sort(rng.permutation(count)[:quota])
+        return places(count, most, len(self.network.parts), (self.seed, index))
 
     # What is done to a layer.
 

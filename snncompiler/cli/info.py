@@ -17,8 +17,13 @@ from snncompiler.emission.save import check_writable, write_atomically
 from snncompiler.errors import SnncError, UsageError
 from snncompiler.findings import Finding
 
-#: What is corrected in layered time, in its order (`calibration/levels`).
-_PARTS = ("threshold", "bias", "weights")
+#: What is corrected in layered time, in its order (`calibration/levels`), with what a table calls it.
+_PARTS = {
+    "threshold": "θ alone",
+    "bias": "and biases",
+    "weights": "and weights",
+    "rounding": "rounded, with few bits",
+}
 
 
 def info(
@@ -84,13 +89,13 @@ def info(
     columns = ("layer", "θ", "smallest", "largest", "MACs a step", "by events on the CPU")
     shown.print(tables.table("Layers", columns, layers))
     if compiled.calibration.report:
-        parts = [
-            (name, *map(left.get, _PARTS)) for name, left in compiled.calibration.report.items()
-        ]
+        report = compiled.calibration.report
+        shown_parts = [part for part in _PARTS if any(part in left for left in report.values())]
+        parts = [(name, *map(left.get, shown_parts)) for name, left in report.items()]
         title = (
             "Squared error of what layers send, over the ANN's squared activations, in calibration"
         )
-        shown.print(tables.table(title, ("layer", "θ alone", "and biases", "and weights"), parts))
+        shown.print(tables.table(title, ("layer", *map(_PARTS.__getitem__, shown_parts)), parts))
     reads = list(content["reads"].items())
     shown.print(tables.table("What weights read", ("weights of", "reads"), reads))
     if compiled.grid.layers:

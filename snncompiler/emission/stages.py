@@ -77,7 +77,6 @@ def _exported(graph: Graph) -> onnx.ModelProto:
     """A graph between two passes as a model.  Our operators have no bodies in it, so that it can be
     looked at, but does not run without the native library."""
     apart = graph.copy()
-    apart.import_domains = list(graph.import_domains or [])  # to which the export adds our domain
     return export_model(apart)
 
 

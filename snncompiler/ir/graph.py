@@ -71,7 +71,11 @@ def import_model(model: onnx.ModelProto) -> Graph:
 def export_model(graph: Graph) -> onnx.ModelProto:
     """The graph as a model, nodes sorted, unused constants left out."""
     sort_nodes(graph)
+    domains = graph.import_domains
+    # The export adds the domains of the nodes to this list, which a copy of the graph shares.
+    graph.import_domains = list(domains or [])
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    graph.import_domains = domains
     return model
 
 

@@ -16,6 +16,8 @@ from snncompiler.calibration.level_network import (
     LevelNetwork,
     counts_of,
     level_model,
+    shift_for_mean,
+    squared_error,
     with_levels,
 )
 from snncompiler.calibration.levels import (
@@ -23,8 +25,6 @@ from snncompiler.calibration.levels import (
     calibrate_levels,
     layers_of,
     settle_levels,
-    shift_for_mean,
-    squared_error,
 )
 from snncompiler.calibration.observe import bounded, observe
 from snncompiler.calibration.record import Calibration
