@@ -43,7 +43,10 @@ class Graph:
         self.constants: dict[str, list[onnx.TensorProto]] = {"float": [], "counts": []}
         self.channels: dict[str, int] = {"x": 3}
         self.most: dict[str, int] = {"x": 255}
-        self._count("CountNeuron", ["x_image"], "x", {"top": 255}, np.zeros(3), np.ones(3))
+        unit = self._constant("counts", "x_unit", np.ones(3, np.float32))
+        self._count(
+            "CountInput", ["x_image", unit], "x", {"lowest": 0, "highest": 255, "origin": 0}
+        )
 
     def _constant(self, form: str, name: str, value: Array) -> str:
         self.constants[form].append(numpy_helper.from_array(value, name))
@@ -52,13 +55,12 @@ class Graph:
     def _count(
         self, op: str, inputs: list[str], out: str, attributes: dict[str, Any], *neurons: Array
     ) -> None:
-        kind = np.float32 if op == "CountNeuron" else np.int32
         names = [
-            self._constant("counts", f"{out}_{port}", value.astype(kind))
+            self._constant("counts", f"{out}_{port}", value.astype(np.int32))
             for port, value in zip(("membrane", "threshold"), neurons, strict=False)
         ]
         if neurons:
-            levels = np.array(255 if out == "x" else self.levels, np.int64)
+            levels = np.array(self.levels, np.int64)
             names.append(self._constant("counts", f"{out}_levels", levels))
         self.nodes["counts"].append(
             helper.make_node(op, [*inputs, *names], [out], out, domain=dialect.DOMAIN, **attributes)
@@ -91,7 +93,14 @@ class Graph:
             **window,
         }
         op = "CountConv"
-        if projected:
+        if x == "x":  # the sums of an input are on a grid of their own
+            op = "CountConvScaled"
+            inputs += [
+                self._constant("counts", f"{out}_bias", np.zeros(channels, np.int32)),
+                self._constant("counts", f"{out}_factor", np.ones(channels, np.float32)),
+            ]
+            attributes |= {"lowest": -(2**23), "highest": 2**23}
+        elif projected:
             op = "CountConvPair"
             more, none = self._weights(residual, channels, 1)
             side = {"strides": [projected, projected], "pads": [0, 0, 0, 0]}

@@ -15,6 +15,7 @@ collapsed one computes in whole numbers, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -146,11 +147,22 @@ class _Term:
 
 
 @dataclass(frozen=True)
+class _Grid:
+    """What sums become before they are a current: round(min(max(factor·sum, lowest), highest))."""
+
+    factor: Floats  # [M], of float32
+    lowest: Floats  # [M]
+    highest: Floats
+
+
+@dataclass(frozen=True)
 class _Current:
-    """What flows into a neuron over a window: terms, and what comes once, [M]."""
+    """What flows into a neuron over a window: terms, and what comes once, [M]; on another grid than the
+    neurons' where there is a `grid`."""
 
     terms: tuple[_Term, ...]
     once: Floats | float = 0.0
+    grid: _Grid | None = None
 
 
 class _Collapse:
@@ -291,18 +303,18 @@ class _Collapse:
         if not attributes.get("static_current", 0):
             found = self._flowing(current)
             return self._layer(node, found, theta, start, code, shape, ())
-        pools: list[onnx.NodeProto] = []
-        name = current
-        while (maker := self.maker.get(name)) is not None and maker.op_type == "MaxPool":
-            pools.append(maker)
-            name = maker.input[0]
+        name, pools = self._behind_pools(current)
         whole = self._complete(name)
         if whole is not None:
             return self._layer(node, whole, theta, start, code, self._shape(name), pools)
+        rounded = self._on_grid(name)
+        if rounded is not None:
+            with suppress(Stays):  # or the current is as it was
+                return self._layer(node, rounded, theta, start, code, self._shape(name), pools)
         # The current is a real number, or one whole number of many: it is as it was.
-        if (2 * code.now + 2) * theta.max() > EXACT:
+        if code.now > _most_levels(theta):
             raise Stays("its thresholds are too large for float32")
-        top = min(MOST, int(EXACT / theta.max() / 2) - 1) if code.overridable else code.now
+        top = min(MOST, _most_levels(theta)) if code.overridable else code.now
         axes = {2: [2, 3], 3: [2], 4: []}[rank]
         planes = current
         if axes:
@@ -322,6 +334,14 @@ class _Collapse:
         )
         self._fired(node, _Counts(counts, _places(shape), rank, code))
         return "CountNeuron"
+
+    def _behind_pools(self, name: str) -> tuple[str, list[onnx.NodeProto]]:
+        """What is pooled, and its max poolings, the last one first."""
+        pools: list[onnx.NodeProto] = []
+        while (maker := self.maker.get(name)) is not None and maker.op_type == "MaxPool":
+            pools.append(maker)
+            name = maker.input[0]
+        return name, pools
 
     def _code(self, steps: str, radix: bool) -> _Code:
         number = self.shapes.number(steps)
@@ -363,6 +383,12 @@ class _Collapse:
         begin = start + current.once
         if not _whole(2 * begin):
             raise Stays("its potential at the start is not whole")
+        grid = current.grid
+        if grid is not None:
+            self._check_grid(grid, start, theta, code)
+            begin = np.zeros_like(start) + current.once
+            if not _whole(begin):
+                raise Stays("its bias is not whole")
         terms = sorted(current.terms, key=lambda term: term.weights is None)
         for term in terms:
             given = term.counts.code
@@ -391,6 +417,8 @@ class _Collapse:
                 raise Stays("its residual's charge is not a whole number of 16 bits")
         top = self._top(terms, begin, code)
 
+        if grid is not None:
+            top = min(top, _most_levels(theta)) if code.overridable else top
         inputs, attributes = [], {"top": top, "origin": convolved[0].counts.origin}
         for term, prefix in zip(convolved, ("", "more_"), strict=False):
             assert term.weights is not None
@@ -408,6 +436,12 @@ class _Collapse:
                 raise Stays("its residual has another shape")
             charge = self._constant(f"{node.name}/coefficient", term.coefficient.astype(np.int32))
             inputs += [term.counts.bytes, charge]
+        if grid is not None:
+            attributes["lowest"] = int(grid.lowest.min())
+            attributes["highest"] = int(grid.highest.max())
+            factor = self._constant(f"{node.name}/factor", grid.factor.astype(np.float32))
+            inputs += [self._constant(f"{node.name}/bias", begin.astype(np.int32)), factor]
+            begin = start
         inputs += [
             # Sums are whole, so no half changes on which side of a threshold they are.
             self._constant(f"{node.name}/start", np.floor(begin).astype(np.int32)),
@@ -415,12 +449,25 @@ class _Collapse:
             code.levels,
         ]
         op = "CountConvAdd" if residuals else "CountConvPair" if len(convolved) > 1 else "CountConv"
+        op = "CountConvScaled" if grid is not None else op
         made = self._emit(op, inputs, f"{node.name}/counts", domain=dialect.DOMAIN, **attributes)
         counts = _Counts(made, _places(shape), len(shape), code)
         for pool in reversed(pools):
             counts = self._pooled(counts, pool, self._shape(pool.output[0]))
         self._fired(node, counts)
         return op
+
+    def _check_grid(self, grid: _Grid, start: Floats, theta: Floats, code: _Code) -> None:
+        """Stays where the potentials of neurons on a grid of their own may not be exact."""
+        if max(-grid.lowest.min(), grid.highest.max(), np.abs(start).max()) > EXACT / 2:
+            raise Stays("its currents may exceed 2^23")
+        if np.ptp(grid.lowest) or np.ptp(grid.highest):
+            # One bound for all channels does, where nothing lies between theirs and it.
+            none, most = grid.lowest + start < theta, grid.highest + start >= code.now * theta
+            if code.overridable or not (np.all(none) and np.all(most)):
+                raise Stays("its currents have bounds that differ")
+        if code.now > _most_levels(theta):
+            raise Stays("its thresholds are too large for float32")
 
     def _top(self, terms: Sequence[_Term], begin: Floats, code: _Code) -> int:
         """The most levels for which every sum, in any order, is exact in float32."""
@@ -587,6 +634,63 @@ class _Collapse:
         once = self._value(node.input[2]).reshape(-1)
         return _Current((term,), once) if once.size == term.charge().shape[-1] else None
 
+    def _on_grid(self, name: str) -> _Current | None:
+        """The terms of a complete current that is rounded to the neurons' grid, as that of the first
+        layer is: Round(Min(Max(Mul(sums, factor), lowest), highest)); None where it is not."""
+        clipped = self._clipped(name)
+        if clipped is None:
+            return None
+        at, lowest, highest = clipped
+        scaled = self._factor(at)
+        if scaled is None:
+            return None
+        at, factor = scaled
+        sums = self.maker.get(at)
+        if sums is not None and not sums.domain and sums.op_type == "Round":
+            at = sums.input[0]  # of whole numbers
+        whole = self._complete(at)
+        if whole is None or len(whole.terms) > 1 or whole.terms[0].weights is None:
+            return None
+        return replace(whole, grid=_Grid(factor, lowest, highest))
+
+    def _clipped(self, name: str) -> tuple[str, Floats, Floats] | None:
+        """Of Round(Min(Max(x, lowest), highest)): x and the bounds, [C], which are whole; else None."""
+        shape = self._shape(name)
+        if len(shape) < 2 or not isinstance(shape[1], int):
+            return None
+        bounds: list[Floats] = []
+        for op in ("Round", "Min", "Max"):
+            node = self.maker.get(name)
+            if node is None or node.domain or node.op_type != op:
+                return None
+            if op != "Round":
+                if len(node.input) != 2:
+                    return None
+                try:
+                    bounds.append(self._per_channel(node.input[1], len(shape), shape[1]))
+                except Stays:
+                    return None
+            name = node.input[0]
+        highest, lowest = bounds
+        return (name, lowest, highest) if _whole(lowest) and _whole(highest) else None
+
+    def _factor(self, name: str) -> tuple[str, Floats] | None:
+        """Of Mul(x, factor), one number for each channel: x and these; else None."""
+        node = self.maker.get(name)
+        if node is None or node.domain or node.op_type != "Mul":
+            return None
+        shape = self._shape(name)
+        for place in (0, 1):
+            other = node.input[1 - place]
+            if node.input[place] in self.constants and self._shape(other) == shape:
+                if not isinstance(shape[1], int):
+                    return None
+                try:
+                    return other, self._per_channel(node.input[place], len(shape), shape[1])
+                except Stays:
+                    return None
+        return None
+
     def _complete_counts(self, name: str) -> _Counts | None:
         """Complete sums of spikes `[N, ...]` as bytes: the windows of Round(Σ w_t·(places·average_t))
         are those of the average of counts; None where it is something else."""
@@ -614,38 +718,24 @@ class _Collapse:
         """A rounded input of the network, with a sign, as bytes; None where it has more than 8 bits."""
         if name in self.inputs:
             return self.inputs[name]
-        bounds = []
-        at = name
-        for op in ("Round", "Min", "Max"):
-            node = self.maker.get(at)
-            if node is None or node.domain or node.op_type != op:
-                return None
-            if op != "Round":
-                bound = self.constants.get(node.input[1])
-                if bound is None or len(node.input) != 2:
-                    return None
-                bounds.append(float(numpy_helper.to_array(bound).reshape(-1)[0]))
-            at = node.input[0]
+        clipped = self._clipped(name)
         shape = self._shape(name)
-        if len(shape) != 4 or not isinstance(shape[1], int):
+        if clipped is None or len(shape) != 4 or not isinstance(shape[1], int):
             return None
-        if not -ORIGIN < bounds[1] <= bounds[0] < ORIGIN:
+        at, lowest, highest = clipped
+        if np.ptp(lowest) or np.ptp(highest) or not -ORIGIN < lowest[0] <= highest[0] < ORIGIN:
             return None
-        ones = np.ones(shape[1], np.float32)
-        levels = self._constant(f"{name}/levels", np.array(MOST, np.int64))
+        at, factor = self._factor(at) or (at, np.ones(shape[1]))
         made = self._emit(
-            "CountNeuron",
-            [
-                name,
-                self._constant(f"{name}/origin", ORIGIN * ones),
-                self._constant(f"{name}/unit", ones),
-                levels,
-            ],
+            "CountInput",
+            [at, self._constant(f"{name}/factor", factor.astype(np.float32))],
             f"{name}/counts",
             domain=dialect.DOMAIN,
-            top=MOST,
+            lowest=int(lowest[0]),
+            highest=int(highest[0]),
+            origin=ORIGIN,
         )
-        most = int(max(abs(bound) for bound in bounds))
+        most = int(max(-lowest[0], highest[0]))
         self.inputs[name] = _Counts(made, _places(shape), 4, None, most, origin=ORIGIN)
         return self.inputs[name]
 
@@ -809,6 +899,11 @@ def _read_by(node: onnx.NodeProto) -> Iterator[str]:
 
 def _whole(values: Floats | None) -> bool:
     return values is not None and bool(np.all(values == np.rint(values)))
+
+
+def _most_levels(theta: Floats) -> int:
+    """The most levels for which a neuron's complete potentials, on its grid, are exact in float32."""
+    return int(EXACT / theta.max() / 2) - 1
 
 
 def _places(shape: Shape) -> Shape:

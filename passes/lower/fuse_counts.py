@@ -17,7 +17,15 @@ from snncompiler.ir.graph import unique_name
 
 FUSED = "CountNetwork"
 #: What it may consist of; the library knows their names.
-PARTS = ("CountConv", "CountConvAdd", "CountConvPair", "CountNeuron", "CountMaxPool")
+PARTS = (
+    "CountConv",
+    "CountConvScaled",
+    "CountConvAdd",
+    "CountConvPair",
+    "CountNeuron",
+    "CountInput",
+    "CountMaxPool",
+)
 
 
 def fuse_counts(model: onnx.ModelProto) -> bool:

@@ -110,7 +110,10 @@ Layer::Layer(const std::vector<Source>& the_sources, bool is_depthwise, std::int
       panels(0),
       inputs(0),
       least(std::numeric_limits<std::int64_t>::max()),
-      largest(0) {
+      largest(0),
+      scaled(neurons.factor != nullptr),
+      lowest(static_cast<float>(neurons.lowest)),
+      highest(static_cast<float>(neurons.highest)) {
   for (const Source& source : sources) {
     layouts.emplace_back(source);
     panels += layouts.back().panels;
@@ -123,11 +126,18 @@ Layer::Layer(const std::vector<Source>& the_sources, bool is_depthwise, std::int
   rate = filled<float>(all, 0);
   half = filled<float>(all, 0);
   exact = filled<double>(all, 0);
+  factor = filled<float>(scaled ? all : 1, 0);
+  start = filled<float>(scaled ? all : 1, 0);
   for (std::int64_t c = 0; c < channels; ++c) {
     const std::int64_t from = offset + c, threshold = neurons.threshold[from];
     std::int64_t zero = 0;  // what the counts weigh that stand for none
     for (std::int64_t i = 0; origin && i < sources[0].rows(); ++i) zero += weights[0][i * pixel + from];
-    membrane[c] = static_cast<std::int32_t>(neurons.membrane[from] - origin * zero);
+    const std::int64_t begin = (scaled ? neurons.bias : neurons.membrane)[from];
+    membrane[c] = static_cast<std::int32_t>(begin - origin * zero);
+    if (scaled) {
+      factor[c] = neurons.factor[from];
+      start[c] = static_cast<float>(neurons.membrane[from]);
+    }
     if (neurons.coefficient) coefficient[c] = neurons.coefficient[from];
     rate[c] = 1.0f / static_cast<float>(threshold);
     half[c] = rate[c] / 2;
@@ -140,7 +150,11 @@ Layer::Layer(const std::vector<Source>& the_sources, bool is_depthwise, std::int
 
 void Layer::check_sums(const std::int8_t* const* weights, const Neurons& neurons) const {
   for (std::int64_t c = offset; c < offset + channels; ++c) {
-    std::int64_t reach = std::abs(static_cast<std::int64_t>(neurons.membrane[c]));
+    std::int64_t reach = std::abs(static_cast<std::int64_t>((scaled ? neurons.bias : neurons.membrane)[c]));
+    if (scaled && std::abs(static_cast<std::int64_t>(neurons.membrane[c])) > 1 << 23) {
+      throw std::invalid_argument("`membrane` " + std::to_string(neurons.membrane[c]) +
+                                  " needs more than 24 bits");
+    }
     if (neurons.coefficient) {
       const std::int64_t charge = neurons.coefficient[c];
       if (charge != static_cast<std::int16_t>(charge)) {
@@ -599,60 +613,96 @@ bool run(const Layer& layer, const Call& call, std::int64_t image, std::int64_t 
   return true;
 }
 
+namespace {
+
+/// Rows of numbers, channels first, to bytes, channels last: `convert` makes bytes of up to 64 numbers of
+/// a channel.
+template <typename Convert>
+SNNC_BODY void turn_row(const float* from, std::int64_t apart, std::int64_t width,
+                        std::int64_t channels, std::uint8_t* out, const Convert& convert) {
+  constexpr std::int64_t wide = 64, deep = 16;
+  for (std::int64_t x = 0; x < width; x += wide) {
+    const std::int64_t across = std::min(wide, width - x);
+    for (std::int64_t first = 0; first < channels; first += deep) {
+      const std::int64_t here = std::min(deep, channels - first);
+      std::uint8_t bytes[deep][wide];
+      for (std::int64_t c = 0; c < here; ++c) {
+        convert(from + (first + c) * apart + x, first + c, across, bytes[c]);
+      }
+      std::uint8_t* to = out + x * channels + first;
+      const auto turn = [&](auto count) SNNC_INLINE {
+        for (std::int64_t i = 0; i < across; ++i, to += channels) {
+          for (std::int64_t c = 0; c < count; ++c) to[c] = bytes[c][i];
+        }
+      };
+      if (channels == 3) {
+        // A fourth byte that goes along is overwritten by what follows.
+        for (std::int64_t i = 0; i + 1 < across; ++i, to += 3) {
+          const std::uint32_t pixel = static_cast<std::uint32_t>(bytes[0][i]) |
+                                      static_cast<std::uint32_t>(bytes[1][i]) << 8 |
+                                      static_cast<std::uint32_t>(bytes[2][i]) << 16;
+          std::memcpy(to, &pixel, sizeof(pixel));
+        }
+        for (std::int64_t c = 0; c < 3; ++c) to[c] = bytes[c][across - 1];
+      } else if (here == deep) {
+        turn(std::integral_constant<std::int64_t, deep>{});
+      } else {
+        turn(here);
+      }
+    }
+  }
+}
+
+}  // namespace
+
 void fire_row(const float* current, std::int64_t apart, std::int64_t width, std::int64_t channels,
               const float* membrane, const float* threshold, std::int64_t levels, std::uint8_t* out,
               Isa isa) {
-  // Blocks are turned: neighbours in the current are pixels, in the counts they are channels.
-  constexpr std::int64_t wide = 64, deep = 16;
   const auto most = static_cast<float>(levels);
   on(isa, [&](auto set) SNNC_INLINE {
     (void)set;
-    for (std::int64_t x = 0; x < width; x += wide) {
-      const std::int64_t across = std::min(wide, width - x);
-      for (std::int64_t first = 0; first < channels; first += deep) {
-        const std::int64_t here = std::min(deep, channels - first);
-        std::uint8_t fired[deep][wide];
-        for (std::int64_t c = 0; c < here; ++c) {
-          const float* __restrict__ const from = current + (first + c) * apart + x;
-          const float start = membrane[first + c], charge = threshold[first + c];
-          const float rate = 1 / charge;
-          for (std::int64_t i = 0; i < across; ++i) {
-            // At most one too many or too few; the products, which do not round, put it right.
-            // NaN fires nothing.
-            const float v = start + from[i];
-            float n = v * rate;
-            n = n > 0 ? n : 0.0f;
-            n = n < most ? n : most;
-            n = static_cast<float>(static_cast<std::int32_t>(n));
-            n -= n * charge > v ? 1.0f : 0.0f;
-            n += (n + 1) * charge <= v ? 1.0f : 0.0f;
-            n = n > 0 ? n : 0.0f;
-            n = n < most ? n : most;
-            fired[c][i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(n));
-          }
-        }
-        std::uint8_t* to = out + x * channels + first;
-        const auto turn = [&](auto count) SNNC_INLINE {
-          for (std::int64_t i = 0; i < across; ++i, to += channels) {
-            for (std::int64_t c = 0; c < count; ++c) to[c] = fired[c][i];
-          }
-        };
-        if (channels == 3) {
-          // A fourth byte that goes along is overwritten by what follows.
-          for (std::int64_t i = 0; i + 1 < across; ++i, to += 3) {
-            const std::uint32_t pixel = static_cast<std::uint32_t>(fired[0][i]) |
-                                        static_cast<std::uint32_t>(fired[1][i]) << 8 |
-                                        static_cast<std::uint32_t>(fired[2][i]) << 16;
-            std::memcpy(to, &pixel, sizeof(pixel));
-          }
-          for (std::int64_t c = 0; c < 3; ++c) to[c] = fired[c][across - 1];
-        } else if (here == deep) {
-          turn(std::integral_constant<std::int64_t, deep>{});
-        } else {
-          turn(here);
-        }
+    const auto convert = [&](const float* __restrict__ from, std::int64_t c, std::int64_t count,
+                             std::uint8_t* __restrict__ fired) SNNC_INLINE {
+      const float start = membrane[c], charge = threshold[c];
+      const float rate = 1 / charge;
+      for (std::int64_t i = 0; i < count; ++i) {
+        // At most one too many or too few; the products, which do not round, put it right.
+        // NaN fires nothing.
+        const float v = start + from[i];
+        float n = v * rate;
+        n = n > 0 ? n : 0.0f;
+        n = n < most ? n : most;
+        n = static_cast<float>(static_cast<std::int32_t>(n));
+        n -= n * charge > v ? 1.0f : 0.0f;
+        n += (n + 1) * charge <= v ? 1.0f : 0.0f;
+        n = n > 0 ? n : 0.0f;
+        n = n < most ? n : most;
+        fired[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(n));
       }
-    }
+    };
+    turn_row(current, apart, width, channels, out, convert);
+  });
+}
+
+void grid_row(const float* values, std::int64_t apart, std::int64_t width, std::int64_t channels,
+              const float* factor, float lowest, float highest, float origin, std::uint8_t* out,
+              Isa isa) {
+  on(isa, [&](auto set) SNNC_INLINE {
+    (void)set;
+    const auto convert = [&](const float* __restrict__ from, std::int64_t c, std::int64_t count,
+                             std::uint8_t* __restrict__ bytes) SNNC_INLINE {
+      // Added to 1.5·2^23 a number is rounded to a whole one, to the even one of two.
+      constexpr float shift = 12582912;
+      const float scale = factor[c];
+      for (std::int64_t i = 0; i < count; ++i) {
+        float n = from[i] * scale;
+        n = n > lowest ? n : lowest;
+        n = n < highest ? n : highest;
+        n = (n + shift) - shift + origin;
+        bytes[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(n));
+      }
+    };
+    turn_row(values, apart, width, channels, out, convert);
   });
 }
 

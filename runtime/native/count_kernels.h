@@ -55,6 +55,11 @@ struct Neurons {
   const std::int32_t* membrane;     // bias, and the potential at the start
   const std::int32_t* threshold;    // at least 1
   const std::int32_t* coefficient;  // of 16 bits: the charge of a residual count, or null
+  // Where sums are on another grid than the neurons: these receive the nearest whole number to
+  // factor·(sum + bias), within bounds, in float32.  Else null.
+  const float* factor;
+  const std::int32_t* bias;
+  std::int64_t lowest, highest;  // at most 2^23 in size
 };
 
 /// A group of output channels: its weights, packed, and its neurons; what stays between calls.
@@ -83,12 +88,15 @@ class Layer {
   std::int64_t panels;  // of all sources
   std::int64_t inputs;     // weights of an output
   std::int64_t least, largest;  // of the thresholds
+  bool scaled;                  // whether sums are multiplied by `factor`
+  float lowest, highest;        // and the bounds of the products
   std::shared_ptr<std::int8_t> digits;  // [units, panels, 16 inputs / 4, 16 channels, 4 inputs]
   std::vector<std::int8_t> depth;       // of every panel: its fours of inputs
   Buffer<float> taps;  // of a depthwise layer: [kernel height, kernel width, units, 16]
   // For all channels of all units.
-  Buffer<std::int32_t> membrane, coefficient;
+  Buffer<std::int32_t> membrane, coefficient;  // what sums begin with; the charge of a residual count
   Buffer<float> rate, half;
+  Buffer<float> factor, start;  // where `scaled`; `start` is the potential at the start, then
   Buffer<double> exact;
 
  private:
@@ -116,6 +124,12 @@ bool run(const Layer& layer, const Call& call, std::int64_t image, std::int64_t 
 /// are `apart` from each other, to `[width, channels]` counts.
 void fire_row(const float* current, std::int64_t apart, std::int64_t width, std::int64_t channels,
               const float* membrane, const float* threshold, std::int64_t levels, std::uint8_t* out,
+              Isa isa = best_isa());
+
+/// A row of numbers as bytes: the nearest whole numbers to factor·value, between `lowest` and `highest`,
+/// plus `origin`; `values` is as `current` of fire_row, and what is no number counts as the lowest.
+void grid_row(const float* values, std::int64_t apart, std::int64_t width, std::int64_t channels,
+              const float* factor, float lowest, float highest, float origin, std::uint8_t* out,
               Isa isa = best_isa());
 
 /// Output row `row` of max pooling; the window is `source`, whose padding is nothing.  False where memory

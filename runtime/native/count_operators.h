@@ -60,6 +60,16 @@ inline std::int64_t byte_of(const Attributes& attributes, const char* name, std:
   return number;
 }
 
+/// `lowest` and `highest`, of at most `most` in size.
+inline std::array<std::int64_t, 2> bounds_of(const Attributes& attributes, std::int64_t most) {
+  const std::int64_t lowest = attributes.integer("lowest", 0), highest = attributes.integer("highest", 0);
+  if (lowest < -most || lowest > highest || highest > most) {
+    throw std::invalid_argument("`lowest` " + std::to_string(lowest) + " and `highest` " +
+                                std::to_string(highest) + " must be bounds within " + std::to_string(most));
+  }
+  return {lowest, highest};
+}
+
 /// The levels of this call.
 inline std::int64_t levels_of(const Input& input, std::int64_t top) {
   const std::int64_t levels = number_of("levels", input, 1);
@@ -107,25 +117,31 @@ struct CountWindow {
   }
 };
 
-/// What flows into a neuron besides the convolution.
-enum class Kind { alone, residual, pair };
+/// What flows into a neuron besides the convolution; `scaled`: sums are on another grid than neurons.
+enum class Kind { alone, scaled, residual, pair };
 
 template <Kind kind>
 class CountLayer {
   static constexpr bool pair = kind == Kind::pair, residual = kind == Kind::residual;
-  static constexpr std::size_t neuron = pair || residual ? 4 : 2;
+  static constexpr bool scaled = kind == Kind::scaled;
+  static constexpr std::size_t neuron = kind == Kind::alone ? 2 : 4;
 
  public:
   static constexpr const char* name = pair       ? "CountConvPair"
                                       : residual ? "CountConvAdd"
+                                      : scaled   ? "CountConvScaled"
                                                  : "CountConv";
-  // counts and weights, more of them or residual and coefficient; membrane, threshold and levels
+  // counts and weights; more of them, residual and coefficient, or bias and factor; membrane, threshold
+  // and levels
   static constexpr auto inputs = [] {
     if constexpr (pair) {
       return std::array{ort::uint8, ort::int8,  ort::uint8, ort::int8,
                         ort::int32, ort::int32, ort::int64};
     } else if constexpr (residual) {
       return std::array{ort::uint8, ort::int8,  ort::uint8, ort::int32,
+                        ort::int32, ort::int32, ort::int64};
+    } else if constexpr (scaled) {
+      return std::array{ort::uint8, ort::int8,  ort::int32, ort::float32,
                         ort::int32, ort::int32, ort::int64};
     } else {
       return std::array{ort::uint8, ort::int8, ort::int32, ort::int32, ort::int64};
@@ -140,7 +156,8 @@ class CountLayer {
         origin_(byte_of(attributes, "origin", 0, 0)),
         levels_in_{byte_of(attributes, "levels_in", 255, 0),
                    pair ? byte_of(attributes, "more_levels_in", 255, 0) : 1},
-        windows_{CountWindow(attributes, ""), CountWindow(attributes, "more_")} {
+        windows_{CountWindow(attributes, ""), CountWindow(attributes, "more_")},
+        bounds_(scaled ? bounds_of(attributes, 1 << 23) : std::array<std::int64_t, 2>{}) {
     if (group_ < 1 || (pair && group_ > 1)) {
       throw std::invalid_argument("`group` must be 1 or, of one convolution, more");
     }
@@ -203,6 +220,8 @@ class CountLayer {
       return std::array<std::size_t, 4>{1, 4, 5, 3};
     } else if constexpr (residual) {
       return std::array<std::size_t, 4>{1, 4, 5, 3};
+    } else if constexpr (scaled) {
+      return std::array<std::size_t, 5>{1, 4, 5, 2, 3};
     } else {
       return std::array<std::size_t, 3>{1, 2, 3};
     }
@@ -223,14 +242,16 @@ class CountLayer {
     }
   }
 
-  /// Of weights, membrane, threshold, and more weights or the coefficient.
+  /// Of weights, membrane, threshold, and more weights, the coefficient, or bias and factor.
   Packed pack(const std::vector<Input>& given) const {
     const Input &weights = given[0], &membrane = given[1], &threshold = given[2];
     check_weights("weights", weights.shape);
     const std::int64_t channels = weights.shape[3], each = channels / group_;
     if (membrane.shape != Shape{channels}) refuse("membrane", membrane.shape, text({channels}));
     if (threshold.shape != Shape{channels}) refuse("threshold", threshold.shape, text({channels}));
-    counts::Neurons neurons{membrane.as<std::int32_t>(), threshold.as<std::int32_t>(), nullptr};
+    counts::Neurons neurons{};
+    neurons.membrane = membrane.as<std::int32_t>();
+    neurons.threshold = threshold.as<std::int32_t>();
     Packed packed;
     packed.kernels[0] = weights.shape;
     const std::int8_t* from[] = {weights.as<std::int8_t>(), nullptr};
@@ -247,6 +268,14 @@ class CountLayer {
     if constexpr (residual) {
       if (given[3].shape != Shape{channels}) refuse("coefficient", given[3].shape, text({channels}));
       neurons.coefficient = given[3].as<std::int32_t>();
+    }
+    if constexpr (scaled) {
+      if (given[3].shape != Shape{channels}) refuse("bias", given[3].shape, text({channels}));
+      if (given[4].shape != Shape{channels}) refuse("factor", given[4].shape, text({channels}));
+      neurons.bias = given[3].as<std::int32_t>();
+      neurons.factor = given[4].as<float>();
+      neurons.lowest = bounds_[0];
+      neurons.highest = bounds_[1];
     }
     // The taps of a depthwise layer are added in float32, which holds their sums.
     const Shape& kernel = weights.shape;
@@ -320,6 +349,7 @@ class CountLayer {
 
   std::int64_t group_, top_, origin_, levels_in_[2];
   CountWindow windows_[2];
+  std::array<std::int64_t, 2> bounds_;
   Packed packed_;
 };
 
@@ -354,6 +384,45 @@ class CountNeuron {
 
  private:
   std::int64_t top_;
+};
+
+/// Numbers on a grid, as bytes.
+class CountInput {
+ public:
+  static constexpr const char* name = "CountInput";
+  static constexpr std::array inputs{ort::float32, ort::float32};
+  static constexpr ort::ElementType outputs[] = {ort::uint8};
+  static constexpr std::array<int, 0> states_in{}, states_out{};
+
+  explicit CountInput(const Attributes& attributes)
+      : origin_(byte_of(attributes, "origin", 0, 0)), bounds_(bounds_of(attributes, 255)) {
+    if (bounds_[0] + origin_ < 0 || bounds_[1] + origin_ > 255) {
+      throw std::invalid_argument("`lowest` and `highest` plus `origin` must be 0 to 255");
+    }
+  }
+
+  template <typename Device, typename Calls>
+  void run(const Calls& context) const {
+    const Input values = context.input(0), factor = context.input(1);
+    if (values.shape.size() != 4) refuse("values", values.shape, "[N, channels, height, width]");
+    const std::int64_t images = values.shape[0], channels = values.shape[1];
+    const std::int64_t height = values.shape[2], width = values.shape[3];
+    if (factor.shape != Shape{channels}) refuse("factor", factor.shape, text({channels}));
+    auto* const out = context.template output<std::uint8_t>(0, {images, height, width, channels});
+    if (!elements(values.shape)) return;
+    const auto row = [&](std::int64_t index) {
+      const std::int64_t image = index / height, y = index % height;
+      counts::grid_row(values.as<float>() + (image * channels * height + y) * width, height * width,
+                       width, channels, factor.as<float>(), static_cast<float>(bounds_[0]),
+                       static_cast<float>(bounds_[1]), static_cast<float>(origin_),
+                       out + index * width * channels);
+    };
+    in_rows(context, images * height, elements(values.shape) < 1 << 15, row);
+  }
+
+ private:
+  std::int64_t origin_;
+  std::array<std::int64_t, 2> bounds_;
 };
 
 /// Max pooling of counts: all windows of time are complete.

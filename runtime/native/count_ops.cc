@@ -189,8 +189,8 @@ class CountNetwork {
   }
 
   static std::unique_ptr<Part> make(const std::string& wanted, const Attributes& attributes) {
-    return one_of<CountLayer<Kind::alone>, CountLayer<Kind::residual>, CountLayer<Kind::pair>,
-                  CountNeuron, CountMaxPool>(wanted, attributes);
+    return one_of<CountLayer<Kind::alone>, CountLayer<Kind::scaled>, CountLayer<Kind::residual>,
+                  CountLayer<Kind::pair>, CountNeuron, CountInput, CountMaxPool>(wanted, attributes);
   }
 
   /// Gives every value that does not go out a buffer, which is free again behind its last reader.
@@ -237,9 +237,11 @@ class CountNetwork {
 
 void add_count_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<Alone<CountLayer<Kind::alone>>, CountCpu>(api, domain);
+  add<Alone<CountLayer<Kind::scaled>>, CountCpu>(api, domain);
   add<Alone<CountLayer<Kind::residual>>, CountCpu>(api, domain);
   add<Alone<CountLayer<Kind::pair>>, CountCpu>(api, domain);
   add<Alone<CountNeuron>, CountCpu>(api, domain);
+  add<Alone<CountInput>, CountCpu>(api, domain);
   add<Alone<CountMaxPool>, CountCpu>(api, domain);
   add<CountNetwork, CountCpu>(api, domain);
 }

@@ -53,6 +53,14 @@ SNNC_BODY void fire(const Layer& layer, std::int64_t top, std::int64_t unit,
   const std::int64_t first = unit * unit_channels;
   std::int32_t potential[unit_channels];
   for (std::int64_t c = 0; c < unit_channels; ++c) potential[c] = sums[c];
+  if (layer.scaled) {
+    for (std::int64_t c = 0; c < unit_channels; ++c) {
+      float value = static_cast<float>(sums[c]) * layer.factor[first + c];
+      value = value > layer.lowest ? value : layer.lowest;
+      value = value < layer.highest ? value : layer.highest;
+      potential[c] = static_cast<std::int32_t>(__builtin_rintf(value) + layer.start[first + c]);
+    }
+  }
   if (residual) {
     for (std::int64_t c = 0; c < count; ++c) {
       potential[c] += layer.coefficient[first + c] * static_cast<std::int32_t>(residual[c]);

@@ -92,8 +92,20 @@ SNNC_VNNI SNNC_INLINE inline void fire_fours(const Unit& unit, const std::int32_
         whole[i] = _mm512_dpwssd_epi32(whole[i], counts, coefficient);
       }
     }
+    __m512 potential[4];
+    for (int i = 0; i < 4; ++i) potential[i] = _mm512_cvtepi32_ps(whole[i]);
+    if (layer.scaled) {
+      const __m512 factor = _mm512_loadu_ps(layer.factor.get() + unit.channel);
+      const __m512 start = _mm512_loadu_ps(layer.start.get() + unit.channel);
+      const __m512 lowest = _mm512_set1_ps(layer.lowest), highest = _mm512_set1_ps(layer.highest);
+      for (int i = 0; i < 4; ++i) {
+        const __m512 product = _mm512_mul_ps(potential[i], factor);
+        const __m512 bounded = _mm512_min_ps(_mm512_max_ps(product, lowest), highest);
+        potential[i] = _mm512_add_ps(_mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT), start);
+      }
+    }
     for (int i = 0; i < 4; ++i) {
-      whole[i] = _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[i]), rate, half));
+      whole[i] = _mm512_cvttps_epi32(_mm512_fmadd_ps(potential[i], rate, half));
     }
     // Saturation makes 0 of what is negative, and at most 255 of the rest.
     const __m512i mixed = _mm512_packus_epi16(_mm512_packs_epi32(whole[0], whole[1]),
@@ -220,7 +232,15 @@ SNNC_AVX2 SNNC_INLINE inline void fire_pixel(const Unit& unit, const std::int32_
     }
     const __m256 rate = _mm256_loadu_ps(layer.rate.get() + channel);
     const __m256 half = _mm256_loadu_ps(layer.half.get() + channel);
-    whole[i] = _mm256_cvttps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(potential), rate, half));
+    __m256 value = _mm256_cvtepi32_ps(potential);
+    if (layer.scaled) {
+      const __m256 product = _mm256_mul_ps(value, _mm256_loadu_ps(layer.factor.get() + channel));
+      const __m256 bounded = _mm256_min_ps(_mm256_max_ps(product, _mm256_set1_ps(layer.lowest)),
+                                           _mm256_set1_ps(layer.highest));
+      value = _mm256_add_ps(_mm256_round_ps(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                            _mm256_loadu_ps(layer.start.get() + channel));
+    }
+    whole[i] = _mm256_cvttps_epi32(_mm256_fmadd_ps(value, rate, half));
   }
   const __m256i shorts =
       _mm256_permute4x64_epi64(_mm256_packs_epi32(whole[0], whole[1]), 0xd8);
@@ -417,7 +437,8 @@ class Waiting {
   std::int64_t left_ = 0, unit_ = 0;
 };
 
-/// The sums of `count` tiles of positions and one unit; `pace` fours of pixels wait for every panel.
+/// The sums of `count` tiles of positions and one unit; behind every other product `pace`
+/// fours of pixels that wait.
 template <int count>
 SNNC_VNNI SNNC_APART void multiply(const Strip& strip, const Tile* tiles, std::int64_t unit,
                                    std::int64_t pace, Waiting& waiting, std::int32_t* sums) {
@@ -446,6 +467,7 @@ SNNC_VNNI SNNC_APART void multiply(const Strip& strip, const Tile* tiles, std::i
         SNNC_TILE_ADD(1, 6, 7);
       }
       if (count > 2) {
+        waiting.some(pace);
         SNNC_TILE_LOAD(6, from[2] + offset, apart);
         SNNC_TILE_ADD(2, 6, 7);
       }
@@ -454,6 +476,7 @@ SNNC_VNNI SNNC_APART void multiply(const Strip& strip, const Tile* tiles, std::i
         SNNC_TILE_ADD(3, 6, 7);
       }
       if (count > 4) {
+        waiting.some(pace);
         SNNC_TILE_LOAD(6, from[4] + offset, apart);
         SNNC_TILE_ADD(4, 6, 7);
       }
@@ -495,7 +518,8 @@ SNNC_VNNI void run_tiles(const Strip& strip, std::int64_t unit, std::int64_t uni
     const std::int64_t first = block * strip.tile_count / blocks;
     const std::int64_t count = (block + 1) * strip.tile_count / blocks - first;
     std::int32_t* const sums = space[which];
-    const std::int64_t pace = (waiting.left() + layer.panels - 1) / layer.panels;
+    const std::int64_t chances = layer.panels * ((count + 1) / 2);
+    const std::int64_t pace = (waiting.left() + chances - 1) / chances;
     multiplies[count - 1](strip, strip.tiles + first, u, pace, waiting, sums);
     waiting.some(waiting.left());
     waiting.begin(sums, strip.tiles + first, count, u);

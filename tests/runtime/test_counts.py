@@ -32,7 +32,7 @@ TYPES = {
     "float32": TensorProto.FLOAT,
 }
 WINDOW: dict[str, Any] = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-DATA = ("counts", "more_counts", "residual", "current", "levels")
+DATA = ("counts", "more_counts", "residual", "current", "values", "levels")
 
 
 def one_node(name: str, constants: dict[str, Array], attributes: dict[str, Any]) -> onnx.ModelProto:
@@ -73,9 +73,11 @@ def run(
     native: bool = True,
     threads: int = 1,
     constant: bool = True,
+    events: bool = True,
 ) -> Array:
     fixed = {key: value for key, value in feeds.items() if constant and key not in DATA}
-    session = create_session(one_node(name, fixed, attributes), native=native, threads=threads)
+    model = one_node(name, fixed, attributes)
+    session = create_session(model, native=native, threads=threads, events=events)
     left = {key: value for key, value in feeds.items() if key not in fixed}
     result: Array = session.run(None, left)[0]
     return result
@@ -91,6 +93,9 @@ def wanted(name: str, feeds: dict[str, Array], attributes: dict[str, Any]) -> Ar
         return reference.spike_convolution(counts, weights, group, **window)
 
     total = convolved("", attributes["group"]).astype(np.int64)
+    if name == "CountConvScaled":
+        product = (total + feeds["bias"]).astype(np.float32) * feeds["factor"]
+        total = np.rint(np.clip(product, attributes["lowest"], attributes["highest"]))
     if name == "CountConvAdd":
         total = total + feeds["residual"].astype(np.int64) * feeds["coefficient"]
     if name == "CountConvPair":
@@ -102,7 +107,7 @@ def wanted(name: str, feeds: dict[str, Array], attributes: dict[str, Any]) -> Ar
 
 def layer(rng: np.random.Generator) -> tuple[str, dict[str, Array], dict[str, Any]]:
     """A random layer whose sums are below 2^24, with thresholds such that all counts occur."""
-    name = str(rng.choice(["CountConv", "CountConv", "CountConvAdd", "CountConvPair"]))
+    name = str(rng.choice(["CountConv", "CountConvScaled", "CountConvAdd", "CountConvPair"]))
     group = int(rng.choice([1, 1, 1, 2, 3])) if name != "CountConvPair" else 1
     depthwise = name != "CountConvPair" and rng.random() < 0.2
     kernel = tuple(rng.choice([1, 1, 2, 3, 3, 5, 7], 2))
@@ -151,6 +156,13 @@ def layer(rng: np.random.Generator) -> tuple[str, dict[str, Array], dict[str, An
         most = int(rng.choice([100, 32767]))
         feeds["residual"] = rng.integers(0, 256, out)
         feeds["coefficient"] = rng.integers(-most - 1, most + 1, channels).astype(np.int32)
+    if name == "CountConvScaled":
+        factor = rng.choice([1, 0.5, 0.02]) * rng.uniform(0.1, 1, channels)
+        feeds["factor"] = factor.astype(np.float32)
+        feeds["bias"] = rng.integers(-(2**12), 2**12, channels).astype(np.int32)
+        bound = int(rng.choice([2**23, reach.max() // 2]))
+        attributes |= {"lowest": -bound, "highest": bound - 1}
+        reach = reach * factor
     if name == "CountConvPair":
         # Of any stride over an input that is as large as this needs.
         more = int(rng.integers(1, 80))
@@ -227,6 +239,22 @@ def test_neurons_of_a_current_are_exact_where_the_quotient_rounds() -> None:
             assert np.array_equal(got, correct), (levels, native)
 
 
+def test_inputs_are_rounded_to_their_grid() -> None:
+    rng = np.random.default_rng(3)
+    for channels, width in ((1, 5), (3, 70), (17, 33)):
+        # Halves are rounded to the even number.
+        values = (rng.integers(-300, 300, (2, channels, 4, width)) / 2).astype(np.float32)
+        values[:, :, 1:3] += rng.normal(0, 1, values[:, :, 1:3].shape).astype(np.float32)
+        values[0, 0, 0, :2] = np.inf, -np.inf
+        feeds = {"values": values, "factor": rng.choice([1, 0.37], channels).astype(np.float32)}
+        grid = np.rint(np.clip(values * feeds["factor"][:, None, None], -100, 127)) + 128
+        correct = grid.transpose(0, 2, 3, 1).astype(np.uint8)
+        attributes = {"lowest": -100, "highest": 127, "origin": 128}
+        for native in (True, False):
+            got = run("CountInput", feeds, attributes, native=native, constant=native)
+            assert np.array_equal(got, correct), (channels, native)
+
+
 def test_max_pooling_of_counts() -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -258,23 +286,23 @@ def test_what_a_byte_or_32_bits_do_not_hold_is_refused() -> None:
     }
     attributes: dict[str, Any] = {"group": 1, "top": 5, "levels_in": 4, "origin": 0, **WINDOW}
     with pytest.raises(Exception, match="more than 32 bits"):
-        run("CountConv", feeds, attributes)
+        run("CountConv", feeds, attributes, events=False)
     small = {key: value[..., :9, :] if value.ndim > 1 else value for key, value in feeds.items()}
     small["counts"] = feeds["counts"][..., :9]
     assert run("CountConv", small, attributes).tolist() == [[[[0]]]]
     with pytest.raises(Exception, match="`top` must be 1 to 255, not 256"):
-        run("CountConv", small, {**attributes, "top": 256})
+        run("CountConv", small, {**attributes, "top": 256}, events=False)
     with pytest.raises(Exception, match="`levels` is 6, and by counts at most 5 are exact here"):
-        run("CountConv", {**small, "levels": np.array(6, np.int64)}, attributes)
+        run("CountConv", {**small, "levels": np.array(6, np.int64)}, attributes, events=False)
     with pytest.raises(Exception, match="`threshold` must be at least 1, not 0"):
-        run("CountConv", {**small, "threshold": np.zeros(1, np.int32)}, attributes)
+        run("CountConv", {**small, "threshold": np.zeros(1, np.int32)}, attributes, events=False)
     more: dict[str, Array] = {
         **small,
         "residual": np.zeros((1, 1, 1, 1), np.uint8),
         "coefficient": np.array([40000], np.int32),
     }
     with pytest.raises(Exception, match="`coefficient` 40000 needs more than 16 bits"):
-        run("CountConvAdd", more, attributes)
+        run("CountConvAdd", more, attributes, events=False)
 
 
 @pytest.mark.slow

@@ -83,6 +83,40 @@ _BODIES = {
   total = Add (main, more)""",
         "total",
     ),
+    "CountConvScaled": _layer(
+        "CountConvScaled",
+        ("highest", "lowest"),
+        "bias, factor, ",
+        """
+  begun = Add (main, bias)
+  sums = Cast <to = 1> (begun)
+  products = Mul (sums, factor)
+  whole_lowest = Constant <value_int: int = @lowest> ()
+  lowest = Cast <to = 1> (whole_lowest)
+  above_it = Max (products, lowest)
+  whole_highest = Constant <value_int: int = @highest> ()
+  highest = Cast <to = 1> (whole_highest)
+  bounded = Min (above_it, highest)
+  rounded = Round (bounded)
+  total = Cast <to = 6> (rounded)""",
+        "total",
+    ),
+    "CountInput": """CountInput <highest, lowest, origin> (values, factor) => (counts)
+{
+  last = Transpose <perm = [0, 2, 3, 1]> (values)
+  products = Mul (last, factor)
+  whole_lowest = Constant <value_int: int = @lowest> ()
+  lowest = Cast <to = 1> (whole_lowest)
+  above = Max (products, lowest)
+  whole_highest = Constant <value_int: int = @highest> ()
+  highest = Cast <to = 1> (whole_highest)
+  bounded = Min (above, highest)
+  rounded = Round (bounded)
+  whole_origin = Constant <value_int: int = @origin> ()
+  origin = Cast <to = 1> (whole_origin)
+  moved = Add (rounded, origin)
+  counts = Cast <to = 2> (moved)
+}""",
     # The quotient is rounded; the products are not, and put it right.
     "CountNeuron": """CountNeuron <top> (current, membrane, threshold, levels) => (counts_out)
 {
@@ -184,6 +218,47 @@ COUNT_OPERATORS: dict[str, Operator] = {
                 *(Attribute(f"more_{key}", "ints", "of the second one") for key in _WINDOW),
             ),
             body=_BODIES["CountConvPair"],
+            states=(),
+        ),
+        Operator(
+            name="CountConvScaled",
+            summary="CountConv whose sums are on another grid than its neurons, such as that of an "
+            "input with a sign." + _SUMS,
+            equation=_EQUATION
+            + "round(min(max(factor·(conv(counts - origin) + bias), lowest), highest)), in float32",
+            inputs=(
+                _COUNTS,
+                _WEIGHTS,
+                Port("bias", "int32", "[M]", "of the sums"),
+                Port(
+                    "factor", "float32", "[M]", "from the grid of the sums to that of the neurons"
+                ),
+                *_NEURONS,
+            ),
+            outputs=_OUT,
+            attributes=(
+                *_ATTRIBUTES,
+                Attribute("lowest", "int", "-2^23 to 2^23"),
+                Attribute("highest", "int", "-2^23 to 2^23"),
+            ),
+            body=_BODIES["CountConvScaled"],
+            states=(),
+        ),
+        Operator(
+            name="CountInput",
+            summary="An input that is rounded to a grid of 8 bits, channels last.",
+            equation="counts = round(min(max(factor·values, lowest), highest)) + origin",
+            inputs=(
+                Port("values", "float32", "[N, C, H, W]", "real numbers"),
+                Port("factor", "float32", "[C]", "places of the grid for one"),
+            ),
+            outputs=(Port("counts", "uint8", "[N, H, W, C]", "`origin` stands for zero"),),
+            attributes=(
+                Attribute("highest", "int", "plus `origin`: 0 to 255"),
+                Attribute("lowest", "int", "plus `origin`: 0 to 255"),
+                Attribute("origin", "int", "0 to 255"),
+            ),
+            body=_BODIES["CountInput"],
             states=(),
         ),
         Operator(

@@ -162,7 +162,7 @@ def test_compiled_networks_are_verified(name: str, coding: str, steps: int, tmp_
     )
     onnx.save(compiled, file)
     found = operators(onnx.load(file))
-    assert found[0] == "CountNeuron" and all(op.startswith("CountConv") for op in found[1:])
+    assert found[0] == "CountConvScaled" and all(op.startswith("CountConv") for op in found)
     checks = {check.name: check for check in snncompiler.verify(source, file).checks}
     assert checks["by counts = spiking file"].passed
     assert "the same bits" in checks["by counts = spiking file"].detail
@@ -292,6 +292,45 @@ def test_an_input_of_8_bits_is_read_as_bytes() -> None:
     assert operators(model) == ["CountConv", "CountConv"]
     assert "Conv" not in {node.op_type for node in collapse_time(model).model.graph.node}
     same_bits(model)
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_a_first_layer_on_another_grid_than_its_neurons_reads_bytes(differ: bool) -> None:
+    """As compiled networks have it: the sums are rounded, within bounds, to the neurons' grid."""
+    net = Network((3, 9, 9), 4, True)
+    at = "x"
+    for op, value in (("Mul", 0.5), ("Max", -127.0), ("Min", 127.0)):
+        at = net.op(op, [at, net.constant(f"{op}_c", value)], f"{op}_x")
+    net.op("Round", [at], "rounded")
+    net.conv("rounded", "stem", 16, pads=[1] * 4, strides=[2, 2], bias=True)
+    net.op("Round", ["stem"], "sums")
+    factor = net.rng.uniform(0.2, 3, (16, 1, 1))
+    net.op("Mul", ["sums", net.constant("factor", factor)], "scaled")
+    charge = 2 * net.rng.integers(900, 2000, (1, 16, 1, 1)) + 1
+    for op, sign in (("Max", -1), ("Min", 15)):
+        bound = sign * (charge if differ else np.full_like(charge, charge.max()))
+        net.op(
+            op, ["scaled" if op == "Max" else "Max_s", net.constant(f"{op}_b", bound)], f"{op}_s"
+        )
+    net.op("Round", ["Min_s"], "current")
+    ports = [net.constant("a_t", charge), net.constant("a_v", charge // 2)]
+    node, net.channels["a"] = {"static_current": 1, "radix": 1}, 16
+    net._node("LayeredRMPNeuron", ["current", *ports, net.now], ["a"], dialect.DOMAIN, **node)
+    b = net.neuron(net.conv("a", "c1", 4), "b", 900)
+    net.complete(b, "y")
+    model = net.model("y")
+    assert operators(model) == ["CountConvScaled", "CountConv"]
+    lowered = [node.op_type for node in collapse_time(model).model.graph.node]
+    assert lowered[0] == "CountInput" and not {"Conv", "Round", "Mul"}.intersection(lowered)
+    same_bits(model, samples=9)
+    # Where a bound lies between a neuron's levels, the current stays as it was.
+    for tensor in net.tensors:
+        if tensor.name == "Min_b":
+            low = numpy_helper.to_array(tensor).copy()
+            low[0, 0] = 14 * charge[0, 0]
+            tensor.CopyFrom(numpy_helper.from_array(low, "Min_b"))
+    assert operators(net.model("y")) == ["CountNeuron", "CountConv"]
+    same_bits(net.model("y"), samples=9)
 
 
 @pytest.mark.parametrize(("steps", "radix", "overridable"), CODES)
