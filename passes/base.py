@@ -59,6 +59,16 @@ class LayerFacts:
     change: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class Coded:
+    """An activation that spikes carry less its lower bound: its name, this bound, and the names of the
+    nodes that compute it."""
+
+    function: str
+    offset: float
+    nodes: tuple[str, ...] = ()
+
+
 @dataclass
 class ByBatch:
     """What shape arithmetic makes of the size of the batch.
@@ -94,6 +104,8 @@ class Context:
     whole_averages: set[str] = field(default_factory=set)
     #: Neurons whose currents are sums of whole numbers: name -> what 1 stands for, [O].
     sum_units: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    #: Rectifier -> the activation that its spikes carry with an offset.
+    coded: dict[str, Coded] = field(default_factory=dict)
     #: Output name -> type in the source.
     output_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     #: Why the batch axis is lost: node label -> reason.

@@ -19,7 +19,7 @@ import onnx
 
 from snncompiler.analysis.constraints import constraints
 from snncompiler.ir.option import Option, options_of
-from snncompiler.ir.settings import Options
+from snncompiler.ir.settings import Options, Timing
 from snncompiler.network.data import Preprocess
 from snncompiler.pipeline import (
     CALIBRATION_SAMPLES,
@@ -146,10 +146,15 @@ def check(
     *,
     strict: bool = False,
     allow_analog: bool = False,
+    timing: Timing = "streaming",
 ) -> dict[str, Any]:
     """The constraints report of a network, as plain data (see `snnc check --json`).
 
     Per rectifier and linear layer: bias, batch-norm, what was folded; pooling; every finding.
     Raises Refused with all findings where the network cannot be converted.
     """
-    return constraints(prepare(model, strict=strict, allow_analog=allow_analog))
+    options = Options(strict=strict, allow_analog=allow_analog, timing=timing)
+    options.check()
+    return constraints(
+        prepare(model, strict=strict, allow_analog=allow_analog, layered=options.layered)
+    )

@@ -46,6 +46,7 @@ CODES: dict[str, str] = {
     "SNNC221": "spiking layers that send what weights would multiply",
     "SNNC223": "cannot be computed in whole numbers",
     "SNNC224": "whole numbers with a limit",
+    "SNNC225": "activation that is coded in spikes with an offset",
     # 3xx: data and calibration
     "SNNC301": "data file missing, unreadable or of an unknown kind",
     "SNNC302": "data of the wrong shape, type or name",

@@ -146,6 +146,7 @@ def _prepared(
             maxpool=options.maxpool,
             pure=options.pure,
             keep_rounding=keep_rounding,
+            layered=options.layered,
             watch=watch,
         )
 

@@ -107,7 +107,7 @@ def test_every_key_of_the_metadata_is_described() -> None:
     described = set(re.findall(r"`(snnc\.\w+)`", page))
     model = snncompiler.compile(snncompiler.models.path("digits-cnn"), steps=2)
     written = {entry.key for entry in model.metadata_props}
-    of_some_files = {"answer", "copies", "pooled", "grid", "rounding", "units"}
+    of_some_files = {"answer", "coded", "copies", "pooled", "grid", "rounding", "units"}
     assert written == described - {f"snnc.{name}" for name in of_some_files}
 
 

@@ -7,6 +7,7 @@ injects the bias as a constant current; `strict` refuses both, layer by layer.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,10 +35,14 @@ from snncompiler.passes.padding import fills_with_lowest
 
 @dataclass(frozen=True)
 class CheckConstraints(Pass):
-    """Refuse what has no spiking form; with `strict`, also bias and batch-norm."""
+    """Refuse what has no spiking form; with `strict`, also bias and batch-norm.
+
+    `layered`: in layered time, where every value is complete once.
+    """
 
     strict: bool = False
     allow_analog: bool = False
+    layered: bool = False
 
     name: ClassVar[str] = "check-constraints"
     requires: ClassVar[frozenset[str]] = frozenset({"affine-folded", "max-pool-of-spikes"})
@@ -45,20 +50,29 @@ class CheckConstraints(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         timing = analyze(graph, lambda node: rectifier(node) is not None)
-        errors = [*_random(graph), *_unconvertible(graph, timing, context.keeps_rounding)]
+        coded = {name for one in context.coded.values() for name in one.nodes}
+        errors = [*_random(graph), *_unconvertible(graph, timing, context.keeps_rounding, coded)]
         if self.allow_analog:
             kept = [finding for finding in errors if finding.code == "SNNC202"]
             errors = [finding for finding in errors if finding.code != "SNNC202"]
+            way = "computed on complete values" if self.layered else "kept exact by telescoping"
             for finding in kept:
-                text = f"not spiking, kept exact by telescoping: {finding.message}"
+                text = f"not spiking, {way}: {finding.message}"
                 context.warn("SNNC206", text, node=finding.node)
+            for layer, one in context.coded.items():
+                context.warn(
+                    "SNNC225",
+                    f"{one.function} is no rectifier: it is computed on complete values, and what "
+                    f"neurons send is its value less its lower bound of {one.offset:.4g}",
+                    node=layer,
+                )
         if self.strict:
             errors += _violations(context)
         if errors:
             raise Refused(*errors)
         for node in graph.nodes:
             reason = _kept(node, timing)
-            if reason:
+            if reason and node.name not in coded:
                 context.note("SNNC206", reason, node=label(node))
 
 
@@ -83,7 +97,10 @@ def _only_its_shape(node: Node, graph: Graph) -> bool:
     ) and not any(output is tensor for output in graph.outputs for tensor in node.outputs)
 
 
-def _unconvertible(graph: Graph, timing: Timing, keeps_rounding: bool) -> list[Finding]:
+def _unconvertible(
+    graph: Graph, timing: Timing, keeps_rounding: bool, coded: Collection[str]
+) -> list[Finding]:
+    """What has no spiking form; `coded` are the nodes that compute what is coded in spikes."""
     if not any(rectifier(node) is not None for node in graph.nodes):
         others = Counter(node.op for node in graph.nodes)
         seen = ", ".join(f"{op} x{count}" for op, count in sorted(others.items())) or "no operators"
@@ -91,7 +108,8 @@ def _unconvertible(graph: Graph, timing: Timing, keeps_rounding: bool) -> list[F
             Finding(
                 "SNNC201",
                 f"the network has no ReLU, so there is nothing to convert; it has {seen}",
-                hint="only rectifiers become spiking neurons",
+                hint="only rectifiers become spiking neurons; --timing layered --allow-analog codes "
+                "others with a lower bound in spikes, as SiLU and GELU",
             )
         ]
     reasons = {
@@ -100,6 +118,7 @@ def _unconvertible(graph: Graph, timing: Timing, keeps_rounding: bool) -> list[F
         if timing.phase(node) == "temporal"
         and rectifier(node) is None
         and not random_reason(node)
+        and node.name not in coded
         and not (keeps_rounding and rounds(node))  # in layered time, of complete values
         and (reason := blocking(node, timing))
     }

@@ -10,6 +10,7 @@ from snncompiler.ir.phases import analyze
 from snncompiler.ir.reads import reads_of
 from snncompiler.ir.rectifiers import Rectifier, rectifier
 from snncompiler.network.prepared import Prepared
+from snncompiler.passes.base import Coded
 
 
 def constraints(prepared: Prepared) -> dict[str, Any]:
@@ -23,7 +24,11 @@ def constraints(prepared: Prepared) -> dict[str, Any]:
         "model": prepared.source.name,
         "sha256": prepared.source.sha256,
         "any_batch": prepared.any_batch,
-        "rectifiers": [_rectifier(node, kind) for node, kind in found if kind is not None],
+        "rectifiers": [
+            _rectifier(node, kind, prepared.context.coded.get(node.name))
+            for node, kind in found
+            if kind is not None
+        ],
         "linear_layers": [
             {
                 "name": layer.name,
@@ -50,11 +55,13 @@ def constraints(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _rectifier(node: Node, kind: Rectifier) -> dict[str, Any]:
+def _rectifier(node: Node, kind: Rectifier, coded: Coded | None) -> dict[str, Any]:
     shape = node.outputs[0].shape
     return {
         "name": node.name,
         "operator": node.op,
+        # What its spikes stand for, where that is no rectifier: the activation, less its lower bound.
+        "codes": None if coded is None else {"function": coded.function, "offset": coded.offset},
         "upper_bound": kind.cap,
         "shape": None if shape is None else [dim if dim is None else str(dim) for dim in shape],
         "current": _current_of(node),

@@ -29,7 +29,7 @@ from snncompiler.network.prepared import synthetic_feeds
 
 def check(
     model: Model,
-    options: Annotated[Options, Shown(only=("allow_analog", "pure"))],
+    options: Annotated[Options, Shown(only=("timing", "allow_analog", "pure"))],
     strict: Annotated[
         bool, typer.Option(help="The paper's constraints: no bias, no batch-norm.")
     ] = False,
@@ -38,7 +38,13 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Say whether a network can be converted, layer by layer, and what was folded."""
-    prepared = prepare(model, strict=strict, allow_analog=options.allow_analog, pure=options.pure)
+    prepared = prepare(
+        model,
+        strict=strict,
+        allow_analog=options.allow_analog,
+        pure=options.pure,
+        layered=options.layered,
+    )
     try:
         feeds = synthetic_feeds(prepared, prepared.samples_of_source, 0)
         check_batch(prepared, 0)

@@ -96,6 +96,14 @@ def info(
             "Squared error of what layers send, over the ANN's squared activations, in calibration"
         )
         shown.print(tables.table(title, ("layer", *map(_PARTS.__getitem__, shown_parts)), parts))
+    codes = [
+        (layer["layer"], tables.coded(layer["codes"]))
+        for layer in content["layers"]
+        if layer.get("codes")
+    ]
+    if codes:
+        title = "Activations that are no rectifiers, computed on complete values"
+        shown.print(tables.table(title, ("layer", "its spikes carry"), codes))
     reads = list(content["reads"].items())
     shown.print(tables.table("What weights read", ("weights of", "reads"), reads))
     if compiled.grid.layers:

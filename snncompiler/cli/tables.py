@@ -57,6 +57,8 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
     notes = {note.name: note for note in compiled.lowered}
     for layer in layers if notes else []:
         layer.update(operator_of(notes.get(layer["layer"])))
+    for layer in layers if compiled.coded else []:
+        layer["codes"] = compiled.coded.get(layer["layer"])
     for layer in layers if compiled.grid.layers else []:
         layer.update(whole_numbers(compiled.grid.of(layer["layer"])))
     untold = {one.name: one.default for one in options_of(Options) if one.option.untold}
@@ -187,6 +189,11 @@ def summed_up(findings: Sequence[Finding]) -> list[Finding]:
     return made
 
 
+def coded(codes: dict[str, Any] | None) -> str:
+    """What spikes stand for where it is no rectifier; empty elsewhere."""
+    return f"{codes['function']}, less {codes['offset']:.4g}" if codes else ""
+
+
 def print_constraints(console: Console, content: dict[str, Any]) -> None:
     rows = [
         (
@@ -204,7 +211,8 @@ def print_constraints(console: Console, content: dict[str, Any]) -> None:
     titles = ("layer", "operator", "reads", "bias", "batch-norm", "folded", "change", "relative")
     console.print(table("Linear layers", titles, rows))
     rectifiers = [
-        (r["name"], r["operator"], r["current"], r["upper_bound"]) for r in content["rectifiers"]
+        (r["name"], coded(r["codes"]) or r["operator"], r["current"], r["upper_bound"])
+        for r in content["rectifiers"]
     ]
     columns = ("rectifier", "operator", "current from", "bound")
     console.print(table("Rectifiers", columns, rectifiers))

@@ -209,6 +209,7 @@ def rehearse(prepared: Prepared, options: Options) -> None:
         model_sha256=prepared.source.sha256,
         weights=options.weights,
         input_ranges={spec.name: 1.0 for spec in prepared.inputs},
+        levels=levels if options.layered else 0,
     )
     quiet = replace(prepared, context=replace(prepared.context, findings=[]))
     emit(quiet, stand_in, options)

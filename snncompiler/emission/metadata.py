@@ -44,6 +44,8 @@ class Metadata:
     states: Mapping[str, str]
     #: Of a step model in layered time: the output that tells whether the others are an answer.
     answer: str = ""
+    #: Layers whose spikes carry an activation that is no rectifier: its `function` and its `offset`.
+    coded: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     #: What became of every layer of a file that was lowered for the CPU.
     lowered: tuple[LayerNote, ...] = ()
     #: The batch axis of every output, in their order, or why it has none.
@@ -108,6 +110,10 @@ def metadata_of(
     if prepared.context.sum_units:
         units = {name: scale.tolist() for name, scale in prepared.context.sum_units.items()}
         found["snnc.units"] = json.dumps(units)
+    if prepared.context.coded:
+        coded = prepared.context.coded.items()
+        content = {name: {"function": x.function, "offset": x.offset} for name, x in coded}
+        found["snnc.coded"] = json.dumps(content)
     if prepared.context.pooled:
         found["snnc.pooled"] = json.dumps(prepared.context.pooled)
     if prepared.context.grid.layers:
@@ -193,7 +199,12 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         events = json.loads(metadata.get("snnc.events") or "[]")
         lowered = tuple(LayerNote(**{key: str(layer[key]) for key in layer}) for layer in events)
         grid = grid_of(model)
-    except (KeyError, ValueError, TypeError, UsageError) as error:
+        told = json.loads(metadata.get("snnc.coded", "{}"))
+        coded = {
+            str(name): {"function": str(one["function"]), "offset": float(one["offset"])}
+            for name, one in told.items()
+        }
+    except (KeyError, ValueError, TypeError, AttributeError, UsageError) as error:
         raise refuse("SNNC401", f"the metadata of {name} is damaged: {error}") from None
     given = {tensor.name for tensor in model.graph.initializer}
     if any(name and name not in given for name in names):
@@ -203,6 +214,7 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         calibration=calibration,
         options=options,
         states=states,
+        coded=coded,
         answer=metadata.get("snnc.answer", ""),
         lowered=lowered,
         output_axes=axes,

@@ -49,11 +49,13 @@ from snncompiler.passes.normalize.fold_batch_norm import FoldBatchNorm
 from snncompiler.passes.normalize.fold_forward import FoldForward
 from snncompiler.passes.normalize.pool_spikes import PoolSpikes
 from snncompiler.passes.normalize.pure_spikes import PureSpikes
+from snncompiler.passes.normalize.sink_offsets import SinkOffsets
 from snncompiler.passes.normalize.spell_max_pool import SpellMaxPool
 from snncompiler.passes.normalize.swap_max_pool import SwapMaxPool
 from snncompiler.passes.normalize.track_batch import TrackBatch
 from snncompiler.passes.normalize.unify_linear import UnifyLinear
 from snncompiler.passes.source.average_max_pool import AverageMaxPool
+from snncompiler.passes.source.code_activations import CodeActivations
 from snncompiler.passes.source.drop_fake_quant import DropFakeQuant
 from snncompiler.passes.source.fold_constants import FoldConstants
 from snncompiler.passes.source.keep_rounding import KeepRounding
@@ -76,6 +78,7 @@ def normalization_passes(
     pure: bool = False,
     freeze_batch: bool = True,
     keep_rounding: bool = False,
+    layered: bool = False,
 ) -> list[Pass]:
     """The graph passes from the checked source to the normalized ANN, in order."""
     return [
@@ -86,6 +89,7 @@ def normalization_passes(
         KeepRounding() if keep_rounding else DropFakeQuant(),
         *([AverageMaxPool()] if maxpool == "average" else []),  # of real values, not of integers
         SpellLinear(),
+        *([CodeActivations()] if layered and allow_analog else []),
         SpellRectifiers(),
         RemoveNoops(),
         TrackBatch(),
@@ -95,9 +99,10 @@ def normalization_passes(
         FoldBatchNorm(),
         FoldAffine(),
         PoolSpikes(),
+        SinkOffsets(),
         FoldForward(),
         *([PureSpikes()] if pure else []),
-        CheckConstraints(strict, allow_analog),
+        CheckConstraints(strict, allow_analog, layered),
     ]
 
 
@@ -109,11 +114,13 @@ def prepare(
     maxpool: MaxPooling = "exact",
     pure: bool = False,
     keep_rounding: bool = False,
+    layered: bool = False,
     watch: Watch | None = None,
 ) -> Prepared:
     """Load, verify and normalize a model; `watch` is shown the graph after every pass.
 
-    keep_rounding: a quantized source is rounded as it is, for layered time.
+    keep_rounding: a quantized source is rounded as it is, for layered time.  layered: for layered time,
+    in which analog activations may be coded in spikes.
 
     Raises Refused with every finding.
     """
@@ -121,7 +128,7 @@ def prepare(
     checked, findings = verify_input(source.model)
     options: dict[str, Any] = {
         "strict": strict, "allow_analog": allow_analog, "maxpool": maxpool, "pure": pure,
-        "keep_rounding": keep_rounding,
+        "keep_rounding": keep_rounding, "layered": layered,
     }  # fmt: skip
     no_samples = _inputs_without_samples(checked)
     try:
@@ -172,6 +179,7 @@ def prepared_again(
         maxpool=options.maxpool,
         pure=options.pure,
         keep_rounding=keep_rounding,
+        layered=options.layered,
     )
 
 

@@ -203,7 +203,8 @@ def test_what_a_pass_says_of_a_second_run_is_true() -> None:
 
 def test_every_pass_is_in_one_of_these_tests() -> None:
     names = {entry.name for entry in all_passes()}
-    normalizing = {step.name for step in normalization_passes(maxpool="average", pure=True)}
+    normal = normalization_passes(allow_analog=True, maxpool="average", pure=True, layered=True)
+    normalizing = {step.name for step in normal}
     spiking = {
         entry.name
         for entry in (
