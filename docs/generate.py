@@ -21,7 +21,7 @@ from typer.utils import get_params_from_function
 
 import snncompiler
 from snncompiler import runtime
-from snncompiler.analysis import count, diagnose, evaluate, verify
+from snncompiler.analysis import count, diagnose, evaluation, verify
 from snncompiler.cli.main import app
 from snncompiler.errors import EnvironmentMissing, InternalError, Refused, UsageError
 from snncompiler.findings import CODES
@@ -315,10 +315,10 @@ def _signature(name: str, what: Any) -> str:
 
 #: What the results of functions are made of.
 RESULTS = (
-    evaluate.StepResult,
-    evaluate.LayerActivity,
-    evaluate.SynOps,
-    evaluate.OutputError,
+    evaluation.StepResult,
+    evaluation.LayerActivity,
+    evaluation.SynOps,
+    evaluation.OutputError,
     diagnose.Diagnosis,
     diagnose.LayerError,
     diagnose.Blame,

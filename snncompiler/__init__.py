@@ -14,7 +14,8 @@ from snncompiler.findings import Finding
 from snncompiler.version import __version__
 
 if TYPE_CHECKING:
-    from snncompiler.analysis.evaluate import Evaluation, evaluate
+    from snncompiler.analysis.evaluate import evaluate
+    from snncompiler.analysis.evaluation import Evaluation
     from snncompiler.analysis.verify import Verification, verify
     from snncompiler.api import check, compile
     from snncompiler.calibration.record import Calibration
@@ -44,7 +45,7 @@ __all__ = [
 _LATER = {
     "Calibration": "calibration.record",
     "Dataset": "network.data",
-    "Evaluation": "analysis.evaluate",
+    "Evaluation": "analysis.evaluation",
     "Preprocess": "network.data",
     "Verification": "analysis.verify",
     "check": "api",

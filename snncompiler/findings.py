@@ -59,6 +59,7 @@ CODES: dict[str, str] = {
     "SNNC309": "too few samples to correct a layer",
     "SNNC310": "thresholds do not grow",
     "SNNC311": "damaged images that were left out",
+    "SNNC312": "part of an evaluation that is damaged, missing or of another one",
     # 4xx: the compiled file
     "SNNC401": "not a compiled network",
     "SNNC402": "the compiled file does not match its model",

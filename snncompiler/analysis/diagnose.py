@@ -40,6 +40,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from snncompiler.analysis.exact import Exact
 from snncompiler.analysis.instrument import Layer, Watched, ports
 from snncompiler.emission.metadata import pooled_of
 from snncompiler.errors import refuse
@@ -232,8 +233,7 @@ class Split:
     steps: int
     caps: Mapping[str, float | None]
     growth: Growth = STEADY
-    squares: dict[str, dict[str, float]] = field(default_factory=dict)
-    operators: dict[str, str] = field(default_factory=dict)
+    squares: dict[str, dict[str, Exact]] = field(default_factory=dict)
 
     def add(
         self,
@@ -254,21 +254,24 @@ class Split:
         parts = split(layer, spikes, total, cut(current, axis, count), self.steps, cap, self.growth)
         parts["own"] = parts["unevenness"] + parts["rounding"] + parts["clipping"]
         parts["total"] = parts["own"] + parts["inherited"]
-        sums = self.squares.setdefault(layer.name, dict.fromkeys(parts, 0.0))
-        self.operators[layer.name] = layer.operator
+        sums = self.squares.setdefault(layer.name, {name: Exact() for name in parts})
         for name, part in parts.items():
-            sums[name] += float(np.square(part).sum())
+            sums[name].add(float(np.square(part).sum()))
 
-    def layers(self) -> tuple[LayerError, ...]:
-        made = []
-        for name, sums in self.squares.items():
-            norm = np.sqrt(sums["activation"])
-            norms = {
-                part: float(np.sqrt(sums[part]) / norm) if norm else 0.0
-                for part in (*PARTS, "own", "total")
-            }
-            made.append(LayerError(name, self.operators[name], **norms))
-        return tuple(made)
+
+def layer_errors(
+    squares: Mapping[str, Mapping[str, Exact]], operators: Mapping[str, str]
+) -> tuple[LayerError, ...]:
+    """The error of every layer, from the squares that `Split` sums up and the layers' operators."""
+    made = []
+    for name, sums in squares.items():
+        norm = np.sqrt(sums["activation"].value)
+        norms = {
+            part: float(np.sqrt(sums[part].value) / norm) if norm else 0.0
+            for part in (*PARTS, "own", "total")
+        }
+        made.append(LayerError(name, operators[name], **norms))
+    return tuple(made)
 
 
 def blame(layers: tuple[LayerError, ...]) -> Blame:

@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 
 from snncompiler.analysis.diagnose import Diagnosis
-from snncompiler.analysis.evaluate import Evaluation, evaluate
+from snncompiler.analysis.evaluate import evaluate_part
+from snncompiler.analysis.evaluation import Evaluation
+from snncompiler.analysis.parts import ALL, Shard, put_together
 from snncompiler.cli import tables
 from snncompiler.cli.common import (
     Debug,
@@ -25,8 +27,15 @@ from snncompiler.cli.common import (
     progress,
     tell_findings,
 )
+from snncompiler.emission.save import check_writable
 from snncompiler.errors import UsageError
-from snncompiler.findings import printable
+from snncompiler.findings import Finding, printable
+from snncompiler.network.data import left_out
+
+Predictions = Annotated[
+    bool,
+    typer.Option("--predictions", help="With --json: the predicted class of every sample."),
+]
 
 
 def _steps_list(text: str | None) -> list[int] | None:
@@ -64,10 +73,17 @@ def eval(
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Split the error of every layer; name the worst.")
     ] = False,
-    predictions: Annotated[
-        bool,
-        typer.Option("--predictions", help="With --json: the predicted class of every sample."),
-    ] = False,
+    predictions: Predictions = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Evaluate one of n equal shards of the data, i/n, and write it to --out; "
+            "snnc merge puts the parts together.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --shard: the part to write, a .json.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -75,13 +91,20 @@ def eval(
 ) -> None:
     """Compare a compiled network with its source: accuracy against time-steps, and the activity, the
     synaptic operations and the errors of every layer."""
-    if predictions and not as_json:
-        raise UsageError("--predictions belongs to --json")
+    check_predictions(predictions, as_json)
+    if (shard is None) != (out is None):
+        raise UsageError("--shard and --out belong together")
+    if shard is not None and predictions:
+        raise UsageError("--predictions belongs to snnc merge, where there is --shard")
+    mine = ALL if shard is None else Shard.parse(shard)
+    if out is not None:
+        check_writable(out, (model, snn, data))
     with progress(quiet) as tell:
-        result = evaluate(
+        part = evaluate_part(
             model,
             snn,
             data,
+            mine,
             steps=_steps_list(steps),
             limit=limit,
             diagnose=diagnose,
@@ -91,6 +114,27 @@ def eval(
             threads=threads,
             progress=tell,
         )
+    if out is None:
+        show_evaluation(put_together(part), predictions, as_json, quiet)
+        return
+    part.save(out)
+    findings = [Finding(**finding) for finding in part.about["findings"]]
+    findings += left_out(part.tally.damaged)
+    if as_json:
+        told = {"output": str(out), "shard": shard, "samples": part.tally.samples}
+        print_json({**told, "findings": [finding.as_dict() for finding in findings]})
+        return
+    tell_findings(findings, quiet)
+    print(f"{out}: shard {shard}, {part.tally.samples:,} samples")
+
+
+def check_predictions(predictions: bool, as_json: bool) -> None:
+    if predictions and not as_json:
+        raise UsageError("--predictions belongs to --json")
+
+
+def show_evaluation(result: Evaluation, predictions: bool, as_json: bool, quiet: bool) -> None:
+    """Print an evaluation as tables or as JSON."""
     if as_json:
         print_json(result.as_dict(predictions=predictions))
         return

@@ -17,6 +17,7 @@ from snncompiler.cli.compile import compile
 from snncompiler.cli.doctor import doctor
 from snncompiler.cli.eval import eval
 from snncompiler.cli.info import info
+from snncompiler.cli.merge import merge
 from snncompiler.cli.options import expanded
 from snncompiler.cli.run import run
 from snncompiler.cli.trace import trace
@@ -47,7 +48,7 @@ def _root(
     pass
 
 
-for command in (check, compile, run, eval, verify, trace, info, doctor):
+for command in (check, compile, run, eval, merge, verify, trace, info, doctor):
     app.command(name=command.__name__)(guarded(expanded(command)))
 
 

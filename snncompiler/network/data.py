@@ -108,7 +108,7 @@ class ImageSamples(Samples):
     def __init__(
         self, pictures: Pictures, spec: InputSpec, how: Preprocess, seen: Seen, skip_damaged: bool
     ) -> None:
-        self._pictures, self._spec, self._how = pictures, spec, how
+        self.pictures, self._spec, self._how = pictures, spec, how
         seen.applied.add("resize")
         self._first = ""
         first = self._first_of(seen, skip_damaged)
@@ -116,16 +116,16 @@ class ImageSamples(Samples):
 
     def _first_of(self, seen: Seen, skip_damaged: bool) -> Array:
         """The first image that can be read, which tells how all are."""
-        for number in range(len(self._pictures)):
+        for number in range(len(self.pictures)):
             try:
                 pixels = self._decoded(number)
             except _Damaged as damaged:
                 if not skip_damaged:
                     raise _refused(damaged) from None
                 continue
-            self._first = self._pictures.name(number)
-            return fit(pixels, self._spec, self._how, self._pictures.where, seen)
-        raise refuse("SNNC303", f"no image of {self._pictures.where} can be read")
+            self._first = self.pictures.name(number)
+            return fit(pixels, self._spec, self._how, self.pictures.where, seen)
+        raise refuse("SNNC303", f"no image of {self.pictures.where} can be read")
 
     def read(self, numbers: Numbers, skip_damaged: bool = False) -> Read:
         values = np.empty((len(numbers), *self.shape[1:]), self.dtype)
@@ -139,7 +139,7 @@ class ImageSamples(Samples):
                     raise _refused(damaged) from None
                 lost.append(str(damaged))
                 continue
-            name = f"image {self._pictures.name(number)}"
+            name = f"image {self.pictures.name(number)}"
             (value,) = fit(pixels, self._spec, self._how, name, Seen())
             if value.shape != self.shape[1:]:
                 raise refuse(
@@ -155,11 +155,11 @@ class ImageSamples(Samples):
     def _decoded(self, number: int) -> Array:
         """Pixels [1, H, W, C] of an image, resized.  Raises _Damaged."""
         try:
-            raw = self._pictures.raw(number)
+            raw = self.pictures.raw(number)
         except DAMAGE as error:
             text = getattr(error, "strerror", None) or first_line(error)
-            raise _Damaged(f"image {self._pictures.name(number)} cannot be read: {text}") from None
-        return _pixels(self._pictures.name(number), raw, self._spec.grey, self._how)[None]
+            raise _Damaged(f"image {self.pictures.name(number)} cannot be read: {text}") from None
+        return _pixels(self.pictures.name(number), raw, self._spec.grey, self._how)[None]
 
 
 class _Damaged(Exception):
@@ -225,6 +225,13 @@ class Lazy(Mapping[str, Array]):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.count, *one.shape[1:]) for name, one in self._samples.items()}
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The names that samples have in their source, where they have some."""
+        for one in self._samples.values():
+            if isinstance(one, ImageSamples):
+                yield from (one.pictures.names[number] for number in self._numbers)
 
     def empty(self) -> dict[str, Array]:
         """Arrays that hold all samples, not filled yet."""
@@ -400,6 +407,21 @@ class Dataset:
             again = np.resize(np.arange(len(numbers)), fixed)
             feeds = {name: array[again] for name, array in feeds.items()}
         return Batch(feeds, numbers, tuple(lost))
+
+    def fingerprint(self, first: Batch) -> str:
+        """Hash of what tells the data set from others without reading it: number, shapes and names of
+        the samples, labels, and a first batch."""
+        digest = hashlib.sha256()
+        for name in sorted(first.feeds):
+            array = first.feeds[name]
+            digest.update(f"{name}{array.dtype.str}{len(self)}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        if isinstance(self.feeds, Lazy):
+            for text in self.feeds.names:
+                digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def sha256(self) -> str:
         """Hash of the arrays as they are fed."""

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
 from bench import accuracy, accuracy_spikingjelly, calibration, networks  # noqa: E402
-from snncompiler.analysis.evaluate import paired_interval  # noqa: E402
+from snncompiler.analysis.tally import paired_interval  # noqa: E402
 from snncompiler.network.data import Dataset  # noqa: E402
 from snncompiler.runtime.session import create_session  # noqa: E402
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import snncompiler
 from snncompiler.analysis import walk
 from snncompiler.analysis.count import macs_of
-from snncompiler.analysis.evaluate import Evaluation
+from snncompiler.analysis.evaluation import Evaluation
 from snncompiler.emission.compiled import read_compiled
 from snncompiler.ir.synapses import Axis, Synapses, synapses_of
 from snncompiler.runtime import create_session, library_path
