@@ -3,8 +3,8 @@
     python -m bench.data_size --images 1000,8000 --size 224
 
 Draws JPEG images of random shapes, evaluates a small network on the first n of them in a process of
-its own for each n, and prints a line for each: peak memory (resident set) of that process, its time, and
-the share of the time in which the networks waited for a batch that was not read yet.
+its own for each n, and prints a line for each: peak memory (resident set) of that process, its time,
+and the share of the time in which the networks waited for a batch that was not read yet.
 """
 
 from __future__ import annotations
