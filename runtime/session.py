@@ -19,6 +19,7 @@ from snncompiler.ir import dialect
 from snncompiler.passes.lower.collapse_time import collapse_time, has_layers
 from snncompiler.passes.lower.drive_neurons import drive_neurons
 from snncompiler.passes.lower.fuse_counts import fuse_counts
+from snncompiler.passes.lower.inline_bodies import inline_bodies
 from snncompiler.passes.lower.lower_events import lower_events
 from snncompiler.runtime import cuda, library
 from snncompiler.runtime.cuda import CUDA
@@ -78,7 +79,8 @@ def create_session(
         `use_tf32` is 1.
     On CUDA a compiled network has the chunk K that suits the GPU's memory (`snncompiler.runtime.cuda`),
     and with the native library its neurons drive their currents themselves
-    (`snncompiler.passes.lower.drive_neurons`).
+    (`snncompiler.passes.lower.drive_neurons`).  A layered network in whole numbers computes with counts
+    there, too, unless `events` is False: one convolution in float32 for all steps, with the same bits.
     Raises EnvironmentMissing for what is missing or broken, UsageError for provider options on the CPU
     and for a file that was lowered for the CPU on CUDA.
     """
@@ -152,8 +154,11 @@ def create_session(
             cuda.check_kind(ours)
             if not _has_external_data(ours):
                 fitted = cuda.fit(ours, _memory(ort, chosen.get("device_id", "0")))
+                collapsed = _by_counts_anywhere(ours) if events else None
+                ours = ours if collapsed is None else collapsed
                 driven = registered and drive_neurons(ours)
-                given = ours.SerializeToString() if fitted or driven else source
+                changed = fitted or driven or collapsed is not None
+                given = ours.SerializeToString() if changed else source
         made = ort.InferenceSession(given, options, providers=[(CUDA, chosen), CPU])
         if CUDA not in made.get_providers():
             raise EnvironmentMissing(
@@ -211,6 +216,18 @@ def runs_events() -> bool:
     return library.library_path() is not None
 
 
+def runs_on_cuda() -> bool:
+    """Whether sessions can be made for CUDA: onnxruntime has it, and a small network runs there."""
+    ort = import_onnxruntime()
+    if CUDA not in ort.get_available_providers():
+        return False
+    try:
+        check_cuda(ort)
+    except EnvironmentMissing:
+        return False
+    return True
+
+
 def _ours(source: str | bytes) -> onnx.ModelProto | None:
     """A model with operators of ours; None for anything else."""
     try:
@@ -236,6 +253,17 @@ def _by_events(source: str | bytes) -> onnx.ModelProto | None:
     lowered = collapse_time(model) if has_layers(model) else lower_events(model)
     driven, fused = drive_neurons(lowered.model), fuse_counts(lowered.model)
     return lowered.model if lowered.changed or driven or fused else None
+
+
+def _by_counts_anywhere(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """A layered network in whole numbers without time, of operators that every device has; None where
+    no convolution of spikes would become one of counts."""
+    if not has_layers(model):
+        return None
+    lowered = collapse_time(model)
+    if not any(note.operator.startswith("CountConv") for note in lowered.layers):
+        return None
+    return inline_bodies(lowered.model)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

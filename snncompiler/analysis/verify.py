@@ -30,7 +30,7 @@ So r misses these ends by at most 2^-24·(T + 1)·max|v|, where X is what the ne
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -42,7 +42,7 @@ from onnx import numpy_helper
 
 from snncompiler.analysis.instrument import Layer, Watched, watch
 from snncompiler.analysis.integers import compare_integers
-from snncompiler.analysis.whole import bits_of, off_grid, ways
+from snncompiler.analysis.whole import Way, bits_of, layered_ways, off_grid, ways
 from snncompiler.calibration.calibrate import Progress
 from snncompiler.emission.compiled import CompiledFile, read_compiled
 from snncompiler.emission.emit import emit
@@ -59,7 +59,7 @@ from snncompiler.network.prepared import Prepared, synthetic_feeds
 from snncompiler.passes.lower.collapse_time import collapse_time
 from snncompiler.passes.lower.verify_output import verify_output
 from snncompiler.runtime.library import library_path
-from snncompiler.runtime.session import create_session, runs_events
+from snncompiler.runtime.session import Device, create_session, runs_events, runs_on_cuda
 from snncompiler.runtime.stream import Stream
 from snncompiler.version import __version__
 
@@ -80,6 +80,8 @@ UNROLL_STEPS = 16
 #: most of them differ.
 OTHER_INTEGERS = 0.1
 
+#: In the names of checks.
+ON: dict[Device, str] = {"cpu": "", "cuda": " on CUDA"}
 #: What holds for a layer in layered time.
 LEVELS = "Levels: 0 <= X + v(0) - θ·n < θ, but for n = 0 and n = L"
 
@@ -204,7 +206,7 @@ def _run_checks(
     tell("soft-reset identity", 2, 3)
     layers: tuple[LayerIdentity, ...] = ()
     if compiled.options.emit == "step":
-        checks.append(_stepped(compiled, prepared, feeds))
+        checks += [_stepped(compiled, prepared, feeds, where) for where in _devices(compiled)]
     elif compiled.options.reset == "soft":
         layers = _identity(portable, feeds)
         worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
@@ -217,6 +219,11 @@ def _run_checks(
         )
     tell("soft-reset identity", 3, 3)
     return layers
+
+
+def _devices(compiled: CompiledFile) -> list[Device]:
+    """Where the outputs of a file have the same bits: on CUDA in whole numbers, where CUDA runs."""
+    return ["cpu", "cuda"] if compiled.grid.read_out == "all" and runs_on_cuda() else ["cpu"]
 
 
 def _run_pipeline_checks(
@@ -233,20 +240,24 @@ def _run_pipeline_checks(
     options = replace(compiled.options, emit="window")
     window = read_compiled(emit(prepared, compiled.calibration, options))
     session = create_session(window.model, events=False, threads=1)
-    stream = Stream(compiled.model, threads=1)
     images = [feeds, {name: array[::-1].copy() for name, array in feeds.items()}]
     allowed = 0.0 if compiled.grid.read_out == "all" else PIPELINE_TOLERANCE
-    largest, answered = 0.0, 0
-    for image, outputs in zip(images, stream.answers(images), strict=True):
-        answered += (
-            stream.steps_done == compiled.latency(compiled.steps) + answered * compiled.steps
-        )
-        for name, wanted in zip(window.outputs, session.run(window.outputs, image), strict=True):
-            largest = max(largest, _relative(outputs[name], np.asarray(wanted)))
-    detail = "the same bits" if not largest else f"a relative difference of {largest:.2g} at most"
-    checks.append(Check("pipeline of layers = window", largest <= allowed, detail))
-    told = f"{answered} of {len(images)} images after {compiled.latency(compiled.steps)} steps"
-    checks.append(Check("latency and period", answered == len(images), told))
+    for device in _devices(compiled):
+        stream = Stream(compiled.model, threads=1, device=device)
+        largest, answered = 0.0, 0
+        for image, outputs in zip(images, stream.answers(images), strict=True):
+            answered += (
+                stream.steps_done == compiled.latency(compiled.steps) + answered * compiled.steps
+            )
+            wanted = session.run(window.outputs, image)
+            for name, value in zip(window.outputs, wanted, strict=True):
+                largest = max(largest, _relative(outputs[name], np.asarray(value)))
+        same = "the same bits"
+        detail = same if not largest else f"a relative difference of {largest:.2g} at most"
+        name = f"pipeline of layers{ON[device]} = window"
+        checks.append(Check(name, largest <= allowed, detail))
+        told = f"{answered} of {len(images)} images after {compiled.latency(compiled.steps)} steps"
+        checks.append(Check(f"latency and period{ON[device]}", answered == len(images), told))
     return _run_layered_checks(window, prepared, feeds, checks)
 
 
@@ -283,6 +294,8 @@ def _run_layered_checks(
         off = off_grid(compiled.model, compiled.grid)
         told = "; ".join(off[:3]) or f"{len(compiled.grid.layers)} layers"
         checks.append(Check("all weights and charges lie on their grid", not off, told))
+        every = layered_ways(compiled.model)
+        checks.append(_same_bits_of(every, compiled, feeds, compiled.steps))
     layers = _levels(compiled, feeds)
     worst = max(layers, key=lambda layer: layer.deviation / layer.bound)
     detail = f"largest deviation / bound = {worst.deviation / worst.bound:.3f} in {worst.layer}"
@@ -390,14 +403,19 @@ def _same_again(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, 
     return Check("computes what is emitted again", largest <= BATCH_TOLERANCE * scale, detail)
 
 
-def _stepped(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Array]) -> Check:
+def _stepped(
+    compiled: CompiledFile,
+    prepared: Prepared,
+    feeds: Mapping[str, Array],
+    device: Device,
+) -> Check:
     """A step model, stepped, against `loop` with as many time-steps, from the first to the last."""
     steps = min(compiled.steps, UNROLL_STEPS)
     window = replace(compiled.options, emit="window", unroll="loop", steps=steps)
     whole = emit(prepared, compiled.calibration, window)
     name = read_compiled(whole).metadata["snnc.steps_input"]
     session = create_session(whole)
-    stream = Stream(compiled.model)
+    stream = Stream(compiled.model, device=device)
     largest = 0.0
     for done in range(1, steps + 1):
         outputs = stream.step(feeds)
@@ -406,7 +424,7 @@ def _stepped(compiled: CompiledFile, prepared: Prepared, feeds: Mapping[str, Arr
             difference = np.abs(outputs[key].astype(np.float64) - reference)
             largest = max(largest, float(difference.max(initial=0)))
     detail = f"outputs after 1 to {steps} steps differ by at most {largest:.3g}"
-    return Check("stepped = loop", largest == 0.0, detail)
+    return Check(f"stepped{ON[device]} = loop", largest == 0.0, detail)
 
 
 def _same_in_every_way(
@@ -456,20 +474,31 @@ def _same_bits(
     steps = min(compiled.steps, UNROLL_STEPS)
     own = compiled.options.emit != "step" and compiled.steps == steps
     folds = read_compiled(form(unroll="fold", chunk=None)).options.unroll == "fold"
+    lowered = compiled.options.target == "cpu"
+    every = ways(compiled.model, form, steps, folds, own, lowered)
+    return [*checks, _same_bits_of(every, compiled, feeds, steps)]
+
+
+def _same_bits_of(
+    every: Iterable[Way], compiled: CompiledFile, feeds: Mapping[str, Array], steps: int
+) -> Check:
+    """Whether all ways of running a network give the bits of the first one."""
     outputs = compiled.outputs if compiled.grid.read_out == "all" else []
     wanted: list[bytes] = []
-    count, different = 0, []
-    for way in ways(compiled.model, form, steps, folds, own):
+    count, different, devices = 0, [], {"cpu"}
+    for way in every:
         found = bits_of(way, feeds, outputs)
         wanted = wanted or found
         count += 1
+        devices.add(way.device)
         if found != wanted:
             different.append(way.name)
     what = "spikes and outputs" if outputs else "spikes"
-    detail = f"{what} of {count} ways at T = {steps}"
+    where = " on CPU and CUDA" if "cuda" in devices else ""
+    detail = f"{what} of {count} ways{where} at T = {steps}"
     if different:
         detail = f"{len(different)} of {count} ways have other {what}: {'; '.join(different[:4])}"
-    return [*checks, Check("the same bits in every way", not different, detail)]
+    return Check("the same bits in every way", not different, detail)
 
 
 def _portable(compiled: CompiledFile, prepared: Prepared, **more: Any) -> CompiledFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from snncompiler.ir import dialect
 from snncompiler.ir.operators import record
 from snncompiler.ir.whole import Grid
 from snncompiler.runtime import library_path
-from snncompiler.runtime.session import create_session, runs_events
+from snncompiler.runtime.library import inspect_library
+from snncompiler.runtime.session import Device, create_session, runs_events, runs_on_cuda
 
 Array = NDArray[Any]
 #: Emits the network in another form.
@@ -108,14 +109,19 @@ class Way:
     events: bool = False
     native: bool = True
     threads: int = 1
+    device: Device = "cpu"
+    #: Of a layered network: let the session compute with counts of spikes.
+    counts: bool = False
 
 
-def ways(model: onnx.ModelProto, form: Form, steps: int, folds: bool, own: bool) -> Iterator[Way]:
+def ways(
+    model: onnx.ModelProto, form: Form, steps: int, folds: bool, own: bool, lowered: bool
+) -> Iterator[Way]:
     """Every way that is at hand, at `steps` time-steps; the first is the specification: `loop`, by the
     function bodies of stock onnxruntime, on one thread.
 
     model: the file, which is one of them where `own`.  form: emits the network anew.  folds: whether
-    its time can be folded.
+    its time can be folded.  lowered: whether the file is for the CPU only.
     """
     most = max(os.cpu_count() or 1, 2)
     loop = form(unroll="loop", chunk=None, steps=steps)
@@ -128,20 +134,48 @@ def ways(model: onnx.ModelProto, form: Form, steps: int, folds: bool, own: bool)
         unrolled = {"this file": model, **unrolled}
     name, file = next(iter(unrolled.items()))
     yield Way(f"function bodies, {name}", file, native=False, threads=most)
-    if library_path() is None:
+    if library_path() is not None:
+        for name, file in unrolled.items():
+            for threads in (1, most):
+                yield Way(f"kernels, {name}, threads {threads}", file, threads=threads)
+                if runs_events() and name != "steps":
+                    yield Way(f"by events, {name}, threads {threads}", file, True, threads=threads)
+    if lowered:
+        unrolled.pop("this file", None)
+    yield from _ways_on_cuda(unrolled)
+
+
+def layered_ways(model: onnx.ModelProto) -> Iterator[Way]:
+    """Those of a layered network, which has one form; the first is the specification."""
+    yield Way("function bodies", model, native=False)
+    if library_path() is not None:
+        for threads in (1, max(os.cpu_count() or 1, 2)):
+            yield Way(f"kernels, threads {threads}", model, threads=threads)
+    for way in _ways_on_cuda({"this file": model}):
+        yield way
+        if way.native:
+            yield replace(way, name="by counts on CUDA", counts=True)
+
+
+def _ways_on_cuda(files: Mapping[str, onnx.ModelProto]) -> Iterator[Way]:
+    """By the function bodies and, where the library has some, by the kernels, where CUDA runs."""
+    if not runs_on_cuda():
         return
-    for name, file in unrolled.items():
-        for threads in (1, most):
-            yield Way(f"kernels, {name}, threads {threads}", file, threads=threads)
-            if runs_events() and name != "steps":
-                yield Way(f"by events, {name}, threads {threads}", file, True, threads=threads)
+    path = library_path()
+    kernels = path is not None and bool(inspect_library(path)["cuda"])
+    for name, file in files.items():
+        for native in (False, True) if kernels else (False,):
+            what = "kernels" if native else "function bodies"
+            yield Way(f"{what} on CUDA, {name}", file, native=native, device="cuda")
 
 
 def bits_of(way: Way, feeds: Mapping[str, Array], outputs: list[str]) -> list[bytes]:
     """The bits of all spike counts, of all potentials in the end, and of the `outputs`."""
     watched = watch(way.model, events=way.events)
     native: Any = "auto" if way.native else False
-    session = create_session(watched.model, events=False, threads=way.threads, native=native)
+    session = create_session(
+        watched.model, events=way.counts, threads=way.threads, native=native, device=way.device
+    )
     names = [entry.name for entry in watched.model.graph.output]
     values = session.run(None, dict(feeds))
     by_name = dict(zip(names, map(np.asarray, values), strict=True))

@@ -13,7 +13,8 @@ from random_networks import seeded
 
 import snncompiler
 from snncompiler import models
-from snncompiler.analysis.whole import Way, bits_of, off_grid
+from snncompiler.analysis import whole
+from snncompiler.analysis.whole import Way, bits_of, layered_ways, off_grid, ways
 from snncompiler.emission.metadata import grid_of
 
 NETWORK = models.path("digits-resnet")
@@ -75,6 +76,22 @@ def test_other_bits_are_noticed(compiled: onnx.ModelProto) -> None:
     assert bits_of(Way("", compiled, threads=2, events=True), feeds, ["logits"]) == wanted
     other = tampered(compiled, "threshold_whole", -50_000)
     assert bits_of(Way("", other), feeds, ["logits"]) != wanted
+
+
+def test_every_form_is_run_on_cuda_where_there_is_one(
+    compiled: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_cuda(lowered: bool) -> list[str]:
+        every = ways(compiled, lambda **_: compiled, 5, folds=True, own=True, lowered=lowered)
+        return [way.name.partition(", ")[2] for way in every if way.device == "cuda"]
+
+    monkeypatch.setattr(whole, "runs_on_cuda", lambda: False)
+    assert on_cuda(lowered=False) == []
+    monkeypatch.setattr(whole, "runs_on_cuda", lambda: True)
+    forms = ["steps", "loop", *(f"fold with K = {chunk}" for chunk in (1, 4, 5))]
+    assert list(dict.fromkeys(on_cuda(lowered=True))) == forms
+    assert list(dict.fromkeys(on_cuda(lowered=False))) == ["this file", *forms]
+    assert [way.device for way in layered_ways(compiled)][-1] == "cuda"
 
 
 def test_info_tells_the_grid(compiled: onnx.ModelProto, tmp_path: Path) -> None:
