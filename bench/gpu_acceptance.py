@@ -7,7 +7,8 @@
     kernels      the CUDA kernels against plain loops, without onnxruntime
     sanitizer    the same under compute-sanitizer, where it is installed
     suite        the tests that need a GPU: operators and whole networks, bit for bit
-    networks     digits-resnet and digits-cnn on CUDA against the CPU: T and K overridden, odd K
+    networks     digits-resnet and digits-cnn on CUDA against the CPU: T and K overridden, odd K,
+                 layered time; and in whole numbers, bit for bit
     stream       --emit step against the window
     graph        --emit cuda-graph: three replays, each with another input
     fp16         the accuracy of --precision fp16 on CUDA and of float32 on the CPU
@@ -212,19 +213,33 @@ def step_networks(asked: argparse.Namespace) -> list[Row]:
             ("fold", {}),
             ("loop", {"unroll": "loop"}),
             ("signed", {"neuron": "signed:2"}),
+            ("layered", {"timing": "layered"}),
+            ("layered, radix", {"timing": "layered", "coding": "radix", "steps": 8}),
+            ("int8", {"weights": "int8"}),
+            ("int8, layered", {"weights": "int8", "timing": "layered"}),
         ):
             model = _digits(name, **options)
             gpu, cpu = (
                 create_session(model, device="cuda", native=True),
                 create_session(model, events=False),
             )
-            overridden: list[dict[str, int]] = [{}, {"snnc_steps": 50}]
+            told = gpu.get_modelmeta().custom_metadata_map
+            overridden: list[dict[str, int]] = [{}]
+            overridden += [{"snnc_steps": 50}] if told["snnc.steps_input"] else []
             overridden += [{"snnc_chunk": 7}] if way == "fold" else []
+            compared = _same_bits if "weights" in options else _compared
             for feeds in overridden:
                 given = {"input": x, **{key: np.array(value) for key, value in feeds.items()}}
                 what = " ".join([name, way, *(f"{k[5:]}={v}" for k, v in feeds.items())])
-                rows.append(_compared(what, gpu.run(None, given)[0], cpu.run(None, given)[0]))
+                rows.append(compared(what, gpu.run(None, given)[0], cpu.run(None, given)[0]))
     return rows
+
+
+def _same_bits(what: str, found: Array, wanted: Array) -> Row:
+    """In whole numbers nothing is rounded; but an algorithm of cuDNN that transforms its input rounds
+    (docs/how-to/cuda.md)."""
+    others = int((found != wanted).sum())
+    return row(what, f"{others} of {wanted.size} numbers differ", not others)
 
 
 def step_stream(asked: argparse.Namespace) -> list[Row]:
@@ -314,7 +329,7 @@ def _one_node(
         np.float16: TensorProto.FLOAT16,
         np.int64: TensorProto.INT64,
     }
-    ours = name in dialect.OPERATORS
+    ours = name in dialect.ALL_OPERATORS
     domain = dialect.DOMAIN if ours else ""
     element = kinds[next(iter(inputs.values())).dtype.type]
     types = [element] + [TensorProto.FLOAT] * len(outputs)
@@ -353,6 +368,7 @@ def step_bandwidth(asked: argparse.Namespace) -> list[Row]:
         train = np.ones(shape, dtype)
         theta = np.full((channels, 1, 1), 1.5, np.float32)
         state = np.zeros((samples, channels, edge, edge), np.float32)
+        half = np.full((channels, 1, 1), 0.75, np.float32)
         schedule = np.zeros((STEPS + 1, channels, 1, 1), np.float32)
         start, steps = np.array(0, np.int64), np.array(STEPS, np.int64)
         weights = np.ones(STEPS, np.float32)
@@ -374,6 +390,28 @@ def step_bandwidth(asked: argparse.Namespace) -> list[Row]:
                 ["spikes", "after"],
                 {"static_current": 0},
                 2 * moved + 2 * held,
+            ),
+            "DrivenRMPNeuron": (
+                "DrivenRMPNeuron",
+                {
+                    "current": train[:samples],
+                    "drive": np.linspace(0.5, 1, STEPS, dtype=np.float32),
+                    "threshold": theta,
+                    "membrane": state,
+                    "schedule": schedule,
+                    "start": start,
+                    "steps": steps,
+                },
+                ["spikes", "after"],
+                {},
+                moved // STEPS + moved + 2 * held,
+            ),
+            "LayeredRMPNeuron": (
+                "LayeredRMPNeuron",
+                {"current": train, "threshold": theta, "membrane": half, "steps": steps},
+                ["spikes"],
+                {"static_current": 0, "radix": 0},
+                2 * moved,
             ),
             "SignedNeuron": (
                 "SignedNeuron",
@@ -446,7 +484,9 @@ def step_resnet18(asked: argparse.Namespace) -> list[Row]:
             source = (
                 ann if precision == "fp32" else convert_float_to_float16(ann, keep_io_types=True)
             )
-            plain = create_session(source, device="cuda")
+            # Without it onnxruntime keeps float16, too, off the tensor cores (docs/how-to/cuda.md).
+            chosen = {"use_tf32": int(precision == "fp16")}
+            plain = create_session(source, device="cuda", provider_options=chosen)
             once = _seconds(_bound(plain, {entry: noise}), asked.repeat)
             rows.append(row(f"ANN, {precision}", f"{1e3 * once:.1f} ms"))
             snn = snncompiler.compile(
@@ -456,7 +496,7 @@ def step_resnet18(asked: argparse.Namespace) -> list[Row]:
                 precision=precision,
                 correction="none",
             )
-            session = create_session(snn, device="cuda", native=True)
+            session = create_session(snn, device="cuda", native=True, provider_options=chosen)
             for chunk in (CHUNK, asked.steps):
                 feeds = {entry: noise, "snnc_chunk": np.array(chunk)}
                 took = _seconds(_bound(session, feeds), min(asked.repeat, 3))
