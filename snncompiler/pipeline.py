@@ -29,6 +29,7 @@ from snncompiler.ir.rectifiers import rectifiers_of
 from snncompiler.ir.settings import Options
 from snncompiler.network.checks import check_batch, check_folds, check_source, measure_folds
 from snncompiler.network.data import Dataset, Preprocess, load_data
+from snncompiler.network.pixels import with_preprocessing
 from snncompiler.network.prepare import normalization_passes, prepare
 from snncompiler.network.prepared import Prepared, synthetic_feeds
 from snncompiler.network.task import resolve
@@ -81,6 +82,8 @@ def compile_model(
         check_range("samples", samples, samples >= 1, "at least 1, or all")
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise UsageError("preprocess is not a snncompiler.Preprocess")
+    input_type, preprocess, notes = with_preprocessing(options.input_type, preprocess)
+    options = replace(options, input_type=input_type)
     if preprocess not in (None, Preprocess()) and isinstance(calibration, Calibration | None):
         raise UsageError(
             "preprocessing is for calibration data, and none was given",
@@ -89,6 +92,7 @@ def compile_model(
     if skip_damaged and isinstance(calibration, Calibration | None):
         raise UsageError("--skip-damaged is for images to calibrate with, and none were given")
     prepared, options = _prepared(model, options, watch)
+    prepared.context.findings += notes
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
     dataset = None
@@ -147,6 +151,7 @@ def _prepared(
             pure=options.pure,
             keep_rounding=keep_rounding,
             layered=options.layered,
+            input_type=options.input_type,
             watch=watch,
         )
 

@@ -32,6 +32,7 @@ from snncompiler.ir.settings import MAX_STEPS
 from snncompiler.network.batching import RUN, Axis, Gathered, batches, cut, filled, one_by_one
 from snncompiler.network.data import Batch, Dataset, Preprocess, load_data
 from snncompiler.network.load import load
+from snncompiler.network.pixels import of_pixels
 from snncompiler.network.prepare import prepared_again
 from snncompiler.network.prepared import Prepared, runnable
 from snncompiler.passes.lower.lower_events import LayerNote
@@ -111,7 +112,7 @@ def evaluate_part(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} is out of range", hint="at least 1 sample")
     compiled = read_compiled(snn)
-    source = load(model)
+    source = of_pixels(load(model), compiled.options.input_type)
     if not source.is_known_as(compiled.metadata["snnc.source_sha256"]):
         raise refuse(
             "SNNC402",

@@ -22,6 +22,7 @@ from snncompiler.ir.option import (
     plain_numbers,
     written,
 )
+from snncompiler.ir.pixels import REAL_INPUT, InputType
 from snncompiler.ir.readout import MEAN, ReadOut
 from snncompiler.ir.spikes import BINARY, Spikes
 from snncompiler.ir.whole import REAL, Weights
@@ -323,6 +324,15 @@ class Options:
             untold=True,
         ),
     ] = None
+    input_type: Annotated[
+        Parsed[InputType],
+        Option(
+            "float32: the input as the source has it; uint8: pixels, of which the network makes it "
+            "itself, by --scale, --mean and --std.",
+            panel=FORM,
+            untold=True,
+        ),
+    ] = Parsed(InputType.parse, InputType, REAL_INPUT)
     compact: Annotated[
         bool,
         Option(
@@ -370,6 +380,11 @@ class Options:
         if self.target == "cpu":
             self._check_lowerable()
         poisson = self.encode == "poisson" or (self.paper and self.encode == "auto")
+        if poisson and self.input_type:
+            raise UsageError(
+                f"--input-type {self.input_type} beside --encode poisson: spikes code real numbers",
+                hint="leave one of the two out",
+            )
         if poisson and self.emit == "step":
             raise UsageError(
                 "--encode poisson makes spikes of one image; a stream brings its own input",

@@ -15,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from snncompiler.errors import Refused, UsageError, refuse
 from snncompiler.findings import Finding, printable
 from snncompiler.ir.graph import unique_name
+from snncompiler.ir.pixels import REAL_INPUT, InputType
 
 #: Protobuf cannot hold more in one message.
 MAX_PROTOBUF = (1 << 31) - 1
@@ -26,13 +27,15 @@ class Source:
 
     `sha256` is of the model with its data inside, however it came: as a file with or without external
     data, as bytes or as a ModelProto.  `file_sha256` is of a file's bytes and of its external data, by
-    which versions before knew it; the same for most models without external data.
+    which versions before knew it; the same for most models without external data.  `pixels`: what its
+    inputs are made of inside the model, which was put there (`network/pixels.py`).
     """
 
     model: onnx.ModelProto
     sha256: str
     name: str
     file_sha256: str = ""
+    pixels: InputType = REAL_INPUT
 
     def is_known_as(self, sha256: str) -> bool:
         """Whether a compiled file or a calibration with this hash is of the model."""

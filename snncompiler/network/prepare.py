@@ -26,11 +26,13 @@ from snncompiler.ir.graph import (
     label,
     reachable_from,
 )
+from snncompiler.ir.pixels import REAL_INPUT, InputType
 from snncompiler.ir.rectifiers import rectifier
 from snncompiler.ir.settings import MaxPooling, Options
 from snncompiler.network.checks import check_batch
 from snncompiler.network.data import InputSpec
 from snncompiler.network.load import Source, load
+from snncompiler.network.pixels import of_pixels
 from snncompiler.network.prepared import (
     OPEN_SIZE,
     Prepared,
@@ -115,16 +117,18 @@ def prepare(
     pure: bool = False,
     keep_rounding: bool = False,
     layered: bool = False,
+    input_type: InputType = REAL_INPUT,
     watch: Watch | None = None,
 ) -> Prepared:
     """Load, verify and normalize a model; `watch` is shown the graph after every pass.
 
     keep_rounding: a quantized source is rounded as it is, for layered time.  layered: for layered time,
-    in which analog activations may be coded in spikes.
+    in which analog activations may be coded in spikes.  input_type: what the network takes in place of
+    the source's inputs.
 
     Raises Refused with every finding.
     """
-    source = load(model)
+    source = of_pixels(load(model), input_type)
     checked, findings = verify_input(source.model)
     options: dict[str, Any] = {
         "strict": strict, "allow_analog": allow_analog, "maxpool": maxpool, "pure": pure,
@@ -180,6 +184,7 @@ def prepared_again(
         pure=options.pure,
         keep_rounding=keep_rounding,
         layered=options.layered,
+        input_type=options.input_type,
     )
 
 

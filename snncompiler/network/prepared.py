@@ -220,9 +220,10 @@ def _sample_shape(spec: InputSpec, size: int) -> tuple[int, ...]:
 
 
 def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Array]:
-    """Seeded standard-normal inputs; sizes that the source leaves open are those of `Prepared.sizes`.
+    """Seeded standard-normal inputs, and pixels where those are taken.
 
-    Where the network takes one size only, each of the `samples` is a whole input.
+    Sizes that the source leaves open are those of `Prepared.sizes`.  Where the network takes one size
+    only, each of the `samples` is a whole input.
     """
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
@@ -231,6 +232,8 @@ def synthetic_feeds(prepared: Prepared, samples: int, seed: int) -> dict[str, Ar
         shape = (samples * (prepared.fixed_batch or 1), *inner)
         if spec.dtype.kind == "f":
             feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        elif prepared.source.pixels and spec.dtype == np.uint8:
+            feeds[spec.name] = rng.integers(0, 256, shape, np.uint8)
         else:
             feeds[spec.name] = np.zeros(shape, spec.dtype)
     return feeds

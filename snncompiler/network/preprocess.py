@@ -121,13 +121,14 @@ def fit(array: Array, spec: InputSpec, how: Preprocess, where: str, seen: Seen) 
     """
     if array.dtype.kind not in "fiub":
         raise refuse("SNNC302", f"{where} has type {array.dtype}, the network wants {spec.dtype}")
-    stored_integers = array.dtype.kind in "iu" and spec.dtype.kind == "f"
+    pixels = array.dtype == spec.dtype == np.uint8
+    stored_integers = array.dtype.kind in "iu" and (spec.dtype.kind == "f" or pixels)
     asked = any(
         option is not None for option in (how.scale, how.mean, how.std, how.size, how.layout)
     )
     if stored_integers or asked or how.bgr:
         array = _prepare(array, spec, how, where, seen)
-    array = np.ascontiguousarray(array.astype(spec.dtype, copy=False))
+    array = np.ascontiguousarray(_cast(array, spec, where))
     if fits(array.shape, spec):
         return array
     sizes = [dim for dim in spec.shape[1:] if dim is not None]
@@ -137,6 +138,18 @@ def fit(array: Array, spec: InputSpec, how: Preprocess, where: str, seen: Seen) 
         # The same values, flat or without axes of 1: [n, 784] or [n, 28, 28] for [n, 1, 28, 28].
         return array.reshape(len(array), *sizes)
     raise wrong_shape(array.shape, spec, where)
+
+
+def _cast(array: Array, spec: InputSpec, where: str) -> Array:
+    """In the type that the network takes.  Raises Refused where an integer is another number then."""
+    cast = array.astype(spec.dtype, copy=False)
+    if spec.dtype.kind in "iu" and array.dtype != spec.dtype and not np.array_equal(cast, array):
+        raise refuse(
+            "SNNC302",
+            f"{where} has numbers that are no {spec.dtype}, as the network's input '{spec.name}' takes",
+            hint="give the integers as they are stored, without scale, mean and deviation",
+        )
+    return cast
 
 
 def fits(shape: Sequence[int], spec: InputSpec) -> bool:
@@ -159,7 +172,7 @@ def _stored_as_images(shape: tuple[int, ...], spec: InputSpec, how: Preprocess) 
     """Whether an array is [n, H, W, C], from what the network wants where that is known."""
     if len(shape) != 4 or len(spec.shape) != 4 or shape[-1] not in (1, 3, 4):
         return False
-    layout = how.layout or _layout_of(spec)
+    layout = how.layout or layout_of(spec)
     channels, height, width = (
         spec.shape[1:] if layout == "NCHW" else (spec.shape[3], *spec.shape[1:3])
     )
@@ -186,7 +199,7 @@ def _prepare(array: Array, spec: InputSpec, how: Preprocess, where: str, seen: S
     if spec.dtype.kind == "f":
         array = _normalised(array, how, image, where, seen)
         seen.applied |= {"scale", "mean", "std"}
-    if image and (how.layout or _layout_of(spec)) == "NCHW":
+    if image and (how.layout or layout_of(spec)) == "NCHW":
         array = array.transpose(0, 3, 1, 2)
     return array
 
@@ -226,7 +239,7 @@ def _channel_values(given: Sequence[float], values: Array, axis: int, option: st
     return row.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
 
 
-def _layout_of(spec: InputSpec) -> Layout:
+def layout_of(spec: InputSpec) -> Layout:
     """The layout of a network's image input, from where its channels are."""
     if len(spec.shape) == 4 and spec.shape[3] in (1, 3, 4) and spec.shape[1] not in (1, 3, 4):
         return "NHWC"
