@@ -9,7 +9,8 @@ compiled with `--timing layered --coding radix`, where nothing is calibrated, an
 source, one sample at a time.  A row says
 
     integers    of the spiking layers, beside the source without onnxruntime's optimizer: how many
-                there are, how many differ, and by how many levels at most
+                there are, how many differ, and by how many levels at most; and the same of each layer
+                alone, fed with the source's own integers
     arg-max     how many samples have another one than the source with the optimizer, and without it;
                 and how many differ between these two
     outputs     the largest difference to the source without the optimizer, relative to the largest
@@ -128,11 +129,15 @@ def measure(
     if not result.prepared.context.keeps_rounding:
         return row | {"refused": "the rounding is not kept"}
     steps = next(e.value for e in result.model.metadata_props if e.key == "snnc.steps")
-    values = different = largest = 0
+    values = different = largest = alone = furthest = 0
+    half = 0.0
     for one in x:
         found = compare_integers(result.prepared, result.model, {entry: one[None]})
         values, different = values + found.values, different + found.different
         largest = max(largest, found.largest)
+        each = compare_integers(result.prepared, result.model, {entry: one[None]}, fed=True)
+        alone, furthest = alone + each.different, max(furthest, each.largest)
+        half = max(half, each.from_half)
     spiking = outputs(result.model.SerializeToString(), entry, x)
     optimized, plain = outputs(raw, entry, x), outputs(raw, entry, x, optimized=False)
 
@@ -141,7 +146,9 @@ def measure(
 
     return row | {
         "steps": int(steps), "layers": len(found.layers), "samples": len(x), "values": values,
-        "different": different, "largest": largest, "argmax optimized": others(spiking, optimized),
+        "different": different, "largest": largest, "alone": alone, "furthest alone": furthest,
+        "from half": half,
+        "argmax optimized": others(spiking, optimized),
         "argmax plain": others(spiking, plain), "argmax between": others(optimized, plain),
         "outputs": float(np.abs(spiking - plain).max() / max(np.abs(plain).max(), 1e-30)),
         "outputs between": float(np.abs(optimized - plain).max() / max(np.abs(plain).max(), 1e-30)),
@@ -152,9 +159,9 @@ def measure(
 def table(rows: list[Row]) -> list[str]:
     """One line for each network and format; the worst of its types and of both kinds of scales."""
     lines = [
-        "| network | format | files | T | integers | differ | by at most | arg-max differs | "
-        "outputs differ by | with and without the optimizer by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | format | files | T | integers | differ | by at most | each layer alone: differ | "
+        "by at most | arg-max differs | outputs differ by | with and without the optimizer by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -164,7 +171,7 @@ def table(rows: list[Row]) -> list[str]:
         for row in group:
             reason = row.get("refused") or row.get("not quantized")
             if reason and not good:
-                lines.append(f"| {name} | {form} | {len(group)} | | {reason} | | | | | |")
+                lines.append(f"| {name} | {form} | {len(group)} | | {reason} | | | | | | | |")
                 break
         if not good:
             continue
@@ -175,6 +182,7 @@ def table(rows: list[Row]) -> list[str]:
         lines.append(
             f"| {name} | {form} | {len(good)} of {len(group)} | {', '.join(map(str, steps))} | "
             f"{values:,} | {different:,} | {max(row['largest'] for row in good)} | "
+            f"{sum(row['alone'] for row in good):,} | {max(row['furthest alone'] for row in good)} | "
             f"{other} of {samples} | {max(row['outputs'] for row in good):.2g} | "
             f"{max(row['outputs between'] for row in good):.2g} |"
         )

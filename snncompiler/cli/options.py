@@ -11,7 +11,14 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from snncompiler.ir.option import Declared, check_values, flag_of, options_of, written
+from snncompiler.ir.option import (
+    Declared,
+    Untold,
+    check_values,
+    flag_of,
+    options_of,
+    written,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -70,8 +77,12 @@ def _parameter(one: Declared, panel: str) -> inspect.Parameter:
     kind = one.kind
     if by_text:
         kind = str if default is not None else str | None
+    if isinstance(default, Untold):
+        kind, default = kind | None, None  # whether it was given can be seen then
     info = typer.Option(
-        *one.option.flags, help=one.text, rich_help_panel=one.option.panel or panel or None
+        *one.option.flags,
+        help=one.text,
+        rich_help_panel=one.option.panel or panel or None,
     )
     return inspect.Parameter(
         one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
@@ -79,6 +90,8 @@ def _parameter(one: Declared, panel: str) -> inspect.Parameter:
 
 
 def _read(one: Declared, value: Any) -> Any:
+    if value is None and isinstance(one.default, Untold):
+        return one.default
     if one.option.read is None or value is None:
         return value
     return one.option.read(flag_of(one.name), value)

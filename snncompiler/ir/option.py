@@ -174,6 +174,10 @@ def options_of(kind: type[Any]) -> tuple[Declared, ...]:
     return tuple(found)
 
 
+class Untold(int):
+    """The default of an option that nobody has given: a network may have a better value."""
+
+
 def plain_numbers(instance: object) -> None:
     """In a frozen dataclass, numpy's numbers become Python's, so that they can be written as JSON."""
     for name, number in vars(instance).items():

@@ -14,6 +14,7 @@ from snncompiler.ir.option import (
     Option,
     Parsed,
     Range,
+    Untold,
     check_applies,
     check_range,
     check_values,
@@ -46,7 +47,7 @@ Timing = Literal["streaming", "layered"]
 #: What the spikes of a window are: their number, or the binary digits of a number.
 Coding = Literal["rate", "radix"]
 
-DEFAULT_STEPS = 64
+DEFAULT_STEPS = Untold(64)
 #: More steps than this are a slip of the finger: float32 counts end at 2^24.
 MAX_STEPS = 1 << 24
 #: Digits of a radix number: its levels are counted exactly in float32, and in 16-bit integers.
@@ -74,6 +75,7 @@ class Options:
         int,
         Option(
             "Time-steps T.",
+            unset="64, with --coding radix as many digits as a quantized source has bits",
             flags=("--steps", "-T"),
             range=Range(f"1 to {MAX_STEPS:,} time-steps", lambda steps: 1 <= steps <= MAX_STEPS),
         ),
@@ -90,8 +92,7 @@ class Options:
         Coding | None,
         Option(
             "rate: a value is the number of its spikes, 0 to T; radix: its spikes are the binary "
-            "digits of a number from 0 to 2^T - 1, the most significant first; of a quantized source "
-            "there are as many as it has bits, unless -T says otherwise.",
+            "digits of a number from 0 to 2^T - 1, the most significant first.",
             unset="rate",
             applies={"timing": ("layered",)},
             untold=True,
@@ -449,9 +450,9 @@ class Options:
 
     @property
     def steps_are_open(self) -> bool:
-        """Whether T has its default, which is no number of digits: a quantized source says then how
-        many."""
-        return self.radix and self.steps == DEFAULT_STEPS
+        """Whether nobody has asked for T, whose default is no number of digits: a quantized source says
+        then how many."""
+        return self.radix and isinstance(self.steps, Untold)
 
     @property
     def levels(self) -> int:

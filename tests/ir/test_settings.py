@@ -87,6 +87,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"coding": "rate"}, "--coding belongs to --timing layered"),
     ({"timing": "layered", "coding": "burst"}, "--coding burst"),
     ({"timing": "layered", "coding": "radix"}, "--steps 64"),
+    ({"timing": "layered", "coding": "radix", "steps": 64}, "--steps 64"),
     ({"timing": "layered", "coding": "radix", "steps": 17}, "--steps 17"),
     ({"timing": "layered", "unroll": "loop"}, "--unroll loop belongs to --timing streaming"),
     ({"timing": "layered", "chunk": 4}, "--chunk belongs to --timing streaming"),

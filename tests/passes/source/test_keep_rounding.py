@@ -275,8 +275,10 @@ def test_the_source_says_how_many_digits_there_are(name: str, digits: int) -> No
 def test_without_a_quantized_source_the_digits_are_asked_for() -> None:
     text = "g (float[N,3] x) => (float[N,2] y) { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }"
     model = parse(text, {"a": random(1, 3, 4), "b": random(2, 4, 2)})
-    with pytest.raises(UsageError, match="digits with --coding radix"):
-        pipeline.compile_model(model, Options(timing="layered", coding="radix"), random(3, 8, 3))
+    for asked in ({}, {"steps": 64}):
+        options = Options(timing="layered", coding="radix", **asked)
+        with pytest.raises(UsageError, match="digits with --coding radix"):
+            pipeline.compile_model(model, options, random(3, 8, 3))
 
 
 @pytest.mark.parametrize("quantizer", ["Softmax", "Sigmoid"])
