@@ -129,6 +129,9 @@ def compile_model(
         if options.maxpool == "exact":
             check_folds(prepared)
         thresholds = calibrated(prepared, options, dataset, progress)
+        how = preprocess or Preprocess()
+        if how != Preprocess():
+            thresholds = replace(thresholds, preprocess=how.as_dict())
     spiking = emit(prepared, thresholds, options, prepared.findings, watch)
     return Compiled(spiking, prepared, thresholds)
 

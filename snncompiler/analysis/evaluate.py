@@ -30,7 +30,7 @@ from snncompiler.errors import UsageError, refuse
 from snncompiler.findings import Finding
 from snncompiler.ir.settings import MAX_STEPS
 from snncompiler.network.batching import RUN, Axis, Gathered, batches, cut, filled, one_by_one
-from snncompiler.network.data import Batch, Dataset, Preprocess, load_data
+from snncompiler.network.data import Batch, Dataset, Preprocess
 from snncompiler.network.load import load
 from snncompiler.network.pixels import of_pixels
 from snncompiler.network.prepare import prepared_again
@@ -67,6 +67,7 @@ def evaluate(
         optional.
     steps: the numbers of time-steps at which to evaluate; by default the file's own.
     limit: how many of the first samples to use.  labels, skip_damaged: of images, as for `load_data`.
+    preprocess: by default that of the calibration, which the file tells.
     diagnose: split the error of every layer, and run the quantised ANN (`diagnose.py`).  The network
         does not run by events then.
     Raises Refused if the two do not belong together or the data does not fit, and UsageError for steps
@@ -127,9 +128,7 @@ def evaluate_part(
     if "snnc.output_axes" not in compiled.metadata:  # a file of an earlier version
         again = prepared_again(model, compiled.options, compiled.keeps_rounding)
         compiled = replace(compiled, output_axes=again.output_axes, layer_axes=again.layer_axes)
-    dataset = load_data(
-        data, compiled.inputs, preprocess, labels=labels, skip_damaged=skip_damaged
-    ).head(limit)
+    dataset = compiled.data(data, preprocess, labels=labels, skip_damaged=skip_damaged).head(limit)
     most = DIAGNOSIS_BATCH if diagnose else BATCH
     # The ANN's outputs may depend on how many samples run at once: as many for both.
     together = compiled.batch_size(most, dataset.values)

@@ -37,7 +37,7 @@ from snncompiler.errors import UsageError, refuse
 from snncompiler.findings import Finding
 from snncompiler.ir.settings import MAX_STEPS
 from snncompiler.network.batching import RUN, Axis, batches, filled
-from snncompiler.network.data import Dataset, Preprocess, load_data
+from snncompiler.network.data import Dataset, Preprocess
 from snncompiler.network.prepare import prepared_again
 
 Array = NDArray[Any]
@@ -151,7 +151,7 @@ def trace(
     walk = Walk(compiled, currents=layered, spikes=layered, threads=threads)
     chosen = _chosen(walk.layers, layers)
     currents = _currents(ann, compiled, threads)
-    dataset = load_data(data, compiled.inputs, preprocess).head(samples).in_memory()
+    dataset = compiled.data(data, preprocess).head(samples).in_memory()
     worth = compiled.calibration.growth.worth(count)
     if compiled.options.radix:
         worth = (2.0 ** np.arange(count)[::-1]).astype(np.float32)

@@ -53,7 +53,7 @@ from snncompiler.ir.operators import record
 from snncompiler.ir.settings import Unroll
 from snncompiler.network.batching import filled
 from snncompiler.network.checks import BATCH_TOLERANCE, check_batch
-from snncompiler.network.data import Dataset, Preprocess, load_data
+from snncompiler.network.data import Dataset, Preprocess
 from snncompiler.network.prepare import prepared_again
 from snncompiler.network.prepared import Prepared, synthetic_feeds
 from snncompiler.passes.lower.collapse_time import collapse_time
@@ -153,7 +153,9 @@ def verify(
     if data is None:
         feeds: Mapping[str, Array] = synthetic_feeds(prepared, SAMPLES, compiled.options.seed)
     else:
-        feeds = load_data(data, prepared.inputs, preprocess).head(SAMPLES).in_memory().feeds
+        feeds = (
+            compiled.data(data, preprocess, inputs=prepared.inputs).head(SAMPLES).in_memory().feeds
+        )
         prepared.take_sizes_of(feeds)
     check_batch(prepared, compiled.options.seed)
     if compiled.fixed_batch is not None:

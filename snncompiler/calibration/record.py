@@ -40,6 +40,7 @@ class Calibration:
         a window stand for.  0: of streaming time.
     weights: of the running network.  Where they are whole numbers, input_ranges: input name -> max |x|;
         and whole: name of a node -> by how much its whole weights differ from the nearest, -8 to 7.
+    preprocess: how stored pixels became the network's input, where that was said (`Preprocess`).
     source: "data", "batch-norm" or "synthetic".  data_sha256: hash of the calibration arrays.
     """
 
@@ -71,6 +72,7 @@ class Calibration:
     weights: Parsed[Weights] = Parsed(Weights.parse, Weights, REAL)
     input_ranges: Mapping[str, float] = field(default_factory=dict)
     whole: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """As JSON; float32 values are written so that they are read back exactly.
@@ -92,6 +94,8 @@ class Calibration:
         content["whole"] = {name: _nibbles(changes) for name, changes in self.whole.items()}
         if not self.whole:
             del content["whole"]
+        if not self.preprocess:
+            del content["preprocess"]
         for name, theta in self.thresholds.items():
             content["thresholds"][name] = [float(str(value)) for value in theta]
         for kind in _ARRAYS:

@@ -27,7 +27,6 @@ from snncompiler.errors import UsageError
 from snncompiler.findings import printable
 from snncompiler.ir.settings import MAX_STEPS
 from snncompiler.network.batching import Gathered
-from snncompiler.network.data import load_data
 from snncompiler.runtime import create_session
 
 
@@ -53,7 +52,7 @@ def run(
     asked = compiled.overrides(steps=steps)
     if output is not None:
         check_writable(output, (snn, data))
-    dataset = load_data(data, compiled.inputs, how)
+    dataset = compiled.data(data, how)
     tell_findings(list(dataset.findings), quiet)
     session = create_session(compiled.model, threads=threads)
     axes = compiled.output_axes

@@ -82,6 +82,7 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
         "exact_outputs": compiled.grid.read_out or None,
         "calibrated_on": calibration.source,
         "calibration_samples": calibration.samples,
+        "preprocess": compiled.preprocess.flags() or None,
         "seed": calibration.seed,
         "layers": layers,
     }

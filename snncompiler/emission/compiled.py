@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 from snncompiler.emission.metadata import Metadata, copies_of, read_metadata
 from snncompiler.errors import UsageError
+from snncompiler.findings import Finding
 from snncompiler.ir import dialect
 from snncompiler.ir.reads import Reads, fires_here, reads_of
 from snncompiler.ir.settings import chosen
 from snncompiler.network.batching import one_by_one
-from snncompiler.network.data import InputSpec
+from snncompiler.network.data import Dataset, InputSpec, Preprocess, load_data
 from snncompiler.network.load import load
 from snncompiler.passes.lower.collapse_time import collapse_time
 from snncompiler.passes.lower.lower_events import LayerNote, lower_events
@@ -110,6 +112,49 @@ class CompiledFile(Metadata):
         if self.options.layered:  # which holds all time-steps at once
             size *= max(self.options.steps // 4, 1)
         return self.fixed_batch or max(1, min(wanted, BATCH_VALUES // max(size, 1)))
+
+    def data(
+        self,
+        data: str | os.PathLike[str] | Array | Mapping[str, Array] | Dataset,
+        preprocess: Preprocess | None = None,
+        *,
+        inputs: Sequence[InputSpec] | None = None,
+        labels: str | os.PathLike[str] | None = None,
+        skip_damaged: bool = False,
+    ) -> Dataset:
+        """Data for the network (`load_data`), preprocessed as asked, or where nothing is said as the
+        calibration was; then a note says so.  inputs: its own by default.
+
+        Raises the errors of `load_data`.
+        """
+        own = self.preprocess
+        kept = (
+            own != Preprocess()
+            and preprocess in (None, Preprocess())
+            and not isinstance(data, Dataset)
+        )
+        how = own if kept else preprocess
+        try:
+            dataset = load_data(
+                data, inputs or self.inputs, how, labels=labels, skip_damaged=skip_damaged
+            )
+        except UsageError as error:
+            (finding,) = error.findings
+            if not kept or "does not apply" not in finding.message:
+                raise
+            raise UsageError(
+                f"the compiled file's preprocessing, {own.flags()}, does not fit: {finding.message}",
+                hint="say how this data is preprocessed, or --preset none",
+            ) from None
+        if not kept:
+            return dataset
+        note = Finding(
+            "SNNC307",
+            f"data is preprocessed as for the calibration: {own.flags()}",
+            severity="note",
+            hint="--preset none feeds it as it is",
+        )
+        return replace(dataset, findings=(note, *dataset.findings))
 
     def overrides(self, steps: int | None = None, chunk: int | None = None) -> dict[str, Array]:
         """The feeds that ask for other steps or another chunk than the file's own.

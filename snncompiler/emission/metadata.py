@@ -25,6 +25,7 @@ from snncompiler.ir.settings import Options
 from snncompiler.ir.whole import Grid
 from snncompiler.network.batching import RUN, Axis
 from snncompiler.network.prepared import Prepared
+from snncompiler.network.preprocess import Preprocess
 from snncompiler.passes.lower.lower_events import LayerNote
 from snncompiler.passes.time.unroll_time import COPIES
 from snncompiler.version import __version__
@@ -54,6 +55,8 @@ class Metadata:
     layer_axes: Mapping[str, Axis] | None = None
     #: What the layers are in whole numbers; without layers where weights are real numbers.
     grid: Grid = field(default_factory=Grid)
+    #: How stored pixels became the input in calibration, where that was said.
+    preprocess: Preprocess = field(default_factory=Preprocess)
 
     @property
     def keeps_rounding(self) -> bool:
@@ -199,6 +202,7 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         events = json.loads(metadata.get("snnc.events") or "[]")
         lowered = tuple(LayerNote(**{key: str(layer[key]) for key in layer}) for layer in events)
         grid = grid_of(model)
+        preprocess = Preprocess.from_dict(calibration.preprocess)
         told = json.loads(metadata.get("snnc.coded", "{}"))
         coded = {
             str(name): {"function": str(one["function"]), "offset": float(one["offset"])}
@@ -220,6 +224,7 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
         output_axes=axes,
         layer_axes=layer_axes,
         grid=grid,
+        preprocess=preprocess,
     )
 
 

@@ -272,6 +272,15 @@ def numbers(flag: str, text: str) -> tuple[float, ...]:
     return values
 
 
+def height_width_or_side(flag: str, text: str) -> tuple[int, ...]:
+    """`HxW`, or one number for the shorter side.  Raises UsageError."""
+    if text.isdecimal() and int(text) > 0:
+        return (int(text),)
+    if "x" not in text.lower():
+        raise UsageError(f"{flag} {text} is neither HxW nor a side", hint="as 224x224 or 256")
+    return height_width(flag, text)
+
+
 def height_width(flag: str, text: str) -> tuple[int, int]:
     """`HxW`, both positive.  Raises UsageError."""
     parts = text.lower().split("x")

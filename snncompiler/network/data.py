@@ -183,9 +183,24 @@ def _pixels(name: str, raw: bytes, grey: bool, how: Preprocess) -> Array:
     except (*DAMAGE, Image.DecompressionBombError) as error:
         raise _Damaged(f"image {name} cannot be read: {first_line(error)}") from None
     if how.resize:
-        image = image.resize((how.resize[1], how.resize[0]), Image.Resampling.BILINEAR)
+        height, width = _resized(how.resize, image.height, image.width)
+        # Pillow's filters are wider where images become smaller, so that there is no aliasing.
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.uint8)
     return pixels[..., None] if grey else pixels
+
+
+def _resized(asked: Sequence[int], height: int, width: int) -> tuple[int, int]:
+    """The size of an image of which the shorter side, or both sides, are asked for.  The longer one is
+    rounded down, as in torchvision."""
+    if len(asked) == 2:
+        return asked[0], asked[1]
+    (side,) = asked
+    return (
+        (int(side * height / width), side)
+        if width <= height
+        else (side, int(side * width / height))
+    )
 
 
 def check_finite(values: Array, name: str, numbers: Numbers) -> None:
@@ -469,25 +484,27 @@ def load_data(
     Raises Refused where shapes, types, names or values do not fit; UsageError for a wrong path or an
     option that does not apply.
     """
-    how = preprocess or Preprocess()
-    how.check()
+    given = preprocess or Preprocess()
+    given.check()
     if isinstance(data, Dataset):
-        if how != Preprocess():
+        if given != Preprocess():
             raise UsageError("preprocessing does not apply to a Dataset, which is taken as it is")
         _check_images_only(labels, skip_damaged, "a Dataset")
         return _from_dataset(data, inputs)
     if isinstance(data, (Mapping, np.ndarray)):
-        given = dict(data) if isinstance(data, Mapping) else {DATA_NAMES[0]: data}
+        stored = dict(data) if isinstance(data, Mapping) else {DATA_NAMES[0]: data}
         where = "the arrays" if isinstance(data, Mapping) else "the array"
         _check_images_only(labels, skip_damaged, where)
-        arrays = {name: InMemory(np.asarray(array)) for name, array in given.items()}
-        dataset = _from_arrays(arrays, inputs, how, where)
+        arrays = {name: InMemory(np.asarray(array)) for name, array in stored.items()}
+        dataset = _from_arrays(arrays, inputs, given, where)
         return replace(dataset, feeds=dict(dataset.feeds))
     source = opened(data)
     if source.arrays is not None:
         _check_images_only(labels, skip_damaged, source.where)
-        return _from_arrays(source.arrays, inputs, how, source.where)
-    return _from_images(source, inputs, how, None if labels is None else Path(labels), skip_damaged)
+        return _from_arrays(source.arrays, inputs, given, source.where)
+    return _from_images(
+        source, inputs, given, None if labels is None else Path(labels), skip_damaged
+    )
 
 
 def _check_images_only(labels: object, skip_damaged: bool, where: str) -> None:
@@ -519,8 +536,9 @@ def _from_dataset(data: Dataset, inputs: Sequence[InputSpec]) -> Dataset:
 
 
 def _from_arrays(
-    arrays: Mapping[str, Rows], inputs: Sequence[InputSpec], how: Preprocess, where: str
+    arrays: Mapping[str, Rows], inputs: Sequence[InputSpec], given: Preprocess, where: str
 ) -> Dataset:
+    how = given.resolved()
     samples: dict[str, Samples] = {}
     seen = Seen()
     rows = 1
@@ -539,7 +557,7 @@ def _from_arrays(
             rows = int(spec.shape[0] or 1)
             array = array.reshaped((-1, *array.shape[2:]))
         samples[spec.name] = ArraySamples(array, spec, how, f"array '{name}'", seen)
-    check_applied(how, seen.applied, where)
+    check_applied(given, seen.applied, where)
     label_name = next((n for n in _LABEL_NAMES if n in arrays and n not in samples), None)
     labels = None
     if label_name is not None:
@@ -584,7 +602,7 @@ def _check_counts(
 def _from_images(
     source: Opened,
     inputs: Sequence[InputSpec],
-    how: Preprocess,
+    given: Preprocess,
     labels: Path | None,
     skip_damaged: bool,
 ) -> Dataset:
@@ -598,8 +616,8 @@ def _from_images(
         )
     (spec,) = inputs
     seen = Seen()
-    samples = ImageSamples(pictures, spec, how, seen, skip_damaged)
-    check_applied(how, seen.applied, source.where)
+    samples = ImageSamples(pictures, spec, given.resolved(), seen, skip_damaged)
+    check_applied(given, seen.applied, source.where)
     return Dataset(
         Lazy({spec.name: samples}, range(len(pictures))),
         labels_of(pictures, labels),

@@ -6,7 +6,7 @@ sample by itself, so that it does not matter how many are read at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any, Literal
@@ -16,13 +16,31 @@ from numpy.typing import NDArray
 
 from snncompiler.errors import Refused, UsageError, refuse
 from snncompiler.findings import Finding
-from snncompiler.ir.option import Option, Range, check_values, height_width, numbers, plain_numbers
+from snncompiler.ir.option import (
+    Option,
+    Range,
+    check_values,
+    height_width,
+    height_width_or_side,
+    numbers,
+    plain_numbers,
+)
 
 Array = NDArray[Any]
 Layout = Literal["NCHW", "NHWC"]
 
+Preset = Literal[
+    "imagenet", "imagenet-232", "inception", "keras-tf", "keras-caffe", "keras-torch", "none"
+]  # fmt: skip
+
 _POSITIVE = Range("positive and finite", lambda value: 0 < value < float("inf"))
 _ALL_POSITIVE = Range("every value is positive", lambda values: all(value > 0 for value in values))
+
+
+_SIZES = Range(
+    "one side, or height and width",
+    lambda sizes: len(sizes) in (1, 2) and all(size > 0 for size in sizes),
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +48,22 @@ class Preprocess:
     """How stored pixels become the network's input: ((value / scale) - mean) / std, per channel.
 
     `layout` is the layout that the network wants; images are stored as NHWC.  `size` (height, width)
-    cuts the centre out; `resize` comes before it and is for image files only; `bgr` swaps red and blue.
+    cuts the centre out; `resize` comes before it and is for image files only: (height, width), or
+    (side,) for the shorter side, so that the aspect stays; `bgr` swaps red and blue.
+    `preset` stands for the others as in PRESETS; those that are given beside it go before it.
     An option that applies to none of the network's inputs is an error.  None means that nothing was
     said: then the layout follows from the network's input, and the scale is 255 for image files and
     arrays of uint8.
     """
 
+    preset: Annotated[
+        Preset | None,
+        Option(
+            "Preprocessing by name: torchvision's imagenet (resize 256, crop 224x224), imagenet-232 "
+            "(of the weights of version 2) and inception; Keras's modes; none. Options beside it go "
+            "before it."
+        ),
+    ] = None
     layout: Annotated[
         Layout | None,
         Option("What the network wants, from images stored as NHWC.", unset="by its input"),
@@ -54,8 +82,12 @@ class Preprocess:
     ] = None
     size: Annotated[tuple[int, int] | None, Option("Centre crop, HxW.", read=height_width)] = None
     resize: Annotated[
-        tuple[int, int] | None,
-        Option("Resize images before the crop, HxW.", read=height_width),
+        tuple[int, ...] | None,
+        Option(
+            "Resize images before the crop: HxW, or N for the shorter side, bilinear.",
+            range=_SIZES,
+            read=height_width_or_side,
+        ),
     ] = None
     bgr: Annotated[bool, Option("The network wants blue, green, red.", flags=("--bgr",))] = False
 
@@ -65,6 +97,66 @@ class Preprocess:
     def check(self) -> None:
         """Raises UsageError for the first value that is of a wrong type or out of range."""
         check_values(self)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What was said, by name."""
+        return {
+            name: given for name, given in vars(self).items() if given != getattr(Preprocess, name)
+        }
+
+    def resolved(self) -> Preprocess:
+        """The same without a preset: what it stands for."""
+        if self.preset is None:
+            return self
+        values: dict[str, Any] = {**PRESETS[self.preset], **self.said, "preset": None}
+        return Preprocess(**values)
+
+    def flags(self) -> str:
+        """As options of the command line."""
+        return " ".join(f"--{name}{_flag_value(given)}" for name, given in self.said.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was said, as plain data."""
+        plain = self.resolved().said
+        return {n: list(v) if isinstance(v, (tuple, list)) else v for n, v in plain.items()}
+
+    @staticmethod
+    def from_dict(stored: Mapping[str, Any]) -> Preprocess:
+        """Of `as_dict`.  Raises TypeError or UsageError where it is none."""
+        values: dict[str, Any] = {
+            name: tuple(given) if isinstance(given, list) else given
+            for name, given in stored.items()
+        }
+        found = Preprocess(**values)
+        found.check()
+        return found
+
+
+def _flag_value(given: Any) -> str:
+    if given is True:
+        return ""
+    if isinstance(given, (tuple, list)):
+        whole = all(isinstance(number, int) for number in given)
+        return " " + ("x" if whole else ",").join(f"{number:g}" for number in given)
+    return f" {given:g}" if isinstance(given, float) else f" {given}"
+
+
+_IMAGENET = {
+    "scale": 255.0, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+}  # fmt: skip
+#: What networks are trained with.  torchvision: the `transforms` of its weights (IMAGENET1K_V1 of most
+#: networks; IMAGENET1K_V2; Inception_V3_Weights).  Keras: the modes of `imagenet_utils`'s
+#: `preprocess_input`, which takes images that have their size.
+PRESETS: dict[str, dict[str, Any]] = {
+    "imagenet": {"resize": (256,), "size": (224, 224), **_IMAGENET},
+    "imagenet-232": {"resize": (232,), "size": (224, 224), **_IMAGENET},
+    "inception": {"resize": (342,), "size": (299, 299), **_IMAGENET},
+    "keras-tf": {"scale": 127.5, "mean": (1.0,)},
+    "keras-caffe": {"scale": 1.0, "mean": (103.939, 116.779, 123.68), "bgr": True},
+    "keras-torch": _IMAGENET,
+    "none": {},
+}
 
 
 @dataclass(frozen=True)
@@ -96,10 +188,11 @@ class Seen:
 
 
 def check_applied(how: Preprocess, applied: set[str], where: str) -> None:
-    """Raises UsageError for the options that apply to none of the arrays."""
-    asked = {name for name, given in vars(how).items() if given != getattr(Preprocess, name)}
-    for name in [name for name in _NEEDS if name in asked - applied]:
-        raise UsageError(f"--{name} does not apply to {where}", hint=_NEEDS[name])
+    """Raises UsageError for an option that applies to none of the arrays."""
+    for name in _NEEDS:
+        if name in how.resolved().said.keys() - applied:
+            option = f"--{name}" if name in how.said else f"--preset {how.preset}, with --{name},"
+            raise UsageError(f"{option} does not apply to {where}", hint=_NEEDS[name])
 
 
 #: What an option of the preprocessing needs.
@@ -247,12 +340,12 @@ def layout_of(spec: InputSpec) -> Layout:
 
 
 def _centre_crop(values: Array, size: tuple[int, int], where: str, axis: int) -> Array:
-    """The middle of images whose height is on `axis`."""
+    """The middle of images whose height is on `axis`; of two middles the one that torchvision takes."""
     height, width = values.shape[axis : axis + 2]
     if height < size[0] or width < size[1]:
         raise refuse(
             "SNNC302", f"{where} is {height}x{width}, smaller than --size {size[0]}x{size[1]}"
         )
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
     rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
     return values[:, rows, columns] if axis == 1 else values[..., rows, columns]

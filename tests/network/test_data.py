@@ -151,7 +151,7 @@ def test_scale_mean_std_size_and_bgr() -> None:
     stored = pixels(2, 8, 9, 3)
     how = Preprocess(scale=128.0, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0), size=(5, 6), bgr=True)
     found = load_data(stored, [IMAGE], how)
-    swapped = stored[:, 1:6, 1:7, ::-1].astype(np.float32)
+    swapped = stored[:, 2:7, 2:8, ::-1].astype(np.float32)
     wanted = (swapped / np.float32(128) - np.float32([0.1, 0.2, 0.3])) / np.float32([0.5, 1, 2])
     # The same float32 operations in the same order: exact.
     assert np.array_equal(found.feeds["input"], wanted.transpose(0, 3, 1, 2))
@@ -360,7 +360,7 @@ def test_images_of_another_size_than_the_input(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", pixels(8, 8, 3))
     assert code_of(tmp_path, IMAGE) == "SNNC302"
     cropped = load_data(tmp_path, [IMAGE], Preprocess(size=(5, 6))).feeds["input"]
-    wanted = pixels(8, 8, 3)[1:6, 1:7].astype(np.float32).transpose(2, 0, 1) / np.float32(255)
+    wanted = pixels(8, 8, 3)[2:7, 1:7].astype(np.float32).transpose(2, 0, 1) / np.float32(255)
     assert np.array_equal(cropped[0], wanted)
 
 
