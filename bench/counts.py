@@ -3,9 +3,10 @@
     python bench/counts.py [--networks resnet18,resnet20,vgg16] [--batches 1] [--threads 1]
 
 The networks have the layers of ResNet-18 (224x224), ResNet-20 and VGG-16 (CIFAR) with random weights:
-residual sums, pooling and read-out, all of them.  Sessions run in turn, and the table gives medians of
-the times and of their ratios.  SNNC_MAX_ISA names the best instruction set of the count kernels;
-onnxruntime always takes the machine's.  `--layers` gives the time of every layer.
+residual sums, pooling and read-out, all of them.  `counts` has weights of 8 bits, `levels` real ones.
+Sessions run in turn, and the table gives medians of the times and of their ratios.  SNNC_MAX_ISA names
+the best instruction set of the count kernels; onnxruntime always takes the machine's.  `--layers` gives
+the time of every layer.
 """
 
 from __future__ import annotations
@@ -236,6 +237,33 @@ def vgg16(levels: int) -> tuple[onnx.ModelProto, onnx.ModelProto]:
 NETWORKS = {"resnet18": resnet18, "resnet20": resnet20, "vgg16": vgg16}
 
 
+def levelled(model: onnx.ModelProto, levels: int) -> onnx.ModelProto:
+    """The network of real weights by counts: each rectifier a neuron of levels."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    channels = {
+        node.output[0]: next(t.dims[0] for t in made.graph.initializer if t.name == node.input[1])
+        for node in made.graph.node
+        if node.op_type == "Conv"
+    }
+    made.graph.initializer.append(numpy_helper.from_array(np.array(levels, np.int64), "levels"))
+    for node in made.graph.node:
+        if node.op_type == "Add":
+            channels[node.output[0]] = channels[node.input[0]]
+        if node.op_type == "Relu":
+            theta = np.ones((channels[node.input[0]], 1, 1), np.float32)
+            for name, value in ((f"{node.name}_v", theta / 2), (f"{node.name}_t", theta)):
+                made.graph.initializer.append(numpy_helper.from_array(value, name))
+            inputs = [node.input[0], f"{node.name}_v", f"{node.name}_t", "levels"]
+            new = helper.make_node(
+                "LevelNeuron", inputs, node.output, node.name, domain=dialect.DOMAIN
+            )
+            node.CopyFrom(new)
+    made.opset_import.append(helper.make_opsetid(dialect.DOMAIN, 1))
+    made.functions.extend(dialect.functions(["LevelNeuron"], dialect.BASE_OPSET))
+    return made
+
+
 def quantized(model: onnx.ModelProto, size: int, folder: Path) -> Path:
     """The network as onnxruntime quantizes it: U8S8, per channel, from eight random images."""
     from onnxruntime.quantization import (
@@ -290,10 +318,9 @@ def ratios(sessions: dict[str, Any], feeds: dict[str, Array], seconds: float) ->
     result: dict[str, Any] = {
         name: round(statistics.median(values) * 1e6) for name, values in times.items()
     }
-    for other in sessions:
-        if other != "counts":
-            each = [a / b for a, b in zip(times["counts"], times[other], strict=True)]
-            result[f"counts/{other}"] = round(statistics.median(each), 3)
+    for one, other in (("counts", "fp32"), ("counts", "int8"), ("levels", "fp32")):
+        each = [a / b for a, b in zip(times[one], times[other], strict=True)]
+        result[f"{one}/{other}"] = round(statistics.median(each), 3)
     return result
 
 
@@ -341,6 +368,9 @@ def main() -> None:
                     "fp32": create_session(model, threads=threads),
                     "int8": create_session(made, threads=threads),
                     "counts": create_session(counts, threads=threads, native=True),
+                    "levels": create_session(
+                        levelled(model, options.levels), threads=threads, native=True
+                    ),
                 }
                 for batch in map(int, options.batches.split(",")):
                     feeds = {"x_image": images(batch, size)}

@@ -69,7 +69,8 @@ def create_session(
     events: let the native library compute on the CPU by events, in those layers of a compiled network
         that have such a form (`snncompiler.passes.lower.lower_events`).  Sums are then added in another
         order than by onnxruntime's convolutions.  A layered network in whole numbers computes with the
-        counts of its spikes instead (`snncompiler.passes.lower.collapse_time`) and gives the same bits.
+        counts of its spikes instead (`snncompiler.passes.lower.collapse_time`) and gives the same bits;
+        one of real weights computes all steps in one pass, and its sums are added in another order.
         The session is made from a file that is deleted
         afterwards, so it cannot change its providers (`set_providers`).  False leaves every layer as it
         stands in the file.  So does an onnxruntime that cannot load the lowered network; a

@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import unique_name
 from snncompiler.ir.symbolic import Shape, Shapes, attributes_of
+from snncompiler.passes.lower.collapse_levels import collapse_levels
 from snncompiler.passes.lower.compact import expanded
 from snncompiler.passes.lower.events.body import TO_FIRST, Stays
 from snncompiler.passes.lower.lower_events import LayerNote, Lowered
@@ -52,11 +53,14 @@ def has_layers(model: onnx.ModelProto) -> bool:
 def collapse_time(model: onnx.ModelProto) -> Lowered:
     """A copy of a layered network whose layers compute with counts, and what became of each layer.
 
-    A model in which nothing can be collapsed comes back as it is.  Raises nothing: the file may be
-    anyone's, and whatever cannot be read stays, with the reason.
+    Where no layer is in whole numbers of 8 bits, all of them may be collapsed to levels
+    (passes/lower/collapse_levels.py).  A model in which nothing can be collapsed comes back as it is.
+    Raises nothing: the file may be anyone's, and whatever cannot be read stays, with the reason.
     """
     try:
-        return _Collapse(expanded(model)).run()
+        plain = expanded(model)
+        lowered = _Collapse(plain).run()
+        return lowered if lowered.changed else collapse_levels(plain)
     except Exception as error:
         why = f"the file cannot be read as ours ({type(error).__name__}: {error})"
         names = [node.name for node in model.graph.node if _is_neuron(node)]

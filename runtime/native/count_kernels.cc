@@ -684,6 +684,30 @@ void fire_row(const float* current, std::int64_t apart, std::int64_t width, std:
   });
 }
 
+void level_row(const float* current, std::int64_t count, float membrane, float threshold,
+               std::int64_t levels, float* counts, Isa isa) {
+  const auto most = static_cast<float>(levels);
+  const float rate = 1 / threshold;
+  const double charge = threshold;
+  on(isa, [&](auto set) SNNC_INLINE {
+    (void)set;
+    for (std::int64_t i = 0; i < count; ++i) {
+      // At most one too many or too few; the products, which do not round in float64, put it right.
+      // NaN fires nothing.
+      const float v = membrane + current[i];
+      float n = v * rate;
+      n = n > 0 ? n : 0.0f;
+      n = n < most ? n : most;
+      n = static_cast<float>(static_cast<std::int32_t>(n));
+      const double worth = static_cast<double>(n) * charge, potential = v;
+      n -= worth > potential ? 1.0f : 0.0f;
+      n += worth + charge <= potential ? 1.0f : 0.0f;
+      n = n > 0 ? n : 0.0f;
+      counts[i] = n < most ? n : most;
+    }
+  });
+}
+
 void grid_row(const float* values, std::int64_t apart, std::int64_t width, std::int64_t channels,
               const float* factor, float lowest, float highest, float origin, std::uint8_t* out,
               Isa isa) {

@@ -126,6 +126,11 @@ void fire_row(const float* current, std::int64_t apart, std::int64_t width, std:
               const float* membrane, const float* threshold, std::int64_t levels, std::uint8_t* out,
               Isa isa = best_isa());
 
+/// Neurons of `count` currents that are complete, of one membrane and threshold, of at most 2^20 levels;
+/// `counts` may be `current`.
+void level_row(const float* current, std::int64_t count, float membrane, float threshold,
+               std::int64_t levels, float* counts, Isa isa = best_isa());
+
 /// A row of numbers as bytes: the nearest whole numbers to factor·value, between `lowest` and `highest`,
 /// plus `origin`; `values` is as `current` of fire_row, and what is no number counts as the lowest.
 void grid_row(const float* values, std::int64_t apart, std::int64_t width, std::int64_t channels,

@@ -386,6 +386,41 @@ class CountNeuron {
   std::int64_t top_;
 };
 
+/// Neurons of real weights whose current is complete, and stays as it is laid out.
+class LevelNeuron {
+ public:
+  static constexpr const char* name = "LevelNeuron";
+  static constexpr std::array inputs{ort::float32, ort::float32, ort::float32, ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::float32};
+  static constexpr std::array<int, 1> states_in{0}, states_out{0};
+
+  explicit LevelNeuron(const Attributes&) {}
+
+  template <typename Device, typename Calls>
+  void run(const Calls& context) const {
+    const Input current = context.input(0), membrane = context.input(1), threshold = context.input(2);
+    if (current.shape.size() < 2) refuse("current", current.shape, "[N, channels, ...]");
+    const std::int64_t channels = current.shape[1];
+    if (elements(membrane.shape) != channels) refuse("membrane", membrane.shape, "one for each channel");
+    if (elements(threshold.shape) != channels) refuse("threshold", threshold.shape, "one for each channel");
+    const std::int64_t levels = number_of("levels", context.input(3), 1);
+    if (levels > 1 << 20) {
+      throw std::invalid_argument("`levels` is " + std::to_string(levels) +
+                                  ", and here at most 2^20 are taken (events=False takes more)");
+    }
+    auto* const counts = context.template output<float>(0, current.shape);
+    const std::int64_t all = elements(current.shape), rows = current.shape[0] * channels;
+    if (!all) return;
+    const std::int64_t each = all / rows;
+    const auto row = [&](std::int64_t index) {
+      const std::int64_t c = index % channels;
+      snnc::counts::level_row(current.as<float>() + index * each, each, membrane.as<float>()[c],
+                        threshold.as<float>()[c], levels, counts + index * each);
+    };
+    in_rows(context, rows, all < 1 << 15, row);
+  }
+};
+
 /// Numbers on a grid, as bytes.
 class CountInput {
  public:

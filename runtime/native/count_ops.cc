@@ -241,6 +241,7 @@ void add_count_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<Alone<CountLayer<Kind::residual>>, CountCpu>(api, domain);
   add<Alone<CountLayer<Kind::pair>>, CountCpu>(api, domain);
   add<Alone<CountNeuron>, CountCpu>(api, domain);
+  add<Alone<LevelNeuron>, CountCpu>(api, domain);
   add<Alone<CountInput>, CountCpu>(api, domain);
   add<Alone<CountMaxPool>, CountCpu>(api, domain);
   add<CountNetwork, CountCpu>(api, domain);

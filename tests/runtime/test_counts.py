@@ -239,6 +239,25 @@ def test_neurons_of_a_current_are_exact_where_the_quotient_rounds() -> None:
             assert np.array_equal(got, correct), (levels, native)
 
 
+def test_levels_of_real_thresholds_are_exact_where_the_quotient_rounds() -> None:
+    rng = np.random.default_rng(2)
+    threshold = rng.uniform(0.01, 3, (5, 1, 1)).astype(np.float32)
+    membrane = np.zeros_like(threshold)
+    for levels in (1, 15, 255, 1 << 20):
+        # Products that float32 rounds, and their neighbours.
+        near = (rng.integers(-1, levels + 2, (2, 5, 7, 40)) * threshold).astype(np.float32)
+        current = np.nextafter(near, np.float32(np.inf) * rng.choice([-1, 1], near.shape))
+        current = np.where(rng.random(near.shape) < 0.5, near, current).astype(np.float32)
+        current[0, 0, 0, :3] = np.nan, np.inf, -np.inf
+        wide = np.nan_to_num(current.astype(np.longdouble), posinf=1e30, neginf=-1e30)
+        correct = np.clip(np.floor(wide / threshold.astype(np.longdouble)), 0, levels)
+        feeds = {"current": current, "membrane": membrane, "threshold": threshold}
+        feeds["levels"] = np.array(levels, np.int64)
+        for native in (True, False):
+            got = run("LevelNeuron", feeds, {}, native=native, constant=native, events=False)
+            assert np.array_equal(got, correct.astype(np.float32)), (levels, native)
+
+
 def test_inputs_are_rounded_to_their_grid() -> None:
     rng = np.random.default_rng(3)
     for channels, width in ((1, 5), (3, 70), (17, 33)):

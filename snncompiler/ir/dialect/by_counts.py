@@ -142,6 +142,23 @@ _BODIES = {
   fired = Min (above, most)
   counts_out = Cast <to = 2> (fired)
 }""",
+    # The quotient of float32 numbers is in float64 on the right side of every whole number.
+    "LevelNeuron": """LevelNeuron (current, membrane, threshold, levels) => (counts)
+{
+  v = Add (membrane, current)
+  potential = Cast <to = 11> (v)
+  charge = Cast <to = 11> (threshold)
+  quotient = Div (potential, charge)
+  none = Constant <value_float = 0.0> ()
+  nothing = Cast <to = 11> (none)
+  unknown = IsNaN (quotient)
+  known = Where (unknown, nothing, quotient)
+  floor = Floor (known)
+  most = Cast <to = 11> (levels)
+  least = Max (floor, nothing)
+  fired = Min (least, most)
+  counts = Cast <to = 1> (fired)
+}""",
     "CountMaxPool": """CountMaxPool <dilations, kernel_shape, pads, strides> (counts) => (pooled)
 {
   planes = Transpose <perm = [0, 3, 1, 2]> (counts)
@@ -275,6 +292,21 @@ COUNT_OPERATORS: dict[str, Operator] = {
             outputs=(Port("counts_out", "uint8", "[N, H, W, M]", "0 to L"),),
             attributes=(_TOP,),
             body=_BODIES["CountNeuron"],
+            states=(),
+        ),
+        Operator(
+            name="LevelNeuron",
+            summary="Layered neurons of real weights, whose current is complete; they send counts.",
+            equation="n = min(max(floor((membrane + current) / θ), 0), L), the sum in float32",
+            inputs=(
+                Port("current", "float32", "[N, C, ...]", "the sum of the window"),
+                Port("membrane", "float32", "[C, 1, ...]", "membrane potential at the start"),
+                Port("threshold", "float32", "[C, 1, ...]", "θ, positive"),
+                Port("levels", "int64", "[]", "L, at least 1; the kernel takes up to 2^20"),
+            ),
+            outputs=(Port("counts", "float32", "[N, C, ...]", "0 to L"),),
+            attributes=(),
+            body=_BODIES["LevelNeuron"],
             states=(),
         ),
         Operator(
