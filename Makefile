@@ -18,6 +18,10 @@ demo: $(VENV)/.demo
 	    --calibration models/digits_train.npz --scale 16
 	$(BIN)/snnc eval models/digits-resnet.onnx $(DEMO)/digits-resnet.snn.onnx \
 	    --data models/digits_test.npz --scale 16 --steps 2,4,8,16,32,64
+	$(BIN)/snnc compile models/digits-resnet.onnx -o $(DEMO)/digits-layered.snn.onnx \
+	    --timing layered --coding radix -T 4 --calibration models/digits_train.npz --scale 16
+	$(BIN)/snnc eval models/digits-resnet.onnx $(DEMO)/digits-layered.snn.onnx \
+	    --data models/digits_test.npz --scale 16
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
