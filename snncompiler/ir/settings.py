@@ -373,7 +373,8 @@ class Options:
         if self.weights and self.precision == "fp16":
             raise UsageError(
                 f"--weights {self.weights} beside --precision fp16: float16 holds whole numbers up to "
-                "2,048 only, and sums are larger",
+                "2,048 only, and ONNX gives the sums of a layer, which are larger, in the type of its "
+                "weights",
                 hint="leave one of the two out",
             )
         if self.layered:
