@@ -24,10 +24,11 @@ two modes over ours.
 
 --accuracy tells what that means to a user: the first T of the list at which the accuracy is within a
 point of the ANN's, the SNN's time there over the ANN's, the T at which they would break even, and
-synaptic operations there over the ANN's multiply-accumulates.
+synaptic operations there over the ANN's multiply-accumulates.  Beside it stands the same ANN quantised
+to 8 bits by onnxruntime (`quantised`): its time over the ANN's, and what it loses.
 
 --memory gives the peak resident memory of a fresh process that makes a session, one thread, and runs it
-once.
+once, and the size of the file; of whole weights also of the compact one, and beside it real weights.
 
 --layers times one layer, 16 time-steps of one image, random spikes, over onnxruntime's convolution of
 as many images alone, and over that and its neurons in our dense kernel, at every density.
@@ -62,6 +63,7 @@ from bench.zoo import entries, material_root
 from snncompiler.analysis.evaluate import evaluate
 from snncompiler.cli.plots import new_figure, save_figure
 from snncompiler.cli.tables import table
+from snncompiler.emission.emit import emit
 from snncompiler.ir import dialect
 from snncompiler.ir.settings import Options
 from snncompiler.pipeline import compile_model
@@ -211,9 +213,9 @@ def opened(name: str, root: Path) -> tuple[Data, onnx.ModelProto]:
     return data, widened(source, factor) if factor > 1 else source
 
 
-def best_of(found: Mapping[str, Sequence[float]]) -> list[float]:
+def best_of(found: Mapping[str, Sequence[float]], which: str = "ann") -> list[float]:
     """The ANN's best time of an image in each turn."""
-    each = [[t / batch for t in found[f"ann {batch}"]] for batch in ANN_BATCHES]
+    each = [[t / batch for t in found[f"{which} {batch}"]] for batch in ANN_BATCHES]
     return [min(times) for times in zip(*each, strict=True)]
 
 
@@ -308,12 +310,56 @@ def network(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
 # --- what it means ---
 
 
+def quantised(source: onnx.ModelProto, calibration: Row, folder: Path) -> Path:
+    """The ANN in 8 bits as onnxruntime quantises it statically: U8S8 in QDQ form, per channel, with the
+    ranges of the calibration samples."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Samples(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(range(len(next(iter(calibration.values())))))
+
+        def get_next(self) -> Row | None:
+            number = next(self.left, None)
+            if number is None:
+                return None
+            return {name: array[number : number + 1] for name, array in calibration.items()}
+
+    onnx.save(source, folder / "ann.onnx")
+    quant_pre_process(str(folder / "ann.onnx"), str(folder / "ready.onnx"))
+    quantization.quantize_static(
+        str(folder / "ready.onnx"),
+        str(folder / "int8.onnx"),
+        Samples(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+    )
+    return folder / "int8.onnx"
+
+
+def right(session: Any, images: Any) -> float:
+    """The share of images whose class is the largest score."""
+    (name,) = images.feeds
+    found = [
+        int(session.run(None, {name: images.feeds[name][at : at + 1]})[0].argmax())
+        for at in range(len(images))
+    ]
+    return float((np.asarray(found) == np.asarray(images.labels)).mean())
+
+
 def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
     data, source = opened(name, root)
     images = data.test(asked.limit)
     entry = next(iter(images.feeds))
-    model = compile_model(source, options(asked), data.calibration(0, CALIBRATION_IMAGES)).model
+    calibration = data.calibration(0, CALIBRATION_IMAGES)
+    model = compile_model(source, options(asked), calibration).model
     result = evaluate(source, model, images, steps=ACCURACY_STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        eight = quantised(source, dict(calibration.feeds), Path(folder)).read_bytes()
+    lost = (result.ann_accuracy or 0) - right(create_session(eight, threads=1), images)
     one = next(iter(images.feeds.values()))[:1]
     sixteen = next(iter(images.feeds.values()))[: max(ANN_BATCHES)]
     rows: list[Row] = []
@@ -323,9 +369,13 @@ def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
         runs: dict[str, Run] = {
             f"ann {b}": partial(ann.run, None, {entry: sixteen[:b]}) for b in ANN_BATCHES
         }
+        integers = create_session(eight, threads=threads)
+        for batch in ANN_BATCHES:
+            runs[f"int8 {batch}"] = partial(integers.run, None, {entry: sixteen[:batch]})
         runs["snn"] = partial(snn.run, None, {entry: one, "snnc_steps": np.array(TIMED_STEPS)})
         found = turns(runs, asked.repeat, threads)
-        step = ratio([t / TIMED_STEPS for t in found["snn"]], best_of(found))
+        best = best_of(found)
+        step = ratio([t / TIMED_STEPS for t in found["snn"]], best)
         near = next((r for r in result.results if r.drop is not None and r.drop <= 0.01), None)
         row: Row = {
             "network": name,
@@ -334,6 +384,8 @@ def meaning(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
             "threads": threads,
             "ANN top-1": f"{100 * (result.ann_accuracy or 0):.2f} %",
             "step / ANN": round(step, 3),
+            "int8 ANN / ANN": round(ratio(best_of(found, "int8"), best), 3),
+            "int8 ANN drop": f"{100 * lost:.2f}",
             "break-even T": round(1 / step, 1),
             "T within 1 point": near.steps if near else "none",
         }
@@ -364,7 +416,25 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def memory(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
     data, source = opened(name, root)
     images = next(iter(data.test(max(asked.batch)).feeds.values()))
-    model = compile_model(source, options(asked), data.calibration(0, CALIBRATION_IMAGES)).model
+    rows: list[Row] = []
+    for weights in dict.fromkeys(["float32", asked.weights]):
+        given = argparse.Namespace(**{**vars(asked), "weights": weights})
+        calibration = data.calibration(0, CALIBRATION_IMAGES)
+        compiled = compile_model(source, options(given), calibration)
+        sizes = {"file, KiB": compiled.model.ByteSize()}
+        if weights != "float32":
+            small = emit(compiled.prepared, compiled.calibration, options(given, compact=True))
+            sizes["compact, KiB"] = small.ByteSize()
+        told = {name: round(size / 1024) for name, size in sizes.items()}
+        rows += peaks_of(
+            compiled.model, images, asked, {"network": name, "weights": weights, **told}
+        )
+    return rows
+
+
+def peaks_of(
+    model: onnx.ModelProto, images: Any, asked: argparse.Namespace, head: Row
+) -> list[Row]:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         file, feeds = Path(folder, "snn.onnx"), Path(folder, "feeds.npz")
@@ -384,7 +454,7 @@ def memory(name: str, asked: argparse.Namespace, root: Path) -> list[Row]:
                     peaks[events] = int(found.stdout) / 1024
                 rows.append(
                     {
-                        "network": name,
+                        **head,
                         "N": batch,
                         "T": steps,
                         "by events, MiB": round(peaks[True]),
