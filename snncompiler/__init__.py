@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from snncompiler.analysis.verify import Verification, verify
     from snncompiler.api import check, compile
     from snncompiler.calibration.record import Calibration
+    from snncompiler.emission.targets import export
     from snncompiler.network.data import Dataset, Preprocess
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "check",
     "compile",
     "evaluate",
+    "export",
     "verify",
 ]
 
@@ -51,6 +53,7 @@ _LATER = {
     "check": "api",
     "compile": "api",
     "evaluate": "analysis.evaluate",
+    "export": "emission.targets",
     "verify": "analysis.verify",
 }
 

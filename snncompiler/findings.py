@@ -65,6 +65,7 @@ CODES: dict[str, str] = {
     "SNNC402": "the compiled file does not match its model",
     "SNNC403": "verification failed",
     "SNNC404": "an output cannot be compared with the network's",
+    "SNNC405": "what a target of exports does not express",
     # 5xx: usage, environment, ourselves
     "SNNC501": "wrong usage",
     "SNNC502": "output cannot be written",

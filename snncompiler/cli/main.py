@@ -1,4 +1,4 @@
-"""The command line: `snnc check | compile | run | eval | verify | trace | info | doctor`.
+"""The command line: `snnc check | compile | run | eval | verify | trace | export | info | doctor`.
 
 Results go to standard output, everything else to standard error.  Exit codes: 0 done, 1 the model or
 the data is refused, 2 wrong usage, 3 something is missing in the environment, 4 our own fault,
@@ -16,6 +16,7 @@ from snncompiler.cli.common import guarded
 from snncompiler.cli.compile import compile
 from snncompiler.cli.doctor import doctor
 from snncompiler.cli.eval import eval
+from snncompiler.cli.export import export
 from snncompiler.cli.info import info
 from snncompiler.cli.merge import merge
 from snncompiler.cli.options import expanded
@@ -48,7 +49,7 @@ def _root(
     pass
 
 
-for command in (check, compile, run, eval, merge, verify, trace, info, doctor):
+for command in (check, compile, run, eval, merge, verify, trace, export, info, doctor):
     app.command(name=command.__name__)(guarded(expanded(command)))
 
 
