@@ -80,8 +80,9 @@ def create_session(
         `use_tf32` is 1.
     On CUDA a compiled network has the chunk K that suits the GPU's memory (`snncompiler.runtime.cuda`),
     and with the native library its neurons drive their currents themselves
-    (`snncompiler.passes.lower.drive_neurons`).  A layered network in whole numbers computes with counts
-    there, too, unless `events` is False: one convolution in float32 for all steps, with the same bits.
+    (`snncompiler.passes.lower.drive_neurons`).  A layered network in whole numbers of 8 bits computes
+    with counts there, too, unless `events` is False: one convolution in float32 for all steps, with the
+    same bits.
     Raises EnvironmentMissing for what is missing or broken, UsageError for provider options on the CPU
     and for a file that was lowered for the CPU on CUDA.
     """
@@ -257,8 +258,8 @@ def _by_events(source: str | bytes) -> onnx.ModelProto | None:
 
 
 def _by_counts_anywhere(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """A layered network in whole numbers without time, of operators that every device has; None where
-    no convolution of spikes would become one of counts."""
+    """A layered network in whole numbers of 8 bits without time, of operators that every device has;
+    None where no convolution of spikes would become one of counts."""
     if not has_layers(model):
         return None
     lowered = collapse_time(model)
