@@ -92,6 +92,7 @@ class ArraySamples(Samples):
         self._rows, self._spec, self._how, self._where = rows, spec, how, where
         if not rows.shape:
             raise wrong_shape(rows.shape, spec, where)
+        seen.count = rows.shape[0]
         first = fit(rows.read(np.arange(min(1, rows.shape[0]))), spec, how, where, seen)
         self.shape, self.dtype = (rows.shape[0], *first.shape[1:]), first.dtype
 
@@ -110,6 +111,7 @@ class ImageSamples(Samples):
     ) -> None:
         self.pictures, self._spec, self._how = pictures, spec, how
         seen.applied.add("resize")
+        seen.count = len(pictures)
         self._first = ""
         first = self._first_of(seen, skip_damaged)
         self.shape, self.dtype = (len(pictures), *first.shape[1:]), first.dtype

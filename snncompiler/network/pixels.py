@@ -30,6 +30,8 @@ def with_preprocessing(
     if not asked:
         return asked, how, []
     how = how or Preprocess()
+    how.check()
+    how = how.resolved()
     told = [name for name in ("scale", "mean", "std") if getattr(how, name) is not None]
     if asked.scale is not None:
         if told:

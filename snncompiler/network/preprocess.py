@@ -181,8 +181,12 @@ class InputSpec:
 
 @dataclass
 class Seen:
-    """What a preprocessing did: the options that were of use, and what there is to say."""
+    """What a preprocessing did: the options that were of use, and what there is to say.
 
+    count: how many samples there are, of which it may see the first only.
+    """
+
+    count: int | None = None
     applied: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
@@ -230,7 +234,8 @@ def fit(array: Array, spec: InputSpec, how: Preprocess, where: str, seen: Seen) 
     if len(sizes) == len(spec.shape) - 1 and flat and array.ndim and array[:1].size == prod(sizes):
         # The same values, flat or without axes of 1: [n, 784] or [n, 28, 28] for [n, 1, 28, 28].
         return array.reshape(len(array), *sizes)
-    raise wrong_shape(array.shape, spec, where)
+    count = len(array) if seen.count is None else seen.count
+    raise wrong_shape((count, *array.shape[1:]), spec, where)
 
 
 def _cast(array: Array, spec: InputSpec, where: str) -> Array:
@@ -255,8 +260,7 @@ def wrong_shape(shape: Sequence[int], spec: InputSpec, where: str) -> Refused:
     want = ["N", *("any" if dim is None else dim for dim in spec.shape[1:])]
     return refuse(
         "SNNC302",
-        f"{where} has shape {['N', *shape[1:]][: len(shape)]}, the network's input '{spec.name}' wants "
-        f"{want}",
+        f"{where} has shape {list(shape)}, the network's input '{spec.name}' wants {want}",
         hint="say --layout and --size if it holds images",
     )
 

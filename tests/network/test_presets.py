@@ -208,6 +208,24 @@ def test_a_calibration_that_is_used_again_keeps_it(
     assert again.SerializeToString(deterministic=True) == snn.SerializeToString(deterministic=True)
 
 
+def test_what_the_network_does_itself_is_not_done_again(model: onnx.ModelProto) -> None:
+    """With --input-type uint8 it makes its input of pixels; what is left to do outside is kept."""
+    how = Preprocess(preset="keras-tf", layout="NCHW")
+    wanted, found = (
+        snncompiler.compile(model, calibration=STORED, preprocess=how, steps=8, input_type=kind)
+        for kind in ("float32", "uint8")
+    )
+    assert kept(found)["preprocess"] == {"layout": "NCHW"}
+    # The same float32 operations on the same pixels, inside and outside.
+    for one, other in zip(
+        snncompiler.evaluate(model, found, STORED).results,
+        snncompiler.evaluate(model, wanted, STORED).results,
+        strict=True,
+    ):
+        assert one.predictions == other.predictions
+        assert (one.firing_rate, one.relative_error) == (other.firing_rate, other.relative_error)
+
+
 def test_a_preprocessing_in_a_file_that_is_damaged(model: onnx.ModelProto) -> None:
     import hashlib
 
