@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 BEGIN, END = "<!-- table of bench/timings.py -->", "<!-- end of the table -->"
-HOW = {"scale": 16.0}
 #: Options of a compilation, and the T at which it is evaluated.
 RUNS: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
     ("streaming", {}, (4, 8, 16, 32, 64)),
@@ -39,7 +38,7 @@ def rows() -> Iterator[list[str]]:
     from snncompiler import models
     from snncompiler.emission.compiled import read_compiled
 
-    net, how = models.path("digits-resnet"), snncompiler.Preprocess(**HOW)
+    net, how = models.path("digits-resnet"), snncompiler.Preprocess(scale=16)
     for name, options, steps in RUNS:
         snn = snncompiler.compile(
             net, calibration=models.path("digits-train"), preprocess=how, **options

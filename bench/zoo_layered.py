@@ -65,7 +65,7 @@ def _errors(model: onnx.ModelProto, entry: Row | None, root: Path, steps: int, a
     from snncompiler.pipeline import calibrated, emit, prepare
     from snncompiler.runtime.session import create_session
 
-    prepared = prepare(model, allow_analog=analog)
+    prepared = prepare(model, allow_analog=analog, layered=True)
     data = zoo.samples_of(entry, root, prepared)
     test = data.test.head(TEST)
     common = {"timing": "layered", "coding": "radix", "steps": steps, "allow_analog": analog}

@@ -24,6 +24,7 @@ rather than currents.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -221,9 +222,11 @@ class _Stages(GraphWriter):
         if self.radix:
             unit = self._shared("snnc_unit_of_first", 2.0 ** (1 - self.steps), np.float32)
             full = self._make("Mul", [full, unit], f"{node.name}/scaled")
-        state = self._state(f"{node.name}/membrane", node.inputs[0])
+        state = self._state(f"{node.name}/membrane", node.inputs[0], np.float32)
         size = self._make("Shape", [current], f"{node.name}/size")
-        rest = self._make("Expand", [self.zero, size], f"{node.name}/no_current")
+        kind = np.dtype(node.inputs[0].dtype)  # spikes have the type of the current
+        none = self._shared(f"snnc_no_current_{kind.name}", 0.0, kind.type)
+        rest = self._make("Expand", [none, size], f"{node.name}/no_current")
         left = self.name(f"{node.name}/membrane_out")
         self.nodes.append(
             helper.make_node(
@@ -258,7 +261,7 @@ class _Stages(GraphWriter):
 
     def _received(self, name: str, current: str, tensor: Tensor, start: str) -> str:
         """The sum of what has come in this window, weighed as this step is, on top of `start`."""
-        state = self._state(f"{name}/received", tensor)
+        state = self._state(f"{name}/received", tensor, np.float32)
         before = self._doubled(state, f"{name}/received") if self.radix else state
         total = self._make("Where", [self.first, start, before], f"{name}/received_before")
         after = self.name(f"{name}/received_out")
@@ -295,7 +298,7 @@ class _Stages(GraphWriter):
         name = f"{tensor.name}/after_{windows}"
         temporal = id(tensor) in self.schedule.temporal
         length = self.steps if temporal else 1
-        state = self._state(f"{name}/waiting", tensor, 1)
+        state = self._state(f"{name}/waiting", tensor, tensor.dtype, 1)
         held = self._shared(f"snnc_line_of_{length}", [length])
         zero, one = self._shared("snnc_axis", [0]), self._shared("snnc_second", [1])
         first, end = self._shared("snnc_oldest", 0), self._shared("snnc_all", [ENDLESS])
@@ -331,9 +334,9 @@ class _Stages(GraphWriter):
             self.shared[wanted] = self.constant(wanted, values, dtype)
         return self.shared[wanted]
 
-    def _state(self, wanted: str, tensor: Tensor, more: int = 0) -> str:
+    def _state(self, wanted: str, tensor: Tensor, dtype: Any, more: int = 0) -> str:
         """A state with the rank of a tensor and `more` axes before, that begins with zeros."""
-        kind = np.dtype(tensor.dtype or np.float32)
+        kind = np.dtype(dtype or np.float32)
         rank = known_rank(tensor) + more
         start: NDArray[np.generic] = np.zeros((1,) * rank, kind)
         name = self.name(wanted)

@@ -72,6 +72,8 @@ SAMPLES = 4
 #: another order are off by 1e-6, and a neuron that is a level off for that changes little more; an
 #: image or a delay that is wrong changes all.
 PIPELINE_TOLERANCE = 1e-3
+#: The same in float16, whose roundings onnxruntime leaves out on the CPU where it can.
+HALF_TOLERANCE = 0.1
 #: Time-steps at which the three ways are compared; `steps` writes a copy of the graph for each.
 UNROLL_STEPS = 16
 
@@ -243,7 +245,10 @@ def _run_pipeline_checks(
     window = read_compiled(emit(prepared, compiled.calibration, options))
     session = create_session(window.model, events=False, threads=1)
     images = [feeds, {name: array[::-1].copy() for name, array in feeds.items()}]
-    allowed = 0.0 if compiled.grid.read_out == "all" else PIPELINE_TOLERANCE
+    half = compiled.options.precision == "fp16"
+    allowed = HALF_TOLERANCE if half else PIPELINE_TOLERANCE
+    if compiled.grid.read_out == "all":
+        allowed = 0.0
     for device in _devices(compiled):
         stream = Stream(compiled.model, threads=1, device=device)
         largest, answered = 0.0, 0
@@ -284,7 +289,8 @@ def _run_layered_checks(
 ) -> tuple[LayerIdentity, ...]:
     """The bodies against the kernels, and the levels of every neuron."""
     found = _counted(compiled.model, prepared, feeds, compiled.steps)
-    if library_path() is not None:
+    # In float16 onnxruntime leaves out the roundings of currents on the CPU, where it has the bodies.
+    if library_path() is not None and compiled.options.precision == "fp32":
         bodies = _counted(compiled.model, prepared, feeds, compiled.steps, native=False)
         checks.append(_compared("native kernels = function bodies", found, bodies))
     by_counts = _same_by_counts(compiled, feeds)

@@ -35,6 +35,7 @@ from snncompiler.passes.lower.chunks import MAX_CHUNK
 from snncompiler.passes.lower.compact import compact
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.passes.lower.lower_precision import LowerPrecision
+from snncompiler.passes.lower.lower_windows import LowerWindows
 from snncompiler.passes.lower.verify_output import verify_output
 from snncompiler.passes.normalize.track_batch import name_batch
 from snncompiler.passes.time.layer_time import LayerTime
@@ -141,7 +142,18 @@ def _layered(
     if fixed and not prepared.any_batch:
         lost = next(iter(prepared.context.batch_lost), "")
         raise refuse("SNNC205", "the batch axis is lost, which --emit cuda-graph needs", node=lost)
-    passes = [LayerTime(options.radix), *whole_read_out(options)]
+    half = options.precision == "fp16"
+    if half and prepared.context.keeps_rounding:
+        raise UsageError(
+            "--precision fp16 beside a quantized source, which is converted exactly: float16 holds "
+            "whole numbers up to 2,048 only, and sums are larger",
+            hint="leave --precision away",
+        )
+    passes = [
+        LayerTime(options.radix),
+        *whole_read_out(options),
+        *([LowerWindows()] if half else []),
+    ]
     run_passes(passes, graph, prepared.context)
     _share_grids(prepared.context)
     infer_shapes(graph)

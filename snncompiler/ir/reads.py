@@ -86,9 +86,10 @@ def _behind(node: onnx.NodeProto, given: list[Reads]) -> Reads:
         summed = node.op_type in ("TimeSum", "WeightedTimeSum", "EventSum", "EventSumPool")
         return worst if same else "sums of spikes" if summed else "real numbers"
     nature = record(node.op_type)
-    if worst in ("the input", "real numbers") or nature.spikes is not None:
+    kept = nature.spikes is not None or nature.linear == "cast"
+    if worst in ("the input", "real numbers") or kept:
         return worst
-    averages = nature.pools == "average" or nature.linear in ("first", "always", "resize", "cast")
+    averages = nature.pools == "average" or nature.linear in ("first", "always", "resize")
     return "sums of spikes" if averages or nature.arithmetic else "real numbers"
 
 

@@ -411,10 +411,11 @@ class Options:
             reason = (
                 "--encode poisson needs a mean over time, and the input of a window is constant"
             )
-        elif self.precision == "fp16":
-            reason = "--precision fp16 has no form in layered time yet"
         elif self.target == "cpu":
-            reason = "--target cpu lowers a loop over time, and layered time has none"
+            reason = (
+                "--target cpu lowers a loop over time, and layered time has none: a session on the CPU "
+                "puts operators by counts into the file by itself"
+            )
         if reason:
             raise UsageError(
                 reason, hint="leave one of the two out, or compile with --timing streaming"

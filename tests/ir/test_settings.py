@@ -102,7 +102,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"timing": "layered", "threshold": "vin-max"}, "--threshold vin-max"),
     ({"timing": "layered", "alpha": "auto"}, "--alpha auto"),
     ({"timing": "layered", "encode": "poisson"}, "--encode poisson"),
-    ({"timing": "layered", "precision": "fp16"}, "--precision fp16"),
     ({"timing": "layered", "target": "cpu"}, "--target cpu"),
     ({"target": "cpu", "emit": "step"}, "--emit step"),
     ({"target": "cpu", "emit": "cuda-graph", "batch": 2}, "--emit cuda-graph"),

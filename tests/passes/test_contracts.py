@@ -28,6 +28,7 @@ from snncompiler.network.prepare import normalization_passes
 from snncompiler.network.prepared import imported
 from snncompiler.passes.base import Context, Pass, run_passes
 from snncompiler.passes.lower.lower_precision import LowerPrecision
+from snncompiler.passes.lower.lower_windows import LowerWindows
 from snncompiler.passes.lower.spell_rounding import SpellRounding
 from snncompiler.passes.normalize.track_batch import TrackBatch
 from snncompiler.passes.source.keep_rounding import KeepRounding
@@ -209,9 +210,8 @@ def test_every_pass_is_in_one_of_these_tests() -> None:
         entry.name
         for entry in (
             EncodePoisson, InsertNeurons, FoldAmplitude, TelescopeAnalog, SinkTimeMean,
-            LowerPrecision, DriveInput, LayerTime, CorrectLayers, KeepRounding, SpellRounding,
-            WholeSums,
-            WholeNumbers, WholeReadOut,
+            LowerPrecision, LowerWindows, DriveInput, LayerTime, CorrectLayers, KeepRounding,
+            SpellRounding, WholeSums, WholeNumbers, WholeReadOut,
         )
     }  # fmt: skip
     assert names == normalizing | spiking
