@@ -43,9 +43,10 @@ def searched_alpha(
     """The options with the best α, and the part of the data that thresholds come from.
 
     One of HELD_OUT samples is held out.  On these every α of ALPHAS is tried at T/4, T/2 and T steps,
-    of those beyond the delay of the read-out; the one with the best mean agreement with the ANN is
-    taken (of equals the one nearest 1), for regression the one with the least relative error.  `emit`
-    makes the spiking network of a calibration: its emission stands above calibration.
+    of those beyond the delay of the read-out, and in layered time at T alone.  The one with the best
+    mean agreement with the ANN is taken (of equals the one nearest 1), for regression the one with the
+    least relative error.  `emit` makes the spiking network of a calibration: its emission stands above
+    calibration.
 
     What runs at once stays together.  Raises UsageError where there are fewer than HELD_OUT of these.
     """
@@ -62,12 +63,14 @@ def searched_alpha(
     findings = list(prepared.context.findings)
     window = replace(options, emit="window", batch=None, unroll="fold", chunk=None)
     skipped = chosen(options.readout).skipped
-    steps = sorted({t for part in (4, 2, 1) if (t := max(1, options.steps // part)) > skipped})
+    parts = (1,) if options.layered else (4, 2, 1)  # the levels of a window are those of its T
+    steps = sorted({t for part in parts if (t := max(1, options.steps // part)) > skipped})
     wanted = _outputs(prepared.ann, trial.feeds, prepared)
 
     def score(model: onnx.ModelProto, count: int) -> float:
         properties = {entry.key: entry.value for entry in model.metadata_props}
-        given = {properties["snnc.steps_input"]: np.array(count)}
+        name = properties["snnc.steps_input"]
+        given = {name: np.array(count)} if name else {}
         found = _outputs(model, trial.feeds, prepared, given)
         pairs = list(zip(wanted, found, strict=True))
         if options.task == "classification":

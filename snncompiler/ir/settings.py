@@ -405,8 +405,6 @@ class Options:
             reason = f"--correction {self.correction} corrects a network that runs step by step"
         elif self.threshold == "vin-max":
             reason = "--threshold vin-max looks at a network that runs step by step"
-        elif self.alpha == "auto":
-            reason = "--alpha auto searches on a network that runs step by step"
         elif self.encode == "poisson":
             reason = (
                 "--encode poisson needs a mean over time, and the input of a window is constant"

@@ -100,7 +100,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"timing": "layered", "schedule_steps": 8}, "--schedule-steps 8 belongs to"),
     ({"timing": "layered", "correction": "schedule"}, "--correction schedule"),
     ({"timing": "layered", "threshold": "vin-max"}, "--threshold vin-max"),
-    ({"timing": "layered", "alpha": "auto"}, "--alpha auto"),
     ({"timing": "layered", "encode": "poisson"}, "--encode poisson"),
     ({"timing": "layered", "target": "cpu"}, "--target cpu"),
     ({"target": "cpu", "emit": "step"}, "--emit step"),
@@ -520,24 +519,30 @@ def searched(model: onnx.ModelProto, data: Any, **options: Any) -> tuple[float, 
         "readout": "mean",
         **options,
     }
+    if options.get("timing") == "layered":
+        chosen |= {"readout": "auto", "correct": "none"}
     made = pipeline.compile_model(model, Options(**chosen), data)
     (note,) = [f for f in made.prepared.findings if f.code == NOTE]
     assert note.severity == "note"
     return made.calibration.alpha, note.message
 
 
-def test_the_search_takes_the_best_alpha_of_its_list() -> None:
-    """The held-out samples fit below 0.5: a smaller θ costs them nothing and quantizes less."""
+@pytest.mark.parametrize(
+    ("timing", "tried"), [("streaming", (2, 4, 8)), ("layered", (8,))], ids=["streaming", "layered"]
+)
+def test_the_search_takes_the_best_alpha_of_its_list(timing: str, tried: tuple[int, ...]) -> None:
+    """The held-out samples fit below 0.5: a smaller θ costs them nothing and quantizes less.  A neuron
+    of layered time has the same levels."""
     model = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }")
     x = outlier()
-    alpha, text = searched(model, x, steps=8, per_channel=False)
+    alpha, text = searched(model, x, steps=8, per_channel=False, timing=timing)
     # One of four samples is held out; thresholds come from the others.
     trial, rest = x[::4], x[np.arange(len(x)) % 4 > 0]
     error = {}
     for part in search.ALPHAS:
         theta = np.float32(part) * rest.max()
         found = []
-        for steps in (2, 4, 8):
+        for steps in tried:
             count = np.floor(np.minimum(steps * trial / theta + 0.5, steps) + 1e-6)
             found.append(
                 np.sqrt(np.square(count * theta / steps - trial).sum() / np.square(trial).sum())
@@ -545,7 +550,8 @@ def test_the_search_takes_the_best_alpha_of_its_list() -> None:
         error[part] = np.mean(found)
     best = min(error, key=lambda part: error[part])
     assert alpha == best != 1.0
-    assert f"α = {best:g}" in text and "T = 2, 4, 8 on 16 held-out samples" in text
+    assert f"α = {best:g}" in text
+    assert f"T = {', '.join(map(str, tried))} on 16 held-out samples" in text
     assert f"minus relative error {-error[best]:.3f}, the mean" in text
 
 
