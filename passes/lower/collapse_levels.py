@@ -192,6 +192,8 @@ class _Levelled:
             "Flatten": self._flattened,
             "Reshape": self._reshaped,
             "Transpose": self._turned,
+            "Slice": self._sliced,
+            "Pad": self._padded,
             "Concat": self._joined,
             "MaxPool": self._pooled,
             "Mul": self._multiplied,
@@ -236,6 +238,19 @@ class _Levelled:
     def _turned(self, node: onnx.NodeProto) -> _Levels:
         if attributes_of(node).get("perm", [1])[0] != 0:
             raise Stays(f"Transpose `{node.name}` mixes steps")
+        return self.over[node.input[0]]
+
+    def _sliced(self, node: onnx.NodeProto) -> _Levels:
+        shape = self.shapes.of(node.input[0])
+        if shape is None or 0 in sliced(node, self._value, len(shape))[2]:
+            raise Stays(f"Slice `{node.name}` cuts time")
+        return self.over[node.input[0]]
+
+    def _padded(self, node: onnx.NodeProto) -> _Levels:
+        shape = self.shapes.of(node.input[0])
+        pads = None if shape is None else padded(node, self._value, len(shape))
+        if pads is None or pads[0] or pads[len(pads) // 2]:
+            raise Stays(f"Pad `{node.name}` adds more than places without spikes")
         return self.over[node.input[0]]
 
     def _all_over(self, node: onnx.NodeProto) -> list[_Levels]:
@@ -306,6 +321,40 @@ class _Levelled:
         size = float(np.abs(weights.astype(np.float64)).sum(axes).max(initial=0))
         count = int(np.prod([weights.shape[axis] for axis in axes]))
         return _Levels(found.size * size * factor, found.products + count)
+
+
+def sliced(
+    node: onnx.NodeProto, value: Callable[[str], NDArray[Any]], rank: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Starts, ends, axes from 0 on, and steps of a Slice of constants; `value` gives a constant."""
+    most = 1 << 62  # stands for everything: constants come as floats, which round
+    found = [
+        [max(-most, min(int(n), most)) for n in value(name)] if name else []
+        for name in node.input[1:]
+    ]
+    starts, ends = found[:2]
+    axes = found[2] if len(found) > 2 and found[2] else list(range(len(starts)))
+    steps = found[3] if len(found) > 3 and found[3] else [1] * len(starts)
+    return starts, ends, [axis % rank for axis in axes], steps
+
+
+def padded(
+    node: onnx.NodeProto, value: Callable[[str], NDArray[Any]], rank: int
+) -> list[int] | None:
+    """What a Pad of constants adds, at the beginnings of all axes, and at the ends; None where this is
+    more than zeros."""
+    if attributes_of(node).get("mode", b"constant") not in (b"constant", "constant"):
+        return None
+    if len(node.input) > 2 and node.input[2] and np.any(value(node.input[2])):
+        return None
+    pads = [int(n) for n in value(node.input[1])]
+    if len(node.input) > 3 and node.input[3]:
+        axes = [int(axis) % rank for axis in value(node.input[3])]
+        every = [0] * (2 * rank)
+        for i, axis in enumerate(axes):
+            every[axis], every[rank + axis] = pads[i], pads[len(axes) + i]
+        pads = every
+    return pads if len(pads) == 2 * rank else None
 
 
 def _window(pool: onnx.NodeProto) -> int:

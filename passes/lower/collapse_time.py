@@ -27,9 +27,9 @@ from onnx import TensorProto, helper, numpy_helper
 from snncompiler.ir import dialect
 from snncompiler.ir.graph import unique_name
 from snncompiler.ir.symbolic import Shape, Shapes, attributes_of
-from snncompiler.passes.lower.collapse_levels import collapse_levels
+from snncompiler.passes.lower.collapse_levels import collapse_levels, padded, sliced
 from snncompiler.passes.lower.compact import expanded
-from snncompiler.passes.lower.events.body import TO_FIRST, Stays
+from snncompiler.passes.lower.events.body import TO_FIRST, TO_LAST, Stays
 from snncompiler.passes.lower.lower_events import LayerNote, Lowered
 
 Floats = NDArray[np.float64]
@@ -806,6 +806,8 @@ class _Collapse:
             found = self._flattened(node, shape)
         elif node.op_type == "Round":
             found = self._added(node, shape)
+        elif node.op_type in ("Slice", "Pad"):
+            found = self._cut(node, shape)
         else:
             raise Stays(f"{node.op_type} `{node.name}` has no form by counts")
         self.found[name] = found
@@ -836,6 +838,28 @@ class _Collapse:
                 raise Stays(f"Concat `{node.name}` puts different spikes together")
         made = self._emit("Concat", [part.bytes for part in parts], f"{node.name}/counts", axis=3)
         return replace(first, bytes=made, size=_places(shape))
+
+    def _cut(self, node: onnx.NodeProto, shape: Shape) -> _Counts:
+        """Maps of which some places and channels are taken, or to which those without spikes are added,
+        as in a shortcut without weights."""
+        counts = self._counts(node.input[0])
+        if counts.flat or counts.rank != 4 or len(shape) != 4:
+            raise Stays(f"{node.op_type} `{node.name}` does not cut maps")
+        if node.op_type == "Slice":
+            starts, ends, axes, steps = sliced(node, self._value, 4)
+            if 0 in axes:
+                raise Stays(f"Slice `{node.name}` cuts time")
+            last = [TO_FIRST[axis] for axis in axes]
+            parts = [np.array(values, np.int64) for values in (starts, ends, last, steps)]
+        else:
+            pads = padded(node, self._value, 4)
+            if pads is None or pads[0] or pads[4]:
+                raise Stays(f"Pad `{node.name}` adds more than places without spikes")
+            moved = [pads[end + axis] for end in (0, 4) for axis in TO_LAST]
+            parts = [np.array(moved, np.int64), np.array(counts.origin, np.uint8)]
+        inputs = [self._constant(f"{node.name}/{i}", part) for i, part in enumerate(parts)]
+        made = self._emit(node.op_type, [counts.bytes, *inputs], f"{node.name}/counts")
+        return replace(counts, bytes=made, size=_places(shape))
 
     def _flattened(self, node: onnx.NodeProto, shape: Shape) -> _Counts:
         return self._flat(node, self._counts(node.input[0]), shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +34,10 @@ def compile(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File to write. Default: <name>.snn.onnx beside the model."
+            "--output",
+            "-o",
+            help="File to write. Default: <name>.snn.onnx beside the model, "
+            "with --emit counts <name>.counts.onnx.",
         ),
     ] = None,
     calibration: Annotated[
@@ -68,7 +71,8 @@ def compile(
         raise UsageError(
             f"--samples {samples} belongs to --calibration", hint="give --calibration DATA too"
         )
-    target = output or model.with_name(model.name.removesuffix(".onnx") + ".snn.onnx")
+    suffix = ".counts.onnx" if options.emit == "counts" else ".snn.onnx"
+    target = output or model.with_name(model.name.removesuffix(".onnx") + suffix)
     check_writable(target, (model, *([calibration] if calibration else [])))
     stages = Stages(target.with_name(f"{target.name}.passes"), print_after or ())
     with progress(quiet) as tell:
@@ -84,14 +88,24 @@ def compile(
         )
     stages.check()
     save(result.model, target)
-    written = read_compiled(result.model)
-    content = {
-        "output": str(target),
-        "bytes": target.stat().st_size,
-        **tables.described(written),
+    made: dict[str, Any] = {"output": str(target), "bytes": target.stat().st_size}
+    more = {
         **({"passes": [str(path) for path in stages.written]} if print_after else {}),
         "findings": [finding.as_dict() for finding in result.prepared.findings],
     }
+    if options.emit == "counts":  # which is no spiking network
+        twin = {entry.key: entry.value for entry in result.model.metadata_props}
+        form, steps = twin["snnc.form"], int(twin["snnc.steps"])
+        if as_json:
+            print_json({**made, "emit": "counts", "form": form, "steps": steps, **more})
+            return
+        tell_findings(result.prepared.findings, quiet)
+        print(f"{target}: {form} of T = {steps}, {made['bytes']:,} bytes")
+        if print_after:
+            print(f"{stages.folder}: {len(stages.written)} files")
+        return
+    written = read_compiled(result.model)
+    content = {**made, **tables.described(written), **more}
     if as_json:
         print_json(content)
         return

@@ -12,7 +12,7 @@ import onnx
 from snncompiler.calibration.observe import bounded
 from snncompiler.calibration.record import Calibration, check_levels
 from snncompiler.calibration.window import driving, spiking_graph, whole_read_out
-from snncompiler.emission.metadata import metadata_of, tell_lowered
+from snncompiler.emission.metadata import metadata_of, tell_lowered, twin_metadata
 from snncompiler.errors import Refused, UsageError, refuse
 from snncompiler.findings import Finding
 from snncompiler.ir.graph import (
@@ -32,11 +32,13 @@ from snncompiler.network.task import resolve
 from snncompiler.passes.base import Context, Watch, run_passes
 from snncompiler.passes.lower.attach_functions import attach_functions
 from snncompiler.passes.lower.chunks import MAX_CHUNK
+from snncompiler.passes.lower.collapse_time import collapse_time
 from snncompiler.passes.lower.compact import compact
 from snncompiler.passes.lower.lower_events import Lowered, lower_events
 from snncompiler.passes.lower.lower_precision import LowerPrecision
 from snncompiler.passes.lower.lower_windows import LowerWindows
 from snncompiler.passes.lower.verify_output import verify_output
+from snncompiler.passes.lower.write_twin import write_twin
 from snncompiler.passes.normalize.track_batch import name_batch
 from snncompiler.passes.time.layer_time import LayerTime
 from snncompiler.passes.time.sink_time_mean import SinkTimeMean
@@ -85,6 +87,9 @@ def emit(
         if options.compact:
             compact(model)
             observer("compact", model)
+        if options.emit == "counts":
+            model = _twin(model)
+            observer("write-twin", model)
         verify_output(model)
         if findings is not None:
             findings += prepared.findings[before:]
@@ -166,7 +171,9 @@ def _layered(
             options.steps,
             radix=options.radix,
             # Whole numbers are exact for so many levels, and what comes once is cut off at the top one.
-            overridable=not (fixed or _capped(prepared) or options.weights),
+            overridable=not (
+                fixed or options.emit == "counts" or _capped(prepared) or options.weights
+            ),
         )
     name_batch(written, options.batch)
     model = attach_functions(written, prepared.checked_model.opset_import)
@@ -175,6 +182,29 @@ def _layered(
     metadata = metadata_of(prepared, calibration, options, chunk, None, names)
     onnx.helper.set_model_props(model, metadata)
     return model
+
+
+def _twin(spiking: onnx.ModelProto) -> onnx.ModelProto:
+    """The integer twin of a layered network.  Raises Refused with all layers that have no counts."""
+    collapsed = collapse_time(spiking)
+    lost = [note for note in collapsed.layers if not note.operator.startswith("Count")]
+    if lost or not collapsed.layers:
+        raise Refused(
+            *(
+                Finding(
+                    "SNNC223",
+                    note.reason or "it has real weights",
+                    node=note.name,
+                    hint="--emit counts needs whole numbers of 8 bits: --weights int8",
+                )
+                for note in lost
+            )
+        )
+    twin = write_twin(collapsed.model)
+    told = {entry.key: entry.value for entry in spiking.metadata_props}
+    del twin.metadata_props[:]
+    onnx.helper.set_model_props(twin, twin_metadata(told))
+    return twin
 
 
 def _share_grids(context: Context) -> None:

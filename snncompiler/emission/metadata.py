@@ -32,6 +32,8 @@ from snncompiler.version import __version__
 
 #: Of the keys, not of the compiler.  1 had no such key.
 METADATA_VERSION = 2
+#: What a file says of itself that has the counts of the spikes, in standard operators.
+TWIN = "integer twin of a spiking network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,12 @@ def metadata_of(
     return found
 
 
+def twin_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of an integer twin, of those of its spiking network: what it is and comes from."""
+    kept = ("version", "source", "source_sha256", "options", "steps", "output_axes")
+    return {"snnc.form": TWIN} | {f"snnc.{key}": metadata[f"snnc.{key}"] for key in kept}
+
+
 def tell_lowered(model: onnx.ModelProto, layers: list[LayerNote]) -> None:
     """Write into a model that was lowered for the CPU what became of every layer."""
     entry = next(entry for entry in model.metadata_props if entry.key == "snnc.events")
@@ -176,6 +184,12 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata:
             "SNNC401",
             f"{name} was not compiled by snnc",
             hint="give the file that snnc compile wrote",
+        )
+    if metadata.get("snnc.form") == TWIN:
+        raise refuse(
+            "SNNC401",
+            f"{name} is the {TWIN}, and has no spikes",
+            hint="give the file that snnc compile writes without --emit counts",
         )
     text = metadata.get("snnc.calibration", "")
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get("snnc.calibration_sha256"):

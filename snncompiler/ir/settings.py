@@ -31,7 +31,7 @@ from snncompiler.ir.whole import REAL, Weights
 Value = TypeVar("Value")
 Auto = Literal["auto"]
 Unroll = Literal["fold", "loop", "steps"]
-Emit = Literal["window", "step", "cuda-graph"]
+Emit = Literal["window", "step", "cuda-graph", "counts"]
 #: `auto` is chosen by the network's task (`Options.resolved`).
 Correction = Literal["auto", "none", "schedule", "bias", "potential"]
 #: `vin-max` is no strategy over a histogram, but looks at the running network.
@@ -291,7 +291,8 @@ class Options:
         Option(
             "window: all T steps; step: one step, with the states as inputs and outputs, for streams "
             "and, in layered time, for pipelines of layers; cuda-graph: all T steps without control "
-            "flow, for a fixed batch."
+            "flow, for a fixed batch; counts: no spikes, but the 8-bit network that computes with "
+            "their counts, in standard operators (layered time, whole numbers)."
         ),
     ] = "window"
     batch: Annotated[
@@ -376,6 +377,11 @@ class Options:
                 "2,048 only, and ONNX gives the sums of a layer, which are larger, in the type of its "
                 "weights",
                 hint="leave one of the two out",
+            )
+        if self.emit == "counts" and not self.layered:
+            raise UsageError(
+                "--emit counts collapses a window of layered time, not --timing streaming",
+                hint="give --timing layered --weights int8",
             )
         if self.layered:
             self._check_layered()

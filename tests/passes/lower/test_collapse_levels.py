@@ -93,7 +93,11 @@ def everything(radix: bool) -> Network:
     net.add("AveragePool", [c], "mean", kernel_shape=[2, 2], strides=[2, 2])
     deep = net.add("DepthToSpace", ["mean"], "deep", blocksize=2)
     d = net.neuron(net.conv(deep, "c3", 4, 2), "d", 4)
-    net.add("GlobalAveragePool", [d], "all")
+    ends = {"starts": [1], "ends": [7], "axes": [3], "pads": [0, 0, 0, 2, 0, 0, 8, 0]}
+    for name, values in ends.items():
+        net.tensors.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    cut = net.add("Slice", [d, "starts", "ends", "axes"], "cut")
+    net.add("GlobalAveragePool", [net.add("Pad", [cut, "pads"], "wide")], "all")
     net.add("Identity", ["all"], "same")
     net.add("Flatten", ["same"], "flat")
     net.add("Gemm", ["flat", net.tensor("g", (6, 4))], "gemm", transB=1)
@@ -164,6 +168,10 @@ def test_what_treats_steps_apart_is_told() -> None:
         net.add("Conv", [a, net.tensor("w", (2, 8, 1, 1)), net.tensor("b", (2,))], "c"), "y"
     )
     assert refused(net, "y") == "Conv `c_n` has a bias at every step"
+    net, a = begun()
+    net.tensors.append(numpy_helper.from_array(np.array([1, 0, 0, 0, 0, 0, 0, 0]), "pads"))
+    net.complete(net.add("Pad", [a, "pads"], "p"), "y")
+    assert refused(net, "y") == "Pad `p_n` adds more than places without spikes"
     net, a = begun()
     net.complete(net.add("Round", [a], "r"), "y")
     assert refused(net, "y") == "Round `r_n` rounds every step"

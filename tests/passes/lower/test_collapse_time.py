@@ -64,6 +64,10 @@ class Network:
         self.tensors.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
         return name
 
+    def integers(self, name: str, values: list[int]) -> str:
+        self.tensors.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
     def conv(self, x: str, out: str, channels: int, kernel: int = 3, **more: Any) -> str:
         group = more.get("group", 1)
         axes = len(self.size) - 1
@@ -292,6 +296,30 @@ def test_an_input_of_8_bits_is_read_as_bytes() -> None:
     assert operators(model) == ["CountConv", "CountConv"]
     assert "Conv" not in {node.op_type for node in collapse_time(model).model.graph.node}
     same_bits(model)
+
+
+@pytest.mark.parametrize(("steps", "radix", "overridable"), CODES)
+def test_shortcuts_without_weights(steps: int, radix: bool, overridable: bool) -> None:
+    """Every other place, and channels without spikes: the first residual networks for CIFAR."""
+
+    def network(**pad: Any) -> Network:
+        net = Network((3, 8, 9), steps, radix, overridable)
+        a = net.neuron(net.conv("x", "s", 6, pads=[1] * 4, bias=True), "a", static=1, charge=3000)
+        b = net.neuron(net.conv(a, "c1", 10, pads=[1] * 4, strides=[2, 2]), "b", 500)
+        ends = {"starts": [0, 1], "ends": [2**63 - 1, 9], "axes": [2, -1], "places": [2, 2]}
+        names = [net.integers(key, value) for key, value in ends.items()]
+        net.op("Slice", [a, *names], "half")
+        net.op("Pad", ["half", net.integers("pads", [0, 1, 0, 0, 0, 3, 0, 1])], "wide", **pad)
+        net.channels["wide"] = 10
+        net.op("Add", [net.conv(b, "c2", 10, pads=[1] * 4), net.scaled("wide", "past")], "sum")
+        net.complete(net.neuron("sum", "d", 900), "y")
+        return net
+
+    model = network().model("y")
+    assert operators(model) == ["CountNeuron", "CountConv", "CountConvAdd"]
+    same_bits(model)
+    edge = network(mode="edge").model("y")
+    assert reasons(edge)[2] == "Pad `wide_n` adds more than places without spikes"
 
 
 @pytest.mark.parametrize("differ", [False, True])
