@@ -12,11 +12,11 @@ output which of three kinds it is:
 `Real`     a function of the network's input alone, element by element: any machine gives the same bits.
 `Whole`    whole numbers whose unit is known: spikes, and what is chosen, moved or summed from them.
 `Current`  what layers with weights give.  Every channel has a label, and channels that are added up, or
-           are moved into one, share it (`_Labels`).  A label is a scale that is still to be chosen.
+           are moved into one, share it (`LabelTable`).  A label is a scale that is still to be chosen.
 
 The scale of a label is as small as its weights allow: the largest of them fits the bits that were
 asked for, no sum exceeds 2^24, and the thresholds of its neurons are whole.  Values of one scale that
-are read where another one counts are multiplied and rounded, element by element (`_Rounded`): static
+are read where another one counts are multiplied and rounded, element by element (`Rounded`): static
 values in front of a neuron; sums that a layer reads, where its own would become too large; and averages
 of sums.
 """
@@ -69,24 +69,25 @@ from snncompiler.passes.grids import (
     rows_of,
 )
 from snncompiler.passes.spike.fold_amplitude import into_weights
+from snncompiler.passes.spike.whole.records import (
+    COEFFICIENT,
+    FREE,
+    Current,
+    Kind,
+    Labels,
+    LabelTable,
+    Layer,
+    Neuron,
+    Rounded,
+    Whole,
+    odd,
+    place_of,
+    port_of,
+    rows_with,
+    spread,
+)
+from snncompiler.passes.spike.whole.scales import Scales
 
-Labels = NDArray[np.int64]
-
-#: The most that a threshold is: a finer grid tells nothing more of a weight than its own bits do.
-LARGEST_THRESHOLD = (1 << 14) - 1
-#: Thresholds of neurons whose currents are rounded and not summed from weights, which leave the choice.
-ROUNDED_THRESHOLD = (1 << 12) - 1
-#: The same where the current is static: it is multiplied by DRIVE_UNIT-ths where thresholds grow; and
-#: the most where weights read more than spikes.
-STATIC_THRESHOLD = (1 << 16) - 1
-#: Levels of a sum that a layer reads, where it has more than the layer's own sums bear.
-SUM_LEVELS = (1 << 8) - 1
-#: The same in layered time, where a current of few levels would hide those of the neuron.
-WINDOW_SUM_LEVELS = (1 << 16) - 1
-#: Bits of the coefficient of a residual spike, whatever the bits of weights.
-COEFFICIENT = (1 << 15) - 1
-#: The least threshold: with a smaller one there would be no half of it, and no charge.
-LEAST_THRESHOLD = 7
 #: Weights of fewer bits are multiples of a power of two, so that they take 8 all the same, and
 #: thresholds, biases and charges are as fine as beside weights of 8 bits.
 PLACE_BITS = 8
@@ -94,121 +95,8 @@ PLACE_BITS = 8
 INPUT_BITS = 16
 #: How far beyond the largest input of the calibration an input may be before it is clipped.
 MARGIN = 2.0
-#: Parts of the scale with which the largest weight just fits that are tried where there are few bits.
-PARTS = np.linspace(1.0, 0.5, 26)
-#: The label of what has any scale: zeros that were added by padding.
-FREE = 1
-
 _SUMS = frozenset({"Add", "Sub", "Sum"})
 _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
-
-
-@dataclass(frozen=True)
-class Whole:
-    """n at most `bound` in size, that stands for unit·r·n: `unit` and `trains` have the rank of the
-    tensor; `trains` says from which spikes n comes, and so by how much a threshold was rounded, r.
-    `signed`: n may be negative."""
-
-    unit: Floats
-    trains: Labels
-    bound: float
-    signed: bool = False
-
-
-@dataclass(frozen=True)
-class Current:
-    """Sums with weights; the labels have the rank of the tensor.  `static`: no neuron changes it."""
-
-    labels: Labels
-    static: bool
-
-
-Kind = Real | Whole | Current
-
-
-class _Labels:
-    """Labels that were joined (union-find), and what is known of each."""
-
-    def __init__(self) -> None:
-        self.parents: list[int] = [0, FREE]
-
-    def fresh(self, shape: tuple[int, ...]) -> Labels:
-        size = prod(shape)
-        first = len(self.parents)
-        self.parents += range(first, first + size)
-        return np.arange(first, first + size).reshape(shape)
-
-    def root(self, one: int) -> int:
-        while self.parents[one] != one:
-            self.parents[one] = self.parents[self.parents[one]]
-            one = self.parents[one]
-        return one
-
-    def roots(self, labels: Labels) -> Labels:
-        return np.array([self.root(int(one)) for one in labels.reshape(-1)]).reshape(labels.shape)
-
-    def join(self, first: Labels, second: Labels) -> Labels:
-        """One label for what is added up, place by place."""
-        one, two = np.broadcast_arrays(first, second)
-        for a, b in zip(one.reshape(-1), two.reshape(-1), strict=True):
-            if a != FREE and b != FREE:
-                self.parents[self.root(int(b))] = self.root(int(a))
-        return np.where(one == FREE, two, one)
-
-    def uniform(self, labels: Labels) -> Labels:
-        """One label for all of them, where a scale of each channel cannot pass."""
-        own = labels[labels != FREE]
-        if not own.size:
-            return np.full((1,) * labels.ndim, FREE)
-        for other in own[1:]:
-            self.parents[self.root(int(other))] = self.root(int(own[0]))
-        return np.full((1,) * labels.ndim, own[0])
-
-
-@dataclass
-class _Layer:
-    """A node whose weights, with those of its input's unit, become whole numbers.
-
-    labels: of its output channels, flat, one for each row; those of a Mul as they are.  weights: the
-    real numbers; rows: these as [O, K], with the unit of the input.  Whole weights are step·w, with w
-    at most `most` in size.  bound: Σ over a row of |weight| · the largest input, in real numbers, [O].
-    """
-
-    node: Node
-    source: Kind
-    labels: Labels
-    weights: Floats
-    most: int
-    step: int = 1
-    rows: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    bound: Floats = field(default_factory=lambda: np.zeros(0))
-
-    @property
-    def is_coefficient(self) -> bool:
-        """Whether its weights multiply spikes one by one."""
-        return bool(self.node.op == "Mul")
-
-
-@dataclass
-class _Rounded:
-    """A Mul and a Round that bring a value onto the scale of `labels`: value · factor / scale.
-
-    reader: the layer behind it, where it is left out if that layer needs none.
-    places: of the source, which are added up in the value.
-    unit: what it gives is a multiple of that.  ends: the lowest and the highest that it gives, where it
-    has no need to give more, [2, ...].
-    """
-
-    node: Node
-    round: Node
-    source: Kind
-    labels: Labels
-    factor: Floats
-    bound: Floats = field(default_factory=lambda: np.zeros(0))
-    reader: Node | None = None
-    places: int = 1
-    unit: int = 1
-    ends: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -257,16 +145,6 @@ class WholeNumbers(Pass):
             raise Refused(*work.findings)
 
 
-@dataclass
-class _Neuron:
-    """A neuron, the labels of its current, and the numbers of its spikes in the table of ratios."""
-
-    node: Node
-    labels: Labels
-    trains: Labels
-    rounded: _Rounded | None
-
-
 def _exact_steps(options: WholeNumbers, room: float, per_step: float) -> int:
     """Within how many steps a potential stays below 2^24, that may grow by so much at each."""
     if options.levels > 1:
@@ -288,8 +166,6 @@ class _Work:
         self.timing: Timing = analyze(graph, _fires)
         self.needed = _before_neurons(graph)
         self.before = {id(node) for node in graph.nodes}
-        #: Roots without a scale that holds all.
-        self.crowded: set[int] = set()
         self.most = (1 << (options.bits - 1)) - 1
         self.step = 1
         while self.step * 2 * self.most < 1 << (PLACE_BITS - 1):
@@ -300,12 +176,12 @@ class _Work:
         self.kinds: dict[int, Kind | None] = {}
         self.held: list[Any] = [*graph.tensors().values(), *graph.nodes]
         self.numbers: dict[int, Tensor] = {}
-        self.labels = _Labels()
-        self.layers: list[_Layer] = []
-        self.rounded: list[_Rounded] = []
+        self.labels = LabelTable()
+        self.layers: list[Layer] = []
+        self.rounded: list[Rounded] = []
         #: A constant that is added, or a bias: the node, the place of its input, what it is added to.
         self.added: list[tuple[Node, int, Labels]] = []
-        self.neurons: list[_Neuron] = []
+        self.neurons: list[Neuron] = []
         #: By how much the threshold behind a spike was rounded; the first two are no neuron's.
         self.ratios: list[float] = [1.0, 1.0]
         #: And the label of its neuron.
@@ -484,7 +360,7 @@ class _Work:
         shape[axis] = len(rows)
         labels = self.labels.fresh(tuple(shape))
         held = np.asarray(weights, np.float64)
-        self.layers.append(_Layer(node, kind, labels.reshape(-1), held, self.most, self.step))
+        self.layers.append(Layer(node, kind, labels.reshape(-1), held, self.most, self.step))
         if bias is not None:
             flat = layout != "matrix"
             self.added.append((node, 2, labels.reshape(-1) if flat else labels))
@@ -525,7 +401,7 @@ class _Work:
         assert isinstance(kind, Whole)
         labels = self._by_channel(node.outputs[0], factor, kind.unit, kind.trains)
         node.inputs[1] = self._constant(f"{node.name}/coefficient", factor.astype(np.float32))
-        self.layers.append(_Layer(node, kind, labels, factor, COEFFICIENT))
+        self.layers.append(Layer(node, kind, labels, factor, COEFFICIENT))
         return [Current(labels, self._static(node))]
 
     def _by_channel(self, tensor: Tensor, *others: NDArray[Any]) -> Labels:
@@ -550,7 +426,7 @@ class _Work:
         static = self._static(node)
         node.outputs[0] = self._like(result, f"{result.name}/scaled")
         rounding = self._node("Round", node.outputs, f"{node.name}/round", static, result, result)
-        self.rounded.append(_Rounded(node, rounding, kind, labels, factor))
+        self.rounded.append(Rounded(node, rounding, kind, labels, factor))
         return Current(labels, self._static(node))
 
     def _one(self, reader: Node, index: int) -> Current:
@@ -713,7 +589,7 @@ class _Work:
             if isinstance(kind, Whole):
                 found[id(tensor)] = kind.bound
             elif isinstance(kind, Current):
-                roots = self.root[kind.labels]
+                roots = self.scales.root[kind.labels]
                 found[id(tensor)] = float(np.maximum(self.rises[roots], self.falls[roots]).max())
             elif isinstance(kind, Real):
                 found[id(tensor)] = max(abs(kind.low), abs(kind.high))
@@ -751,7 +627,7 @@ class _Work:
         static = id(node.inputs[0]) not in self.timing.temporal
         size = known_rank(node.inputs[0])
         current = self._by_threshold(self._one(node, 0), node.inputs[0])
-        theta = _spread(value(_port(node, "threshold")), size)
+        theta = spread(value(port_of(node, "threshold")), size)
         shape = np.broadcast_shapes(theta.shape, current.labels.shape)
         first = len(self.ratios)
         self.ratios += [1.0] * prod(shape)
@@ -760,7 +636,7 @@ class _Work:
         rounded = self.rounded[-1] if static else None
         if rounded is not None and self.options.growth:
             rounded.unit = DRIVE_UNIT
-        self.neurons.append(_Neuron(node, current.labels, trains, rounded))
+        self.neurons.append(Neuron(node, current.labels, trains, rounded))
         levels = float(node.attrs.get("levels", 1)) * self.options.levels
         return Whole(np.ones((1,) * size), trains, levels, node.op == "SignedNeuron")
 
@@ -779,180 +655,28 @@ class _Work:
     # --- which scale every label has ---
 
     def settle(self) -> None:
-        """Choose the scales, the scale of a label as soon as all that it depends on is known."""
-        count = len(self.labels.parents)
-        self.root = np.array([self.labels.root(one) for one in range(count)])
-        #: By root: the least that a scale may be for the bits of weights; the bound of sums; and what
-        #: rounding may add to it, in whole numbers.
-        self.least, self.bound, self.slack = (np.zeros(count) for _ in range(3))
-        self.scale = np.full(count, np.nan)
-        wide = np.ones(count)
-        for one, factor in self.wide.items():
-            wide[self.root[one]] = max(wide[self.root[one]], factor)
-        thetas: dict[int, list[float]] = {}
-        caps: dict[int, int] = {}
-        for neuron in self.neurons:
-            theta = _spread(value(_port(neuron.node, "threshold")), neuron.labels.ndim)
-            pairs = np.broadcast_arrays(theta, self.root[neuron.labels])
-            for one, place in zip(*(pair.reshape(-1) for pair in pairs), strict=True):
-                thetas.setdefault(int(place), []).append(float(one))
-                caps[int(place)] = STATIC_THRESHOLD if neuron.rounded else ROUNDED_THRESHOLD
-        waiting = np.zeros(count, np.int64)
-        weighed: set[int] = set()
-        records: list[_Layer | _Rounded] = [*self.layers, *self.rounded]
-        for made in records:
-            np.add.at(waiting, self.root[made.labels], 1)
-            if isinstance(made, _Layer):
-                of_weights = set(self.root[made.labels].reshape(-1).tolist())
-                plain = isinstance(made.source, Whole) and made.source.bound == self.options.levels
-                cap = LARGEST_THRESHOLD if plain or made.is_coefficient else STATIC_THRESHOLD
-                for root in of_weights:
-                    caps[root] = max(cap, caps.get(root, 0) if root in weighed else 0)
-                weighed |= of_weights
-        for node, index, labels in self.added:
-            values = _spread(value(node.inputs[index]), labels.ndim)
-            size, roots = np.broadcast_arrays(np.abs(values), self.root[labels])
-            most = np.zeros(count)
-            np.maximum.at(most, roots, size)
-            self.bound += most
-            self.slack += (most > 0).astype(np.float64)
-        left = set(np.unique(self.root[FREE + 1 :]).tolist())
-        by_root: dict[int, list[_Neuron]] = {}
-        for neuron in self.neurons:
-            for root in set(self.root[neuron.labels].reshape(-1).tolist()):
-                by_root.setdefault(root, []).append(neuron)
-        patient = True
-        while left:
-            ready = [one for one in records if self._known(one.source, patient)]
-            ids = {id(one) for one in ready}
-            records = [one for one in records if id(one) not in ids]
-            for made in ready:
-                self._account(made)
-                np.add.at(waiting, self.root[made.labels], -1)
-            chosen = [root for root in left if waiting[root] == 0]
-            for root in chosen:
-                if np.isnan(self.scale[root]):
-                    self.scale[root] = self._chosen(
-                        root, thetas.get(root, []), caps, float(wide[root])
-                    )
-            for neuron in {id(n): n for root in chosen for n in by_root.get(root, [])}.values():
-                self._set_ratios(neuron)
-            left -= set(chosen)
-            if not chosen and not ready:
-                if not patient:
-                    for node in {id(one.node): one.node for one in records}.values():
-                        why = "its output flows back into its input without a neuron between them"
-                        self._refuse(node, why)
-                    return
-                # Spikes flow back into the sums from which they come: what they are worth has to be
-                # taken as it was meant.
-                patient = False
-
-    def _known(self, source: Kind, patient: bool) -> bool:
-        """Whether the unit of a value is known; of spikes, if one is `patient`, what they are worth."""
-        if isinstance(source, Real) or (isinstance(source, Whole) and not patient):
-            return True
-        labels = (
-            source.labels if isinstance(source, Current) else np.asarray(self.owners)[source.trains]
+        self.scales = Scales(
+            self.labels,
+            self.layers,
+            self.rounded,
+            self.neurons,
+            self.added,
+            self.wide,
+            self.ratios,
+            self.owners,
+            self.options.levels,
+            self.most,
+            self.step,
         )
-        return not np.isnan(self.scale[self.root[labels[labels != FREE]]]).any()
-
-    def _scales(self, labels: Labels) -> Floats:
-        found = self.scale[self.root[labels]]
-        return np.where(labels == FREE, 1.0, found)
-
-    def _bounds(self, labels: Labels) -> Floats:
-        return np.where(labels == FREE, 0.0, self.bound[self.root[labels]])
-
-    def _account(self, one: _Layer | _Rounded) -> None:
-        """What a node says of the scales of its labels."""
-        roots = self.root[one.labels]
-        if isinstance(one, _Rounded):
-            if isinstance(one.source, Current):
-                size = self._bounds(one.source.labels)
-            elif isinstance(one.source, Whole):
-                size = one.source.unit * one.source.bound
-            else:
-                size = np.array(max(abs(one.source.low), abs(one.source.high)))
-            sizes, places = np.broadcast_arrays(np.abs(one.factor) * size, roots)
-            sizes = one.bound = np.asarray(one.places * sizes, np.float64)
-            most = np.zeros(len(self.bound))
-            np.maximum.at(most, places, sizes)
-            self.bound += most
-            self.slack += (most > 0).astype(np.float64)
-            if one.reader is not None:
-                self._link(one)
-            return
-        roots = roots.reshape(-1)
-        one.rows = self._real_rows(one)
-        sizes = np.abs(one.rows)
-        if isinstance(one.source, Current):
-            reach = np.abs(_rows_with(one.node, one.weights, self._bounds(one.source.labels)))
-        else:
-            assert isinstance(one.source, Whole)
-            reach = sizes * one.source.bound
-        # A weight is rounded by half a step at most, for each of the inputs' numbers.
-        loose = 0.5 * one.step * np.divide(reach, sizes, out=np.zeros_like(reach), where=sizes > 0)
-        one.bound = reach.sum(axis=1)
-        top = sizes.max(axis=1, initial=0.0) / (one.step * one.most)
-        if one.step > 1:
-            top = top * _best_parts(one.rows, top * one.step, one.most)
-        np.maximum.at(self.least, roots, top)
-        most, slack = np.zeros(len(self.bound)), np.zeros(len(self.bound))
-        np.maximum.at(most, roots, one.bound)
-        np.maximum.at(slack, roots, loose.sum(axis=1))
-        self.bound += most
-        self.slack += slack
-
-    def _link(self, one: _Rounded) -> None:
-        """The scale of what a layer reads that is a sum itself: as it is where it has few levels, else
-        with as many as the layer's sums bear, SUM_LEVELS at most."""
-        assert isinstance(one.source, Current) and one.reader is not None
-        weights = value(one.reader.inputs[1])
-        assert weights is not None
-        bounds, scales = self._bounds(one.source.labels), self._scales(one.source.labels)
-        rows = np.abs(_rows_with(one.reader, weights, bounds))
-        top = rows.max(axis=1, initial=0.0)
-        mass = float((rows.sum(axis=1) / np.where(top > 0, top, 1.0)).max(initial=1.0))
-        levels = max(0.9 * EXACT / (mass * self.most * self.step), 1.0)
-        most = WINDOW_SUM_LEVELS if self.options.levels > 1 else SUM_LEVELS
-        held = np.maximum(scales, bounds / min(levels, most))
-        self.scale[self.root[one.labels]] = np.broadcast_to(held, one.labels.shape)
-
-    def _chosen(
-        self, root: int, thetas: list[float], caps: Mapping[int, int], wide: float
-    ) -> float:
-        """The smallest scale with which the weights fit, no sum exceeds 2^24, and the smallest
-        threshold is whole and odd."""
-        room = EXACT / wide - self.slack[root] - 2
-        if room < EXACT / wide / 4:
-            self.crowded.add(root)
-            room = EXACT / wide / 4
-        least = max(float(self.least[root]), float(self.bound[root]) / room)
-        if not thetas:
-            return least or 1.0
-        theta = min(thetas)
-        # A neuron of layered time takes away `levels` thresholds at most.
-        cap = min(caps[root], EXACT // (4 * self.options.levels))
-        threshold = cap if least * cap <= theta else int(theta / least)
-        threshold -= 1 - threshold % 2
-        # A threshold that is small beside the weights becomes larger, and its spikes worth more.
-        return theta / threshold if threshold >= LEAST_THRESHOLD else least
-
-    def _real_rows(self, one: _Layer) -> Floats:
-        """The weights with the unit of what they read, [O, K]."""
-        if isinstance(one.source, Current):
-            return _rows_with(one.node, one.weights, self._scales(one.source.labels))
-        assert isinstance(one.source, Whole)
-        ratios = np.asarray(self.ratios)[one.source.trains]
-        return _rows_with(one.node, one.weights, one.source.unit * ratios, one.labels.shape)
+        for node in self.scales.settle():
+            self._refuse(node, "its output flows back into its input without a neuron between them")
 
     # --- what is written ---
 
     def write(self) -> list[LayerGrid]:
         for neuron in self.neurons:
             self._bound_static(neuron)
-        count = len(self.scale)
+        count = len(self.scales.scale)
         #: Per root, what a time-step may add at most and take away at most, in whole numbers.
         self.rises, self.falls = np.zeros(count), np.zeros(count)
         told: list[_Told] = []
@@ -972,27 +696,11 @@ class _Work:
             np.maximum.at(most, *np.broadcast_arrays(roots, more))
             held += most
 
-    def _set_ratios(self, neuron: _Neuron) -> None:
-        theta = _spread(value(_port(neuron.node, "threshold")), neuron.labels.ndim)
-        exact = theta / self._neuron_scales(neuron)
-        if np.isnan(exact).any():
-            return  # some of its scales are still to be chosen
-        ratios = _odd(exact) / exact
-        flat = np.broadcast_to(
-            np.where(np.abs(ratios - 1) < 1e-9, 1.0, ratios), neuron.trains.shape
-        )
-        for train, ratio in zip(neuron.trains.reshape(-1), flat.reshape(-1), strict=True):
-            self.ratios[int(train)] = float(ratio)
-
-    def _neuron_scales(self, neuron: _Neuron) -> Floats:
-        scales: Floats = self.scale[self.root[neuron.labels]]
-        return scales
-
-    def _write_layer(self, layer: _Layer) -> _Told:
+    def _write_layer(self, layer: Layer) -> _Told:
         """Put whole numbers in place of the weights."""
-        node, rows = layer.node, self._real_rows(layer)
-        roots = self.root[layer.labels].reshape(-1)
-        units = rows / (layer.step * self.scale[roots])[:, None]
+        node, rows = layer.node, self.scales.rows(layer)
+        roots = self.scales.root[layer.labels].reshape(-1)
+        units = rows / (layer.step * self.scales.scale[roots])[:, None]
         whole = np.clip(np.floor(units + 0.5), -layer.most, layer.most)
         changes = self.options.changes.get(node.name)
         if not layer.is_coefficient and changes is not None:
@@ -1002,8 +710,8 @@ class _Work:
             self.units[node.name] = Units(held, layer.most, layer.step)
         numbers = whole * layer.step
         if isinstance(layer.source, Current):
-            source = self._bounds(layer.source.labels) / self._scales(layer.source.labels)
-            sizes = _rows_with(node, np.ones_like(layer.weights), np.ceil(source) + 1)
+            source = self.scales.bounds(layer.source.labels) / self.scales.of(layer.source.labels)
+            sizes = rows_with(node, np.ones_like(layer.weights), np.ceil(source) + 1)
             signed = True
         else:
             assert isinstance(layer.source, Whole)
@@ -1017,7 +725,7 @@ class _Work:
         shaped = _from_rows(node, numbers, layer)
         node.inputs[1] = self._constant(name, shaped.astype(np.float32))
         top = np.abs(rows).max(axis=1, initial=0.0)
-        change = np.abs(numbers * self.scale[roots][:, None] - rows).max(axis=1, initial=0.0)
+        change = np.abs(numbers * self.scales.scale[roots][:, None] - rows).max(axis=1, initial=0.0)
         worst = (change / np.where(top > 0, top, 1.0)).max(initial=0.0)
         return _Told(layer, set(roots.tolist()), int(np.abs(numbers).max(initial=0)), float(worst))
 
@@ -1025,20 +733,20 @@ class _Work:
         """A bias, or a constant that is added."""
         held = value(node.inputs[index])
         assert held is not None
-        values = _spread(held, labels.ndim)
-        numbers = np.floor(values / self._scales(labels) + 0.5)
-        self._add_bounds(self.root[labels], np.abs(numbers), np.abs(numbers))
+        values = spread(held, labels.ndim)
+        numbers = np.floor(values / self.scales.of(labels) + 0.5)
+        self._add_bounds(self.scales.root[labels], np.abs(numbers), np.abs(numbers))
         shape = numbers.shape
         while len(shape) > np.ndim(held) and shape[0] == 1:
             shape = shape[1:]
         name = f"{node.inputs[index].name}_whole"
         node.inputs[index] = self._constant(name, numbers.reshape(shape).astype(np.float32))
 
-    def _write_rounded(self, one: _Rounded) -> None:
-        scales = self._scales(one.labels)
+    def _write_rounded(self, one: Rounded) -> None:
+        scales = self.scales.of(one.labels)
         ratio = one.factor / scales
         if isinstance(one.source, Current):
-            ratio = ratio * self._scales(one.source.labels)
+            ratio = ratio * self.scales.of(one.source.labels)
         elif isinstance(one.source, Whole):
             ratio = ratio * one.source.unit
         sizes = np.ceil(one.bound / scales) + 1
@@ -1063,9 +771,9 @@ class _Work:
                     "Mul", one.round.outputs, f"{one.round.name}/unit", True, result, result
                 )
                 last.inputs.append(self._constant(f"{last.name}/unit", np.float32(unit)))
-        self._add_bounds(self.root[one.labels], sizes, sizes)
+        self._add_bounds(self.scales.root[one.labels], sizes, sizes)
 
-    def _bound_static(self, neuron: _Neuron) -> None:
+    def _bound_static(self, neuron: Neuron) -> None:
         """Between which values a static current has to lie: what is larger lets the neuron send all
         that it can at every step, and what is smaller lets it never fire, as the bounds themselves do.
 
@@ -1100,7 +808,7 @@ class _Work:
             0
         ]
 
-    def _clip(self, one: _Rounded) -> None:
+    def _clip(self, one: Rounded) -> None:
         assert one.ends is not None
         name = one.node.outputs[0].name
         low, high = (end / one.unit for end in one.ends)
@@ -1110,36 +818,36 @@ class _Work:
         most.inputs.append(self._constant(f"{name}/highest", high.astype(np.float32)))
         one.round.inputs[0] = most.outputs[0]
 
-    def _numbers(self, neuron: _Neuron) -> _Numbers:
+    def _numbers(self, neuron: Neuron) -> _Numbers:
         """Threshold, start and charges of a neuron in whole numbers, of the rank of its current."""
         node, size = neuron.node, neuron.labels.ndim
-        scales = self._neuron_scales(neuron)
-        theta = _spread(value(_port(node, "threshold")), size)
+        scales = self.scales.of_neuron(neuron)
+        theta = spread(value(port_of(node, "threshold")), size)
         exact = theta / scales
-        threshold = _odd(exact)
-        start = _spread(value(_port(node, "membrane")), size)
+        threshold = odd(exact)
+        start = spread(value(port_of(node, "membrane")), size)
         # The part of it that is half a threshold is half of what became of that.
         begins = start / scales + (threshold - exact) / 2
         if node.op != "LayeredRMPNeuron":
             begins = start / theta * threshold
         whole = np.floor(begins + 1e-6 * np.maximum(np.abs(begins), 1.0))
         schedule = np.zeros((1,) * (size + 1))
-        port = _port(node, "schedule")
+        port = port_of(node, "schedule")
         if port is not None:
             rows = np.asarray(value(port), np.float64)
             rows = rows.reshape(len(rows), *[1] * (size + 1 - rows.ndim), *rows.shape[1:])
             schedule = np.floor(rows / scales + 0.5)
         return _Numbers(threshold, whole, schedule)
 
-    def _write_neuron(self, neuron: _Neuron, told: list[_Told]) -> LayerGrid:
+    def _write_neuron(self, neuron: Neuron, told: list[_Told]) -> LayerGrid:
         node, numbers = neuron.node, self._numbers(neuron)
-        scales = self._neuron_scales(neuron)
-        meant = _spread(value(_port(node, "threshold")), neuron.labels.ndim)
+        scales = self.scales.of_neuron(neuron)
+        meant = spread(value(port_of(node, "threshold")), neuron.labels.ndim)
         for name, array in (("threshold", numbers.threshold), ("membrane", numbers.start)):
-            index = _place(node, name)
+            index = place_of(node, name)
             self._put(node, index, array)
-        if _port(node, "schedule") is not None:
-            index = _place(node, "schedule")
+        if port_of(node, "schedule") is not None:
+            index = place_of(node, "schedule")
             rows = numbers.schedule
             while rows.ndim > 2 and rows.shape[1] == 1:
                 rows = rows[:, 0]
@@ -1152,9 +860,9 @@ class _Work:
             )
             name = f"{node.inputs[index].name}_whole"
             node.inputs[index] = self._constant(name, rows.astype(np.float32))
-        roots = self.root[neuron.labels]
+        roots = self.scales.root[neuron.labels]
         own = set(roots.reshape(-1).tolist())
-        if own & self.crowded:
+        if own & self.scales.crowded:
             self.findings.append(
                 Finding(
                     "SNNC223",
@@ -1212,9 +920,9 @@ class _Work:
         """The roots of the sums that are rounded onto these."""
         found: set[int] = set()
         for one in self.rounded:
-            own = set(self.root[one.labels].reshape(-1).tolist())
+            own = set(self.scales.root[one.labels].reshape(-1).tolist())
             if isinstance(one.source, Current) and own & roots and one.reader is None:
-                found |= set(self.root[one.source.labels].reshape(-1).tolist())
+                found |= set(self.scales.root[one.source.labels].reshape(-1).tolist())
         return found
 
     def _put(self, node: Node, index: int, array: Floats) -> None:
@@ -1242,7 +950,7 @@ class _Work:
                 if isinstance(kind, Whole):
                     unit = kind.unit * np.asarray(self.ratios)[kind.trains]
                 else:
-                    unit = self._scales(kind.labels)
+                    unit = self.scales.of(kind.labels)
                 if (unit == 1).all():
                     continue
                 mul = self._node("Mul", [tensor], f"{tensor.name}/value", False, tensor)
@@ -1265,46 +973,10 @@ class _Told:
     """What became of a layer's weights: the roots of its labels, the largest of them, and the largest
     change as a part of the largest weight of its channel."""
 
-    layer: _Layer
+    layer: Layer
     roots: set[int]
     largest: int
     rounding: float
-
-
-def _place(node: Node, port: str) -> int:
-    return [one.name for one in dialect.OPERATORS[node.op].inputs].index(port)
-
-
-def _port(node: Node, port: str) -> Tensor | None:
-    """What a neuron reads at a port, None where it has no such port."""
-    names = [one.name for one in dialect.OPERATORS[node.op].inputs]
-    return input_at(node, names.index(port)) if port in names else None
-
-
-def _best_parts(rows: Floats, scales: Floats, most: int) -> Floats:
-    """Of each row the part of its scale with which rounding it changes it least: with few bits a
-    smaller scale that clips the largest weights may serve the others better.  [O]."""
-    best = np.ones(len(rows))
-    least = np.full(len(rows), np.inf)
-    for part in PARTS:
-        scale = np.where(scales > 0, part * scales, 1.0)[:, None]
-        kept = np.clip(np.floor(rows / scale + 0.5), -most, most) * scale
-        error = np.square(rows - kept).sum(axis=1)
-        better = error < least
-        best[better], least[better] = part, error[better]
-    return best
-
-
-def _odd(numbers: Floats) -> Floats:
-    """The nearest odd numbers, LEAST_THRESHOLD at least."""
-    return np.asarray(np.maximum(2 * np.floor(numbers / 2 + 1e-9) + 1, LEAST_THRESHOLD))
-
-
-def _spread(held: NDArray[Any] | None, size: int) -> Floats:
-    """A constant with `size` axes."""
-    assert held is not None
-    array = np.asarray(held, np.float64)
-    return array.reshape((1,) * (size - array.ndim) + array.shape)
 
 
 def _ranks(first: Labels, second: Labels) -> tuple[Labels, Labels]:
@@ -1334,19 +1006,8 @@ def _before_neurons(graph: Graph) -> set[int]:
     return needed
 
 
-def _rows_with(
-    node: Node, weights: Floats, unit: NDArray[Any], shape: tuple[int, ...] = ()
-) -> Floats:
-    """The rows of weights times the unit of their inputs; those of a Mul have one input each."""
-    if node.op == "Mul":
-        return np.broadcast_to(weights * unit, shape).reshape(-1, 1).astype(np.float64)
-    factor = into_weights(node, unit)
-    assert factor is not None
-    return rows_of(node, weights * factor)
-
-
-def _from_rows(node: Node, rows: Floats, layer: _Layer) -> Floats:
-    """The inverse of `_rows_with`."""
+def _from_rows(node: Node, rows: Floats, layer: Layer) -> Floats:
+    """The inverse of `rows_with`."""
     if node.op == "Mul":
         return rows.reshape(layer.labels.shape)
     return from_rows(node, rows, layer.weights.shape)
