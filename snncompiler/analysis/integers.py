@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from snncompiler.analysis.instrument import LAYERED, Layer, Watched, watch
 from snncompiler.emission.metadata import pooled_of
-from snncompiler.ir.graph import with_outputs
+from snncompiler.ir.graph import OWN, cut_at, with_outputs
 from snncompiler.ir.grids import grids_of
 from snncompiler.network.prepared import Prepared, checking_session
 from snncompiler.runtime.session import create_session
@@ -104,7 +103,7 @@ def compare_integers(
         given |= {_sent(spiking, name): spikes for name, spikes in coded.items()}
         given |= {name: values[name] for name in rounds}
     outputs = [Watched.output(layer, "count") for layer in layers]
-    outputs += [f"{name}{_OWN}" for name in rounds]
+    outputs += [f"{name}{OWN}" for name in rounds]
     outputs += [Watched.output(layer, "current_sum") for layer in layers if fed]
     session = create_session(spiking, events=False)
     found = dict(zip(outputs, session.run(outputs, given), strict=True))
@@ -115,7 +114,7 @@ def compare_integers(
             full = found[Watched.output(layer, "current_sum")] / layer.threshold + 0.5
         count = found[Watched.output(layer, "count")]
         compared.append(_compared(layer.name, count, numbers[layer.name], full))
-    compared += [_compared(name, found[f"{name}{_OWN}"], values[name]) for name in rounds]
+    compared += [_compared(name, found[f"{name}{OWN}"], values[name]) for name in rounds]
     return Integers(tuple(compared))
 
 
@@ -167,44 +166,18 @@ def _compared(name: str, found: Array, wanted: Array, full: Array | None = None)
 
 # --- every layer by itself ---
 
-#: What the names of values end with that a layer computes, where others read the source's.
-_OWN = "/own"
-
 
 def _cut(model: onnx.ModelProto, layers: list[Layer], rounds: list[str]) -> onnx.ModelProto:
     """A watched model in which layers, and roundings without spikes, read what is fed for the spikes
-    and roundings before them; their own are outputs."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    graph, names = copy.graph, {layer.name for layer in layers}
-    roots = tuple(f"{layer.root}/" for layer in layers)
-    own = set(rounds)
-    for node in graph.node:
-        if node.op_type == LAYERED and node.name in names:
-            own.add(node.output[0])
-    kinds = {entry.name: entry for entry in graph.value_info}
-    for node in graph.node:
-        for index, name in enumerate(node.output):
-            if name in own:
-                node.output[index] = f"{name}{_OWN}"
-        watches = bool(node.output) and node.output[0].startswith(roots)
-        for index, name in enumerate(node.input):
-            if watches and name in own:
-                node.input[index] = f"{name}{_OWN}"
-    for name in sorted(own):
-        if name in kinds:
-            graph.value_info.remove(kinds[name])
-        graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    shown = {entry.name for entry in graph.output}
-    outputs = [f"{name}{_OWN}" for name in rounds if f"{name}{_OWN}" not in shown]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return copy
+    and roundings before them."""
+    spikes = [_sent(model, layer.name) for layer in layers]
+    return cut_at(model, [*rounds, *spikes], tuple(f"{layer.root}/" for layer in layers))
 
 
 def _sent(model: onnx.ModelProto, layer: str) -> str:
-    """The name of the spikes of a layer of a cut model, as others read them."""
+    """The name of the spikes of a layer, as others read them."""
     node = next(x for x in model.graph.node if x.op_type == LAYERED and x.name == layer)
-    return str(node.output[0].removesuffix(_OWN))
+    return str(node.output[0].removesuffix(OWN))
 
 
 def _spikes(layer: Layer, numbers: Array) -> NDArray[np.float32]:

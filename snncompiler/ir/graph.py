@@ -450,6 +450,37 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return copy
 
 
+#: What the names of tensors end with that a cut model makes, where others read what is fed.
+OWN = "/own"
+
+
+def cut_at(
+    model: onnx.ModelProto, names: Iterable[str], watching: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """A copy of `model` in which the named tensors are inputs for all that reads them, and what the
+    model makes of each is an output with OWN behind its name.
+
+    watching: nodes whose outputs have names that begin with one of these read what the model makes.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, own = copy.graph, set(names)
+    for node in graph.node:
+        watches = bool(watching) and node.output[0].startswith(watching)
+        for index, name in enumerate(node.input):
+            if watches and name in own:
+                node.input[index] = f"{name}{OWN}"
+        for index, name in enumerate(node.output):
+            if name in own:
+                node.output[index] = f"{name}{OWN}"
+    for entry in [entry for entry in graph.value_info if entry.name in own]:
+        graph.value_info.remove(entry)
+    for name in sorted(own):
+        graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        graph.output.append(onnx.ValueInfoProto(name=f"{name}{OWN}"))
+    return copy
+
+
 def reachable_from(
     graph: Graph,
     start: Callable[[Node], bool],
