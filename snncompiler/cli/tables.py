@@ -93,7 +93,8 @@ def described(compiled: CompiledFile) -> dict[str, Any]:
 #: What the table of a network in whole numbers tells of a layer, and the titles.
 _GRID = {
     "bits": "bits", "largest": "weights to", "coefficient": "residual to", "threshold": "θ",
-    "bound": "sums to", "reach": "potentials to", "exact_steps": "exact to T", "rounding": "rounding",
+    "scale": "1 stands for", "bound": "sums to", "reach": "potentials to", "exact_steps": "exact to T",
+    "rounding": "rounding",
 }  # fmt: skip
 
 
@@ -104,6 +105,8 @@ def grid_table(layers: Sequence[dict[str, Any]]) -> RenderableType:
         told = layer["whole_numbers"]
         low, high = told["threshold"]
         told = {**told, "threshold": str(low) if low == high else f"{low} to {high}"}
+        least, most = (f"{end:.2g}" for end in (min(told["scale"]), max(told["scale"])))
+        told["scale"] = least if least == most else f"{least} to {most}"
         rows.append((layer["layer"], *(told[key] for key in _GRID)))
     return table("Whole numbers", ("layer", *_GRID.values()), rows)
 
