@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from textwrap import fill
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -111,6 +111,12 @@ class Request(Options):
     preprocess: Annotated[
         Preprocess | None, Option("how pixels of the calibration data become the network's input.")
     ] = None
+    statistics: Annotated[
+        Sequence[str | os.PathLike[str]],
+        Option(
+            "files that `snnc observe` wrote on more data, all parts; thresholds come from them then."
+        ),
+    ] = ()
     skip_damaged: Annotated[
         bool, Option("calibrate without the images that cannot be read, instead of refusing them.")
     ] = False
@@ -138,6 +144,7 @@ def compile(request: Request) -> onnx.ModelProto:
         request.samples,
         request.progress,
         skip_damaged=request.skip_damaged,
+        statistics=request.statistics,
     ).model
 
 

@@ -8,15 +8,20 @@ compile_model  the three together
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snncompiler.analysis.parts import STATISTICS, Part, Shard, gathered
+from snncompiler.analysis.statistics import observation_of, observe_part
+from snncompiler.analysis.tally import Observed
 from snncompiler.calibration.calibrate import Progress, calibrated
 from snncompiler.calibration.record import Calibration, check_levels
 from snncompiler.calibration.search import HELD_OUT, samples_of_a_run, searched_alpha
@@ -28,7 +33,7 @@ from snncompiler.ir.option import check_range, check_type, flag_of
 from snncompiler.ir.rectifiers import rectifiers_of
 from snncompiler.ir.settings import Options
 from snncompiler.network.checks import check_batch, check_folds, check_source, measure_folds
-from snncompiler.network.data import Dataset, Preprocess, load_data
+from snncompiler.network.data import Dataset, Preprocess, left_out, load_data
 from snncompiler.network.pixels import with_preprocessing
 from snncompiler.network.prepare import normalization_passes, prepare
 from snncompiler.network.prepared import Prepared, synthetic_feeds
@@ -70,11 +75,13 @@ def compile_model(
     watch: Watch | None = None,
     *,
     skip_damaged: bool = False,
+    statistics: Sequence[str | os.PathLike[str]] = (),
 ) -> Compiled:
     """Compile and return everything; `snncompiler.compile` returns the model alone.
 
     `watch` is shown the network after every pass of the normalization and of the emission
     (`emission.stages`).  `skip_damaged`: calibrate without the images that cannot be read.
+    `statistics`: files of `observed`, all parts of a whole, from which thresholds come then.
     """
     options.check()
     if samples is not None:
@@ -91,6 +98,11 @@ def compile_model(
         )
     if skip_damaged and isinstance(calibration, Calibration | None):
         raise UsageError("--skip-damaged is for images to calibrate with, and none were given")
+    if statistics and isinstance(calibration, Calibration | None):
+        raise UsageError(
+            "--statistics gives thresholds; corrections and checks need samples to run",
+            hint="give a few hundred with --calibration DATA, too",
+        )
     prepared, options = _prepared(model, options, watch)
     prepared.context.findings += notes
     if options.unroll == "steps" and options.emit == "window":
@@ -109,6 +121,11 @@ def compile_model(
             _warn_constant(prepared, dataset)
             prepared.take_sizes_of(dataset.feeds)
         check_batch(prepared, options.seed)
+        how = preprocess or Preprocess()
+        whole = gathered([Path(one) for one in statistics], STATISTICS) if statistics else None
+        observation = None if whole is None else observation_of(whole, prepared, how)
+        if whole is not None:
+            prepared.context.findings += left_out(whole.tally.damaged)
         labels = dataset.labels if dataset else None
         options = resolve(prepared, options, data=dataset is not None, labels=labels)
         if options.alpha == "auto":
@@ -117,7 +134,9 @@ def compile_model(
                     f"--alpha auto needs at least {HELD_OUT} calibration samples",
                     hint="give --calibration DATA, or a number for --alpha",
                 )
-            options, dataset = searched_alpha(prepared, options, dataset, emit, progress)
+            options, dataset = searched_alpha(
+                prepared, options, dataset, emit, progress, observation
+            )
         feeds = (
             dataset.feeds
             if dataset
@@ -128,12 +147,35 @@ def compile_model(
         measure_folds(prepared, feeds)
         if options.maxpool == "exact":
             check_folds(prepared)
-        thresholds = calibrated(prepared, options, dataset, progress)
-        how = preprocess or Preprocess()
+        thresholds = calibrated(prepared, options, dataset, progress, observation)
+        if whole is not None:
+            both = f"{thresholds.data_sha256}{whole.about['data_sha256']}"
+            thresholds = replace(thresholds, data_sha256=hashlib.sha256(both.encode()).hexdigest())
         if how != Preprocess():
             thresholds = replace(thresholds, preprocess=how.as_dict())
     spiking = emit(prepared, thresholds, options, prepared.findings, watch)
     return Compiled(spiking, prepared, thresholds)
+
+
+def observed(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    options: Options,
+    data: str | os.PathLike[str] | Array | Mapping[str, Array] | Dataset,
+    shard: Shard,
+    preprocess: Preprocess | None = None,
+    progress: Progress | None = None,
+    *,
+    skip_damaged: bool = False,
+) -> Part[Observed]:
+    """The statistics of one shard of calibration data, for a compilation with the same options."""
+    options.check()
+    input_type, preprocess, notes = with_preprocessing(options.input_type, preprocess)
+    prepared, options = _prepared(model, replace(options, input_type=input_type), None)
+    dataset = load_data(data, prepared.inputs, preprocess, skip_damaged=skip_damaged)
+    dataset = replace(dataset, findings=(*notes, *dataset.findings))
+    prepared.take_sizes_of(dataset.head(1).in_memory().feeds)
+    check_batch(prepared, options.seed)
+    return observe_part(prepared, dataset, shard, preprocess or Preprocess(), progress)
 
 
 def _prepared(

@@ -20,7 +20,7 @@ from snncompiler.analysis.count import macs_from
 from snncompiler.analysis.diagnose import Currents, Split, Weighed, quantised_ann
 from snncompiler.analysis.evaluation import Evaluation
 from snncompiler.analysis.instrument import Watched
-from snncompiler.analysis.parts import ALL, Part, Shard, no_scores, put_together
+from snncompiler.analysis.parts import ALL, EVALUATION, Part, Shard, no_scores, put_together
 from snncompiler.analysis.tally import Answers, Constant, LayerTally, StepTally, SynOpsTally, Tally
 from snncompiler.analysis.walk import Walk
 from snncompiler.calibration.calibrate import Progress
@@ -104,7 +104,7 @@ def evaluate_part(
     skip_damaged: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Part:
+) -> Part[Tally]:
     """The part of an evaluation that belongs to one shard; `parts.merge` puts parts together.
 
     Shards are cut at whole batches, so that the same samples run together however many there are.
@@ -163,6 +163,7 @@ def evaluate_part(
         if progress:
             progress(f"T = {max(spiking.steps)}", number + 1 - start, stop - start)
     about = {
+        "kind": EVALUATION,
         "version": __version__,
         "source": source.name,
         "source_sha256": source.sha256,

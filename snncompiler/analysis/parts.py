@@ -1,4 +1,5 @@
-"""Parts of an evaluation: which samples belong to one, how it is written, and how parts are merged.
+"""Parts of an evaluation or of statistics: which samples belong to one, how it is written, and how
+parts are merged.
 
 A part is what one machine found on its shard of the data.  It is small, and says what it is a part of,
 so that parts that do not belong together are refused.  The parts of n shards give the result of one,
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -28,7 +29,9 @@ from snncompiler.analysis.tally import (
     Classes,
     Constant,
     Judge,
+    Largest,
     LayerTally,
+    Observed,
     OutputTally,
     StepTally,
     SynOpsTally,
@@ -37,14 +40,20 @@ from snncompiler.analysis.tally import (
     plain,
     step_result,
 )
+from snncompiler.calibration.histogram import Histogram
 from snncompiler.emission.save import write_atomically
 from snncompiler.errors import Refused, UsageError, refuse
 from snncompiler.findings import Finding
 from snncompiler.network.data import left_out
 from snncompiler.passes.lower.lower_events import LayerNote
 
+T = TypeVar("T")
+
 #: Of the file of a part.
 FORMAT = 1
+#: What parts are of, by `about["kind"]`, and what writes them.
+EVALUATION, STATISTICS = "evaluation", "statistics"
+_WRITES = {EVALUATION: "snnc eval --shard", STATISTICS: "snnc observe"}
 
 
 @dataclass(frozen=True)
@@ -75,15 +84,15 @@ ALL = Shard(1, 1)
 
 
 @dataclass(frozen=True)
-class Part:
-    """What was found on one shard.
+class Part(Generic[T]):
+    """What was found on one shard: the tally of an evaluation, or observations.
 
     about: what all parts of one evaluation have in common, as plain data.
     """
 
     about: dict[str, Any]
     shard: Shard
-    tally: Tally
+    tally: T
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all: the same bytes for the same part."""
@@ -94,7 +103,7 @@ class Part:
         write_atomically(path, lambda file: file.write(whole.encode()))
 
     @staticmethod
-    def load(path: Path) -> Part:
+    def load(path: Path) -> Part[Any]:
         """Read one.  Raises Refused where it is none, is damaged or is cut off, UsageError where there
         is no such file."""
         try:
@@ -102,14 +111,18 @@ class Part:
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}", code="SNNC312") from None
         except ValueError:
-            raise refuse("SNNC312", f"{path} is no part of an evaluation") from None
+            raise refuse("SNNC312", f"{path} is no part that snnc wrote") from None
         found = re.fullmatch(
             r'\{"snnc_part": (\d+), "sha256": "(\w+)",\n"content": (.*)\}\n?', text
         )
         if found is None:
             cut_off = text.startswith('{"snnc_part"')
-            what = "is cut off or damaged" if cut_off else "is no part of an evaluation"
-            hint = "run its shard again" if cut_off else "give what snnc eval --shard wrote"
+            what = "is cut off or damaged" if cut_off else "is no part that snnc wrote"
+            hint = (
+                "run its shard again"
+                if cut_off
+                else "give what snnc eval --shard or snnc observe wrote"
+            )
             raise refuse("SNNC312", f"{path} {what}", hint=hint)
         version, digest, content = found.groups()
         if int(version) != FORMAT:
@@ -126,7 +139,7 @@ class Part:
 # --- a tally as JSON ---
 
 _KINDS = {kind.__name__: kind for kind in (
-    Answers, LayerTally, OutputTally, StepTally, SynOpsTally, Tally
+    Answers, Largest, LayerTally, Observed, OutputTally, StepTally, SynOpsTally, Tally
 )}  # fmt: skip
 
 
@@ -140,6 +153,13 @@ def _written(value: Any) -> Any:
         return {"$constant": value.value}
     if isinstance(value, np.ndarray):
         return {"$fired": _packed(value)}
+    if isinstance(value, Histogram):
+        # Ranges of channels that were always 0 mean nothing.
+        exponent = np.where(value.maximum > 0, value.exponent, 0)
+        arrays = [_packed(one) for one in (exponent, value.counts, value.maximum)]
+        return {"$histogram": [value.channels, value.total, *arrays]}
+    if isinstance(value, float):
+        return {"$float": value.hex()}
     if isinstance(value, tuple):
         return {"$tuple": list(value)}
     if isinstance(value, dict):
@@ -164,16 +184,25 @@ def _read(value: Any) -> Any:
         return _unpacked(content)
     if kind == "$tuple":
         return tuple(content)
+    if kind == "$histogram":
+        found = Histogram(content[0], content[1])
+        found.exponent, found.counts, found.maximum = map(_unpacked, content[2:])
+        return found
+    if kind == "$float":
+        return float.fromhex(content)
     if kind == "$dict":
         return {key: _read(entry) for key, entry in content}
     return _KINDS[kind.removeprefix("$")](**{n: _read(entry) for n, entry in content.items()})
 
 
 def _packed(array: Any) -> list[Any]:
-    """Whole numbers in the fewest bytes that hold them, and truth values in bits: type, shape, and
-    the bytes compressed, in base64."""
+    """Whole numbers in the fewest bytes that hold them, truth values in bits, and float32 as they are:
+    type, shape, and the bytes compressed, in base64."""
     if array.dtype == bool:
         kind, raw = "bits", np.packbits(array.reshape(-1)).tobytes()
+    elif array.dtype == np.float32 or array.min(initial=0) < 0:
+        kind = "<f4" if array.dtype == np.float32 else "<i8"
+        raw = array.astype(kind).tobytes()
     else:
         small = np.min_scalar_type(int(array.max(initial=0)))
         kind, raw = small.newbyteorder("<").str, array.astype(small.newbyteorder("<")).tobytes()
@@ -187,7 +216,8 @@ def _unpacked(packed: Sequence[Any]) -> Any:
     if kind == "bits":
         bits = np.unpackbits(np.frombuffer(raw, np.uint8), count=size)
         return bits.astype(bool).reshape(shape)
-    return np.frombuffer(raw, np.dtype(kind)).astype(np.int64).reshape(shape)
+    wide = np.float32 if kind == "<f4" else np.int64
+    return np.frombuffer(raw, np.dtype(kind)).astype(wide).reshape(shape)
 
 
 # --- merging ---
@@ -196,17 +226,31 @@ def _unpacked(packed: Sequence[Any]) -> Any:
 def merge(paths: Sequence[Path]) -> Evaluation:
     """The evaluation of which the files hold all parts, in any order.
 
-    Raises Refused where one is damaged, does not belong to the others, or is there twice, and where one
-    is missing.
+    Raises the errors of `gathered`.
+    """
+    return put_together(gathered(paths, EVALUATION))
+
+
+def gathered(paths: Sequence[Path], kind: str) -> Part[Any]:
+    """The whole of which the files hold all parts, in any order.
+
+    Raises Refused where one is damaged, is of another kind, does not belong to the others, or is there
+    twice, and where one is missing.
     """
     parts = [Part.load(path) for path in paths]
     first = parts[0]
     for path, part in zip(paths, parts, strict=True):
+        if part.about["kind"] != kind:
+            raise refuse(
+                "SNNC312",
+                f"{path} is a part of {part.about['kind']}, not of {kind}",
+                hint=f"give what {_WRITES[kind]} wrote",
+            )
         if part.about != first.about or part.shard.of != first.shard.of:
             raise refuse(
                 "SNNC312",
                 f"{path} does not belong to {paths[0]}: {_difference(part, first)}",
-                hint="give the parts of one evaluation",
+                hint="give the parts of one whole",
             )
     order = sorted(zip(parts, paths, strict=True), key=lambda entry: entry[0].shard.index)
     for (part, path), (other, behind) in pairwise(order):
@@ -223,7 +267,7 @@ def merge(paths: Sequence[Path]) -> Evaluation:
             tally = merged(tally, part.tally)
         except ValueError as error:
             raise refuse("SNNC312", f"{path} does not fit the parts before it: {error}") from None
-    return put_together(Part(first.about, ALL, tally))
+    return Part(first.about, ALL, tally)
 
 
 #: Missing shards that are named.
@@ -232,6 +276,7 @@ _SHOWN = 20
 _CALLED = {
     "version": "the version of snnc",
     "source_sha256": "the source network",
+    "ann_sha256": "the network, or an option that changes it,",
     "snn_sha256": "the compiled file",
     "steps": "the time-steps",
     "diagnose": "--diagnose",
@@ -242,7 +287,7 @@ _CALLED = {
 }
 
 
-def _difference(part: Part, first: Part) -> str:
+def _difference(part: Part[Any], first: Part[Any]) -> str:
     if part.shard.of != first.shard.of:
         return f"it is shard {part.shard}, not one of {first.shard.of}"
     keys = {*part.about, *first.about}
@@ -252,7 +297,7 @@ def _difference(part: Part, first: Part) -> str:
     return f"{_CALLED.get(names[0], names[0])} is another"
 
 
-def put_together(part: Part) -> Evaluation:
+def put_together(part: Part[Tally]) -> Evaluation:
     """What a part says that is the whole.  Raises Refused where no sample could be read, and where
     there are labels but no class scores for them."""
     about, tally = part.about, part.tally

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from snncompiler.analysis.diagnose import Diagnosis, Quantised, blame, layer_errors
 from snncompiler.analysis.evaluation import LayerActivity, OutputError, StepResult, SynOps
 from snncompiler.analysis.exact import Exact
+from snncompiler.calibration.histogram import Histogram
 from snncompiler.network.batching import Gathered, differing
 
 Array = NDArray[Any]
@@ -63,8 +64,10 @@ def _merged(mine: Any, other: Any) -> Any:
         if mine != other:
             raise ValueError(f"{mine.value} is not {other.value}")
         return mine
-    if isinstance(mine, Exact):
+    if isinstance(mine, (Exact, Histogram)):
         return mine.plus(other)
+    if isinstance(mine, Largest):
+        return Largest(max(mine.value, other.value))
     if isinstance(mine, Classes):
         return Classes([*mine.parts, *other.parts])
     if isinstance(mine, np.ndarray):
@@ -78,6 +81,24 @@ def _merged(mine: Any, other: Any) -> Any:
         parts = {n: merged(getattr(mine, n), getattr(other, n)) for n in names}
         return replace(mine, **parts)  # type: ignore[type-var]
     return mine + other  # whole numbers are added, tuples one behind the other
+
+
+@dataclass
+class Largest:
+    """The largest of some numbers."""
+
+    value: float = 0.0
+
+
+@dataclass
+class Observed:
+    """What the normalized ANN does on samples (`calibration/observe`): histograms of the rectifiers,
+    and the largest |x| of the inputs."""
+
+    samples: int = 0
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    largest: dict[str, Largest] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass

@@ -23,7 +23,7 @@ from snncompiler.calibration.charges import (
 )
 from snncompiler.calibration.feedback import FEW_BITS
 from snncompiler.calibration.levels import calibrate_levels
-from snncompiler.calibration.observe import bounded, calibrate, observe
+from snncompiler.calibration.observe import Observation, bounded, calibrate, observe
 from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.statistics import gaussian_thresholds
 from snncompiler.calibration.window import Window, window_of
@@ -55,12 +55,14 @@ def calibrated(
     options: Options,
     dataset: Dataset | None,
     progress: Progress | None = None,
+    observation: Observation | None = None,
 ) -> Calibration:
     """Thresholds and corrections for every rectifier: from data, else batch-norm statistics, else
-    synthetic input."""
+    synthetic input.  observation: of more data, from which thresholds come then; what needs the running
+    network is done on the data that is given."""
     grids = grids_of(prepared.graph)
     if options.layered and dataset is not None and not grids:
-        return calibrate_levels(prepared, options, dataset, progress)
+        return calibrate_levels(prepared, options, dataset, progress, observation=observation)
     labels = dataset.labels if dataset else None
     options = resolve(prepared, options, data=dataset is not None, labels=labels)
     calibration = Calibration(
@@ -84,10 +86,10 @@ def calibrated(
     )
     if grids:
         calibration = replace(calibration, levels=options.levels)
-        return _on_grids(prepared, calibration, options, dataset, progress, grids)
+        return _on_grids(prepared, calibration, options, dataset, progress, grids, observation)
     if dataset is None:
         return _in_levels(_without_data(prepared, calibration, options, progress), options)
-    calibration = _from_data(prepared, calibration, options, dataset.feeds, progress)
+    calibration = _from_data(prepared, calibration, options, dataset.feeds, progress, observation)
     if options.correction == "none":
         return calibration
     return _corrected(prepared, calibration, options, dataset.feeds, progress)
@@ -100,6 +102,7 @@ def _on_grids(
     dataset: Dataset | None,
     progress: Progress | None,
     grids: Mapping[str, Grid],
+    observation: Observation | None = None,
 ) -> Calibration:
     """The scales of a quantized source as thresholds; data is for the rectifiers that have none."""
     scales = {name: grid.scale for name, grid in grids.items()}
@@ -109,7 +112,7 @@ def _on_grids(
     if dataset is None:
         found = _without_data(prepared, calibration, options, progress)
     else:
-        found = _from_data(prepared, calibration, options, dataset.feeds, progress)
+        found = _from_data(prepared, calibration, options, dataset.feeds, progress, observation)
     found = _in_levels(found, options)
     return replace(found, thresholds={**found.thresholds, **scales})
 
@@ -131,9 +134,10 @@ def _from_data(
     options: Options,
     feeds: Mapping[str, Array],
     progress: Progress | None,
+    observation: Observation | None = None,
 ) -> Calibration:
-    """With thresholds from real or synthetic data."""
-    observation = observe(
+    """With thresholds from real or synthetic data, or from an observation that there is already."""
+    observation = observation or observe(
         prepared.ann,
         prepared.graph,
         feeds,
@@ -144,7 +148,7 @@ def _from_data(
     seen = replace(options, threshold="max") if from_running else options
     thresholds, findings = calibrate(observation, rectifiers_of(prepared.graph), seen)
     prepared.context.findings += findings
-    largest = {name: float(np.abs(array).max(initial=0)) or 1.0 for name, array in feeds.items()}
+    largest = {name: found or 1.0 for name, found in observation.largest.items()}
     calibration = replace(
         calibration,
         thresholds=thresholds,

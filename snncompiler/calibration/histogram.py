@@ -55,6 +55,25 @@ class Histogram:
         flat = np.bincount(channel * BINS + bins, minlength=self.channels * BINS)
         self.counts += flat.reshape(self.channels, BINS)
 
+    def plus(self, other: Histogram) -> Histogram:
+        """The histogram of the values of both.  Raises ValueError where their channels differ."""
+        if self.channels != other.channels:
+            raise ValueError(f"there are {self.channels} and {other.channels} channels")
+        both = Histogram(self.channels, self.total + other.total)
+        both.maximum = np.maximum(self.maximum, other.maximum)
+        # A channel that was always 0 has no range yet.
+        ranges = [
+            np.where(one.maximum > 0, one.exponent, np.iinfo(np.int64).min) for one in (self, other)
+        ]
+        both.exponent = np.where(both.maximum > 0, np.maximum(*ranges), 0)
+        for one in (self, other):
+            wide = Histogram(self.channels)
+            wide.counts = one.counts.copy()
+            wide.exponent = np.where(one.maximum > 0, one.exponent, both.exponent)
+            wide._widen(both.exponent)
+            both.counts += wide.counts
+        return both
+
     def _widen(self, needed: NDArray[np.int64]) -> None:
         """Double ranges until every exponent is at least the needed one."""
         while (short := self.exponent < needed).any():

@@ -31,7 +31,7 @@ from snncompiler.calibration.level_network import (
     squared_error,
 )
 from snncompiler.calibration.level_rounding import rounded_levels
-from snncompiler.calibration.observe import calibrate, observe
+from snncompiler.calibration.observe import Observation, calibrate, observe
 from snncompiler.calibration.record import Calibration
 from snncompiler.calibration.regression import Wanted, outputs, regressed
 from snncompiler.ir.graph import (
@@ -141,9 +141,11 @@ def calibrate_levels(
     dataset: Dataset,
     progress: Callable[[str, int, int], None] | None = None,
     feedback: bool = True,
+    observation: Observation | None = None,
 ) -> Calibration:
     """The calibration of a network for layered time: thresholds, then what `--correct` corrects.
 
+    observation: from which thresholds come, where it is there already.
     feedback: weights of few bits are rounded by error feedback; without it, to the nearest.
     Called with what is being done and how far it is, `progress` tells of it.
     """
@@ -157,7 +159,9 @@ def calibrate_levels(
     if batch is not None:
         whole = len(dataset) - len(dataset) % batch
         feeds = {name: array[:whole] for name, array in feeds.items()}
-    observation = observe(prepared.ann, graph, feeds, batch=batch, progress=telling("calibrating"))
+    observation = observation or observe(
+        prepared.ann, graph, feeds, batch=batch, progress=telling("calibrating")
+    )
     thresholds, findings = calibrate(observation, rectifiers_of(graph), options)
     prepared.context.findings += findings
     settled = Settled()
@@ -175,7 +179,7 @@ def calibrate_levels(
         )
         _tell(settled, prepared)
     levels = np.float32(options.levels)
-    ranges = {name: float(np.abs(array).max(initial=0)) or 1.0 for name, array in feeds.items()}
+    ranges = {name: found or 1.0 for name, found in observation.largest.items()}
     calibration = Calibration(
         thresholds={
             name: np.maximum(theta / levels, np.finfo(np.float32).tiny)

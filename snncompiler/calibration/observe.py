@@ -7,7 +7,7 @@ thresholds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from snncompiler.calibration.histogram import Histogram
 from snncompiler.calibration.thresholds import STRATEGIES
-from snncompiler.errors import refuse
+from snncompiler.errors import Refused, refuse
 from snncompiler.findings import Finding
 from snncompiler.ir.graph import Graph, Node, label, producer, value, with_outputs
 from snncompiler.ir.rectifiers import (
@@ -38,10 +38,66 @@ _BATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Observation:
-    """What the rectifiers of an ANN did: layer name -> histogram of its outputs."""
+    """What the rectifiers of an ANN did: layer name -> histogram of its outputs.
+
+    largest: input name -> max |x|.
+    """
 
     histograms: Mapping[str, Histogram]
     samples: int
+    largest: Mapping[str, float] = field(default_factory=dict)
+
+
+class Observer:
+    """Runs a normalized ANN, batch by batch, and gathers histograms of what its rectifiers send.
+
+    fixed: the fixed batch of a network that takes no other.
+    """
+
+    def __init__(self, model: onnx.ModelProto, graph: Graph, fixed: int | None) -> None:
+        self.nodes = rectifiers_of(graph)
+        self._outputs = [node.outputs[0].name for node in self.nodes]
+        self._session = create_session(
+            with_outputs(model, self._outputs), optimize=len(model.graph.node) <= LARGE_GRAPH
+        )
+        self.histograms = {node.name: Histogram(rectified_channels(node)) for node in self.nodes}
+        self.largest: dict[str, float] = {}
+        self.samples = 0
+        #: Samples that run at once: few enough that their activations can be held.
+        self.size = fixed or max(
+            1, min(32, _BATCH_BYTES // max(4 * sum(values_of(node) for node in self.nodes), 1))
+        )
+
+    def add(self, feeds: Feeds) -> None:
+        """Add a batch.  Raises Refused where an activation is not finite."""
+        for node, activations in zip(
+            self.nodes, self._session.run(self._outputs, dict(feeds)), strict=True
+        ):
+            try:
+                self.histograms[node.name].add(np.asarray(activations, np.float32))
+            except ValueError as error:
+                raise refuse(
+                    "SNNC303",
+                    f"on the calibration data {error}",
+                    node=label(node),
+                    hint="is the data scaled as the network expects it?",
+                ) from None
+        self.samples += len(next(iter(feeds.values())))
+        self.see(feeds)
+
+    def see(self, feeds: Feeds) -> None:
+        """Take the largest |x| of inputs into account."""
+        for name, array in feeds.items():
+            found = float(np.abs(array).max(initial=0))
+            self.largest[name] = max(found, self.largest.get(name, 0.0))
+
+    @property
+    def result(self) -> Observation:
+        return Observation(self.histograms, self.samples, self.largest)
+
+
+def too_few(batch: int) -> Refused:
+    return refuse("SNNC303", f"the network takes {batch} samples at once, the data has fewer")
 
 
 def observe(
@@ -57,37 +113,18 @@ def observe(
     Activations are never held for more than one batch.  `batch` is the fixed batch of a network that
     takes no other; samples that do not fill it are left out.
     """
-    nodes = rectifiers_of(graph)
-    outputs = [node.outputs[0].name for node in nodes]
-    session = create_session(
-        with_outputs(model, outputs), optimize=len(model.graph.node) <= LARGE_GRAPH
-    )
-    histograms = {node.name: Histogram(rectified_channels(node)) for node in nodes}
+    observer = Observer(model, graph, batch)
     samples = len(next(iter(feeds.values())))
     if batch is not None:
         samples -= samples % batch
         if not samples:
-            raise refuse(
-                "SNNC303", f"the network takes {batch} samples at once, the data has fewer"
-            )
-    size = batch or max(
-        1, min(32, _BATCH_BYTES // max(4 * sum(values_of(node) for node in nodes), 1))
-    )
-    for start in range(0, samples, size):
-        part = {name: array[start : start + size] for name, array in feeds.items()}
-        for node, activations in zip(nodes, session.run(outputs, part), strict=True):
-            try:
-                histograms[node.name].add(np.asarray(activations, np.float32))
-            except ValueError as error:
-                raise refuse(
-                    "SNNC303",
-                    f"on the calibration data {error}",
-                    node=label(node),
-                    hint="is the data scaled as the network expects it?",
-                ) from None
+            raise too_few(batch)
+    for start in range(0, samples, observer.size):
+        observer.add({n: array[start : start + observer.size] for n, array in feeds.items()})
         if progress:
-            progress(min(start + size, samples), samples)
-    return Observation(histograms, samples)
+            progress(min(start + observer.size, samples), samples)
+    observer.see(feeds)
+    return observer.result
 
 
 def calibrate(

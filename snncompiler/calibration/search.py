@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from snncompiler.calibration.calibrate import Progress, calibrated
+from snncompiler.calibration.observe import Observation
 from snncompiler.calibration.record import Calibration
 from snncompiler.errors import UsageError
 from snncompiler.ir.settings import Options, chosen
@@ -39,6 +40,7 @@ def searched_alpha(
     dataset: Dataset,
     emit: Emit,
     progress: Progress | None,
+    observation: Observation | None = None,
 ) -> tuple[Options, Dataset]:
     """The options with the best α, and the part of the data that thresholds come from.
 
@@ -81,7 +83,11 @@ def searched_alpha(
     tried: list[tuple[float, float]] = []
     for alpha in sorted(ALPHAS, key=lambda value: abs(value - 1)):
         with_alpha = replace(window, alpha=alpha)
-        model = emit(prepared, calibrated(prepared, with_alpha, rest), with_alpha)
+        model = emit(
+            prepared,
+            calibrated(prepared, with_alpha, rest, observation=observation),
+            with_alpha,
+        )
         tried.append((float(np.mean([score(model, count) for count in steps])), alpha))
         if progress:
             progress("searching α", len(tried), len(ALPHAS))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import glob
 import json
+import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from snncompiler.cli import tables
 from snncompiler.cli.options import Shown
-from snncompiler.errors import InternalError, SnncError
+from snncompiler.errors import InternalError, SnncError, UsageError
 from snncompiler.findings import Finding
 from snncompiler.network.data import Preprocess
 from snncompiler.pipeline import Progress as Tell
@@ -47,6 +49,18 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=OUTPUT)
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=OUTPUT)]
+
+
+def files_of(patterns: Sequence[str]) -> list[Path]:
+    """The files that patterns stand for, and names as they are.  Raises UsageError for a pattern that
+    none matches."""
+    found: list[Path] = []
+    for pattern in patterns:
+        matching = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern))
+        if not matching and glob.has_magic(pattern):
+            raise UsageError(f"nothing is called {pattern}", code="SNNC312")
+        found += [Path(one) for one in matching or [pattern]]
+    return found
 
 
 def console(*, stderr: bool = False) -> Console:

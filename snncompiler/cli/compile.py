@@ -16,6 +16,7 @@ from snncompiler.cli.common import (
     Quiet,
     SkipDamaged,
     console,
+    files_of,
     print_json,
     progress,
     tell_findings,
@@ -47,6 +48,14 @@ def compile(
     samples: Annotated[
         int, typer.Option(help="Calibration samples to draw, 0 for all.")
     ] = CALIBRATION_SAMPLES,
+    statistics: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What snnc observe wrote on more data, all parts: thresholds come from it then. A "
+            "file, or a pattern in quotes; may be given several times.",
+            metavar="PART",
+        ),
+    ] = None,
     how: How,
     skip_damaged: SkipDamaged = False,
     options: Options,
@@ -85,6 +94,7 @@ def compile(
             tell,
             stages.of if print_after else None,
             skip_damaged=skip_damaged,
+            statistics=files_of(statistics or ()),
         )
     stages.check()
     save(result.model, target)

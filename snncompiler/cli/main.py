@@ -19,6 +19,7 @@ from snncompiler.cli.eval import eval
 from snncompiler.cli.export import export
 from snncompiler.cli.info import info
 from snncompiler.cli.merge import merge
+from snncompiler.cli.observe import observe
 from snncompiler.cli.options import expanded
 from snncompiler.cli.run import run
 from snncompiler.cli.trace import trace
@@ -49,7 +50,7 @@ def _root(
     pass
 
 
-for command in (check, compile, run, eval, merge, verify, trace, export, info, doctor):
+for command in (check, observe, compile, run, eval, merge, verify, trace, export, info, doctor):
     app.command(name=command.__name__)(guarded(expanded(command)))
 
 

@@ -182,7 +182,7 @@ def _rows_at(path: Path, file: IO[bytes], end: int) -> Rows:
     else:  # which names fields of records in Unicode
         raise ValueError(f"it is an .npy of version {version[0]}.{version[1]}")
     if dtype.hasobject:
-        raise ValueError("arrays of objects (pickles) are never loaded")
+        raise ValueError("Object arrays are pickles")
     if any(size < 0 for size in shape):
         raise ValueError(f"its shape is {list(shape)}")
     if file.tell() + prod(shape) * dtype.itemsize > end:

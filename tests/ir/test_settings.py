@@ -172,7 +172,8 @@ def test_the_python_function_takes_every_option_with_its_default() -> None:
     for option in fields(Options):
         assert parameters[option.name].default == written(option.default), option.name
     assert set(parameters) - {option.name for option in fields(Options)} == {
-        "model", "calibration", "samples", "preprocess", "skip_damaged", "progress",
+        "model", "calibration", "samples", "preprocess", "skip_damaged",
+        "statistics", "progress",
     }  # fmt: skip
 
 
