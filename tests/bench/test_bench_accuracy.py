@@ -65,6 +65,25 @@ def test_figures_of_draws() -> None:
     assert one.spread is None and one.firing is None and one.drop == 25.0
 
 
+def test_two_settings_are_compared_on_the_same_images_and_draws() -> None:
+    """Draw 1 is of the first setting alone."""
+
+    def row(setting: str, draw: int, predictions: list[int]) -> dict[str, Any]:
+        results = {"8": {"predictions": predictions}}
+        return {"case": "kws", "setting": setting, "draw": draw, "results": results}
+
+    rows = [row("default", 0, [0, 1, 2, 0]), row("default", 1, [0, 0, 0, 0])]
+    rows.append(row("weights=int8", 0, [0, 1, 0, 3]))
+    cases = {"kws": {"labels": [0, 1, 2, 3], "ann": [0, 1, 2, 0]}}
+    content = {"rows": rows, "cases": cases}
+    found = accuracy.beside(content, "kws", "weights=int8", "default", "8")
+    assert found is not None and (found.drop, found.agreement) == (0.0, 50.0)
+    low, high = accuracy.paired_interval(np.array([0.0, 0.0, 1.0, -1.0]))
+    assert (found.low, found.high) == pytest.approx((100 * low, 100 * high))
+    assert "| kws | weights=int8 | 0.00 [" in accuracy.beside_table(content)
+    assert accuracy.beside_table({"rows": rows[:2], "cases": cases}) == ""
+
+
 def test_divergence_of_scores_and_of_probabilities() -> None:
     p, q = (
         np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]),
