@@ -42,6 +42,8 @@ DAMAGE = (
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
 #: What an array of a file may be called where the network has one input.
 DATA_NAMES = ("x", "images")
+#: No image file is larger; what is would take memory before it is found to be none.
+MAX_IMAGE_BYTES = 1 << 28
 _KNOWN = "an .npz, an .npy, a .parquet, or images in a folder, a .zip or a .tar"
 
 
@@ -257,6 +259,12 @@ class Pictures(ABC):
         return self.names[number]
 
 
+def _check_size(size: int) -> None:
+    """Raises ValueError for a file that is too large to be an image."""
+    if size > MAX_IMAGE_BYTES:
+        raise ValueError(f"it has {size:,} bytes, an image at most {MAX_IMAGE_BYTES:,}")
+
+
 class Folder(Pictures):
     """The image files below a folder."""
 
@@ -265,7 +273,9 @@ class Folder(Pictures):
         self.names = _ordered(_below(path))
 
     def raw(self, number: int) -> bytes:
-        return (self._path / self.names[number]).read_bytes()
+        path = self._path / self.names[number]
+        _check_size(path.stat().st_size)
+        return path.read_bytes()
 
 
 def _below(path: Path) -> list[str]:
@@ -298,6 +308,8 @@ class Zip(Pictures):
         self.names = _ordered([name for name in self._archive.namelist() if _is_image(name)])
 
     def raw(self, number: int) -> bytes:
+        # No more is unpacked than the directory says.
+        _check_size(self._archive.getinfo(self.names[number]).file_size)
         return self._archive.read(self.names[number])
 
 
@@ -343,6 +355,7 @@ class Tar(Pictures):
         return self._at(self._places[number])
 
     def _at(self, place: tuple[int, int]) -> bytes:
+        _check_size(place[1])
         with self._path.open("rb") as file:
             file.seek(place[0])
             return file.read(place[1])

@@ -16,6 +16,7 @@ from PIL import Image
 
 from snncompiler.errors import Refused, UsageError
 from snncompiler.network import data as data_module
+from snncompiler.network import sources
 from snncompiler.network.data import Dataset, InputSpec, Preprocess, load_data
 from snncompiler.network.sources import OnDisk, Pictures, rows_of_npy, rows_of_npz
 
@@ -264,6 +265,16 @@ def test_the_first_image_may_be_damaged_too(tmp_path: Path) -> None:
 def test_no_image_that_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="SNNC303 no image of"):
         load_data(spoil(tmp_path, *NAMES), [SPEC], skip_damaged=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_a_file_that_is_too_large_for_an_image_is_not_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MAX_IMAGE_BYTES", max(map(len, FILES.values())))
+    monkeypatch.setitem(FILES, NAMES[5], FILES[NAMES[5]] + bytes(1000))
+    with pytest.raises(Refused, match=f"SNNC301 image {NAMES[5]} .*an image at most"):
+        load_data(SOURCES[kind](tmp_path), [SPEC]).in_memory()
 
 
 def test_an_image_of_another_size_is_no_damage(tmp_path: Path) -> None:
