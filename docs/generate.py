@@ -162,8 +162,14 @@ def supported() -> str:
         ("`Shape`, `Size`", "shape arithmetic", "always; what depends on shapes alone is kept"),
         ("`Softmax`, `Sigmoid`, `ArgMax`, `TopK` and any other", "static or read-out, kept",
          "before the first rectifier and behind the last one"),
+        ("`Sigmoid`, `Tanh`, `HardSwish`, `Softplus`, `Elu`, `Selu`, `Celu`, `Gelu`, `Mish`, and what "
+         "exporters write for SiLU, GELU, Mish and gates", "in layered time, coded in spikes on "
+         "request", "with `--timing layered --allow-analog`, where weights read them: any "
+         "expression of one value, element by element, that bends and has a lower bound, and products "
+         "of several; computed on complete values, and sent by neurons less that bound (`SNNC225`)"),
         ("any other", "analog on request", "it is refused with `SNNC202`. With `--allow-analog` it is "
-         "kept exact by telescoping and reported as not spiking, if its output is floating-point"),
+         "kept exact and reported as not spiking, if its output is floating-point: in streaming time "
+         "by telescoping, in layered time on complete values"),
     ]  # fmt: skip
     moving = ", ".join(f"`{entry.name}`" for entry in known if entry.spikes == "moved")
     bent = ", ".join(
