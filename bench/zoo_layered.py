@@ -1,14 +1,15 @@
 """Convert every network of the zoo in layered time with radix spikes; one table.
 
     python bench/zoo_layered.py [--material DIR] [--networks DIR] [--steps 8] [--only NAME]
-        [--rows FILE] [--write PAGE]
+        [--rows FILE] [--kept] [--write PAGE]
 
 The networks are those of `bench/zoo.py`.  Each is compiled twice: calibrated as by default on up to 64
 samples and run on up to 4 others; and with thresholds at the maxima of the samples that are run, so
 that what is left is the rounding to levels alone.  Where that is above SMALL, it is measured with two
 more digits, too: what comes of rounding falls to about a quarter.  A network that is refused is
 compiled with --allow-analog.  With `--rows` every row is kept as soon as it is measured, and a run that
-was cut goes on there.  The exit code is 1 if an error above SMALL does not fall so, or if a network is
+was cut goes on there; with `--kept` nothing is measured, and the page is of the rows that are there.
+The exit code is 1 if an error above SMALL does not fall so, or if a network is
 refused that need not be.
 """
 
@@ -232,6 +233,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--only", action="append")
     parser.add_argument("--rows", type=Path)
+    parser.add_argument("--kept", action="store_true")
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     root = zoo.material_root(given.material)
@@ -240,6 +242,8 @@ def main() -> int:
     rows: dict[str, Row] = {}
     if given.rows and given.rows.exists():
         rows = {row["name"]: row for row in map(json.loads, given.rows.read_text().splitlines())}
+    if given.kept:
+        names = [name for name in names if name in rows]
     for name in given.only or names:
         if name in rows:
             continue
