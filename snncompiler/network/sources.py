@@ -15,6 +15,7 @@ import os
 import re
 import tarfile
 import threading
+import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -34,10 +35,10 @@ from snncompiler.errors import EnvironmentMissing, UsageError, refuse
 Array = NDArray[Any]
 Numbers = NDArray[np.int64]
 
-#: What is raised on damaged files.
+#: What is raised on damaged files; the last one by numpy, which reads headers as Python.
 DAMAGE = (
     ValueError, OSError, EOFError, MemoryError, OverflowError, SyntaxError, RuntimeError, KeyError,
-    zipfile.BadZipFile, zlib.error, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, NotImplementedError, tokenize.TokenError,
 )  # fmt: skip
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
 #: What an array of a file may be called where the network has one input.
@@ -106,8 +107,8 @@ class OnDisk(Rows):
     dtype: np.dtype[Any]
 
     def read(self, numbers: Numbers) -> Array:
-        rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)
         size = self.dtype.itemsize * prod(self.shape[1:])
+        rows = np.empty((len(numbers), size), np.uint8)
         # Where rows follow each other, they are read at once.
         starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
         stops = [*starts[1:], len(numbers)][: len(starts)]
@@ -119,17 +120,16 @@ class OnDisk(Rows):
         except OSError as error:
             text = error.strerror or first_line(error)
             raise refuse("SNNC301", f"{self.path} cannot be read: {text}") from None
-        return rows
+        return np.ndarray((len(numbers), *self.shape[1:]), self.dtype, buffer=rows.data)
 
     def reshaped(self, shape: tuple[int, ...]) -> Rows:
         known = prod(shape[1:])
         return replace(self, shape=(prod(self.shape) // max(known, 1), *shape[1:]))
 
 
-def _read_into(file: Any, rows: Array) -> None:
+def _read_into(file: Any, rows: NDArray[np.uint8]) -> None:
     """Fill an array with the next bytes of a file.  Raises OSError where it ends before."""
-    view = memoryview(rows.data).cast("B") if rows.size else memoryview(b"")
-    done = 0
+    view, done = memoryview(rows.reshape(-1).data), 0
     while done < len(view):
         read = file.readinto(view[done:])
         if not read:

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -263,12 +263,15 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, raw: bytes) -> Non
     assert code_of(tmp_path / name) == "SNNC301"
 
 
-def test_a_damaged_npz(tmp_path: Path) -> None:
+@pytest.mark.parametrize("save", [np.savez_compressed, np.savez])
+def test_a_damaged_npz(tmp_path: Path, save: Callable[..., None]) -> None:
     path = tmp_path / "data.npz"
-    np.savez_compressed(path, x=np.arange(5000, dtype=np.float32).reshape(-1, 5))
+    save(path, x=np.arange(5000, dtype=np.float32).reshape(-1, 5))
     whole, ran = path.read_bytes(), 0
-    for place in range(60, len(whole), len(whole) // 40):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    # All of the header of the array, and some of what follows.
+    for place in (*range(30, 200), *range(200, len(whole), len(whole) // 40)):
+        flipped = 0xFF if save is np.savez_compressed else 0x20
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ flipped]) + whole[place + 1 :])
         try:
             load_data(path, [ROW]).in_memory()
         except SnncError as error:

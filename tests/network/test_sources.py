@@ -185,7 +185,7 @@ def test_no_more_is_read_than_some_batches_ahead() -> None:
 # --- arrays in files ---
 
 
-@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "u1", "?", "<i8"])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<c16", "?", "<i8", "<U3", "<M8[s]"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_rows_of_arrays_in_files(tmp_path: Path, dtype: str, order: str) -> None:
     array = np.array(np.random.default_rng(0).integers(0, 99, (9, 2, 3)).astype(dtype), order=order)
@@ -197,6 +197,15 @@ def test_rows_of_arrays_in_files(tmp_path: Path, dtype: str, order: str) -> None
         for numbers in ([], [3], [0, 1, 2], [8, 0, 1, 5, 6, 6]):
             wanted = np.array(numbers, np.int64)
             assert np.array_equal(rows.read(wanted), array[wanted])
+
+
+@pytest.mark.parametrize("kind", ["U3", "M8[s]", "V2", "c8", "U"])
+def test_types_that_no_network_takes(tmp_path: Path, kind: str) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 4), kind))
+    np.savez(tmp_path / "b.npz", x=np.zeros((3, 4), np.float32), y=np.zeros(3, kind))
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(Refused, match="SNNC302"):
+            load_data(tmp_path / name, [ROW])
 
 
 def test_a_file_that_is_cut_off_after_it_was_opened(tmp_path: Path) -> None:
