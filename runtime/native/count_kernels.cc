@@ -66,6 +66,7 @@ Way best_way() {
   if (isa == Isa::avxvnni) return Way::avxvnni;
   if (isa >= Isa::avx2) return Way::avx2;
 #endif
+  if (isa == Isa::dotprod) return Way::dotprod;
   (void)isa;
   return Way::plain;
 }
@@ -132,8 +133,12 @@ Layer::Layer(const std::vector<Source>& the_sources, bool is_depthwise, std::int
     const std::int64_t from = offset + c, threshold = neurons.threshold[from];
     std::int64_t zero = 0;  // what the counts weigh that stand for none
     for (std::int64_t i = 0; origin && i < sources[0].rows(); ++i) zero += weights[0][i * pixel + from];
-    const std::int64_t begin = (scaled ? neurons.bias : neurons.membrane)[from];
-    membrane[c] = static_cast<std::int32_t>(begin - origin * zero);
+    std::int64_t begin = (scaled ? neurons.bias : neurons.membrane)[from] - origin * zero;
+    for (std::size_t s = 0; way == Way::dotprod && !depthwise && s < sources.size(); ++s) {
+      // Its products have two signs: counts are 128 less.
+      for (std::int64_t i = 0; i < sources[s].rows(); ++i) begin += 128 * weights[s][i * pixel + from];
+    }
+    membrane[c] = static_cast<std::int32_t>(begin);
     if (scaled) {
       factor[c] = neurons.factor[from];
       start[c] = static_cast<float>(neurons.membrane[from]);
@@ -166,8 +171,8 @@ void Layer::check_sums(const std::int8_t* const* weights, const Neurons& neurons
     for (std::size_t s = 0; s < sources.size(); ++s) {
       const std::int64_t rows = depthwise ? sources[s].kernel[0] * sources[s].kernel[1] : sources[s].rows();
       for (std::int64_t i = 0; i < rows; ++i) {
-        // And once more for the origin.
-        reach += 510 * std::abs(static_cast<std::int64_t>(weights[s][i * pixel + c]));
+        // Once more for the origin, and half of it for counts with a sign.
+        reach += 638 * std::abs(static_cast<std::int64_t>(weights[s][i * pixel + c]));
       }
     }
     if (reach > std::numeric_limits<std::int32_t>::max()) {
@@ -434,6 +439,75 @@ void run_plain(const Strip& strip, std::int64_t unit, std::int64_t units) {
   }
 }
 
+#if defined(__aarch64__) && defined(__linux__)
+
+/// Sixteen channels of up to four pixels with NEON's products of bytes, which have a sign: of a count it
+/// takes 128 off, and the sums begin with what that weighs.
+template <int pixels>
+void dot_neon(const Strip& strip, const std::int64_t* start, std::int64_t unit, std::int32_t* sums) {
+  using Four __attribute__((vector_size(16))) = std::int32_t;
+  constexpr int parts = unit_channels / 4;
+  const Layer& layer = strip.layer;
+  Four total[pixels][parts];
+  for (int v = 0; v < parts; ++v) {
+    for (int i = 0; i < pixels; ++i) load(layer.membrane.get() + unit * unit_channels + 4 * v, total[i][v]);
+  }
+  const std::int8_t* weights = layer.digits.get() + unit * layer.panels * panel;
+  const std::int8_t* depth = layer.depth.data();
+  for (std::size_t s = 0; s < layer.sources.size(); ++s) {
+    const Held& held = strip.held[s];
+    for (std::int64_t p = 0; p < layer.layouts[s].panels; ++p, weights += panel, ++depth) {
+      const std::uint8_t* const counts = held.bytes + start[s] + held.offsets[p];
+      for (std::int64_t k = 0; k < *depth; ++k) {
+        Four row[parts];
+        for (int v = 0; v < parts; ++v) load(weights + 64 * k + 16 * v, row[v]);
+        for (int i = 0; i < pixels; ++i) {
+          std::uint32_t four;
+          std::memcpy(&four, counts + i * held.apart + 4 * k, sizeof(four));
+          const auto signs = static_cast<std::int32_t>(four ^ 0x80808080u);
+          const Four spread = {signs, signs, signs, signs};
+          for (int v = 0; v < parts; ++v) {
+            asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b"
+                : "+w"(total[i][v])
+                : "w"(row[v]), "w"(spread));
+          }
+        }
+      }
+    }
+  }
+  for (int i = 0; i < pixels; ++i) {
+    for (int v = 0; v < parts; ++v) store(sums + i * unit_channels + 4 * v, total[i][v]);
+  }
+}
+
+void run_neon(const Strip& strip, std::int64_t unit, std::int64_t units) {
+  constexpr std::int64_t most = 4;
+  constexpr decltype(&dot_neon<1>) dots[] = {dot_neon<1>, dot_neon<2>, dot_neon<3>, dot_neon<4>};
+  const Layer& layer = strip.layer;
+  for (const std::int64_t end = unit + units; unit < end; ++unit) {
+    const std::int64_t channel = unit * unit_channels, count = channels_of(layer, unit);
+    for (const Run* run = strip.runs; run < strip.runs + strip.run_count; ++run) {
+      for (std::int64_t first = 0; first < run->count; first += most) {
+        const std::int64_t here = std::min(most, run->count - first);
+        std::int64_t start[max_sources];
+        for (std::size_t s = 0; s < layer.sources.size(); ++s) {
+          start[s] = run->start[s] + first * strip.held[s].apart;
+        }
+        std::int32_t sums[most * unit_channels];
+        dots[here - 1](strip, start, unit, sums);
+        for (std::int64_t i = 0; i < here; ++i) {
+          const std::int64_t place = (run->out + first + i) * layer.pixel + layer.offset + channel;
+          const std::uint8_t* const residual = strip.call.residual;
+          fire(layer, strip.call.levels, unit, sums + i * unit_channels,
+               residual ? residual + place : nullptr, count, strip.call.out + place);
+        }
+      }
+    }
+  }
+}
+
+#endif
+
 /// Rows of a depthwise layer: weights and sums are whole numbers that float32 holds.
 template <typename Set>
 SNNC_BODY void depthwise_rows(const Layer& layer, const Call& call, std::int64_t image,
@@ -492,6 +566,8 @@ SNNC_BODY void depthwise_rows(const Layer& layer, const Call& call, std::int64_t
 void run_strip(const Strip& strip, std::int64_t unit, std::int64_t units) {
 #ifdef SNNC_X86
   if (strip.layer.way != Way::plain) return run_x86(strip, unit, units);
+#elif defined(__aarch64__) && defined(__linux__)
+  if (strip.layer.way == Way::dotprod) return run_neon(strip, unit, units);
 #endif
   run_plain(strip, unit, units);
 }

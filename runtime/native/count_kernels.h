@@ -23,7 +23,7 @@ using events::max_sources;
 using events::Source;
 
 /// What multiplies bytes.
-enum class Way { plain, avx2, avxvnni, vnni, tiles };
+enum class Way { plain, dotprod, avx2, avxvnni, vnni, tiles };
 
 /// The best way of this machine, within SNNC_MAX_ISA.
 Way best_way();

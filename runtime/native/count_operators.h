@@ -24,7 +24,8 @@ inline std::int64_t small_products(counts::Way way) {
     case counts::Way::tiles: return 8 << 20;
     case counts::Way::vnni: return 3 << 20;
     case counts::Way::avxvnni: return 2 << 20;
-    case counts::Way::avx2: return 1 << 20;
+    case counts::Way::avx2:
+    case counts::Way::dotprod: return 1 << 20;
     default: return 1 << 17;
   }
 }

@@ -6,8 +6,10 @@ Sums are whole numbers below 2^24, which float32 holds, so there is no tolerance
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from snncompiler.ir import dialect
-from snncompiler.runtime import create_session, library, reference
+from snncompiler.runtime import build, create_session, library, reference
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.usefixtures("library")
@@ -337,3 +339,32 @@ def test_every_instruction_set_gives_the_numbers_of_the_reference(isa: str) -> N
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["500"]
+
+
+@pytest.mark.slow
+def test_neon_gives_the_numbers_of_plain_loops(tmp_path: Path) -> None:
+    """The kernels alone, for aarch64, with products of bytes and without."""
+    compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
+    for tool in (compiler, emulator):
+        if not shutil.which(tool):
+            pytest.skip(f"no {tool}")
+    program, here = tmp_path / "count_driver", Path(__file__).parent
+    units = [build.SOURCES / f"{name}.cc" for name in ("count_kernels", "cpu_isa")]
+    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", f"-I{build.SOURCES}", "-static"]
+    subprocess.run([*command, here / "count_driver.cc", *units, "-o", program], check=True)
+    done = subprocess.run([emulator, program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["120", "layers", "in", "2", "ways"]
+
+
+@pytest.mark.slow
+def test_threads_share_work_without_races(tmp_path: Path) -> None:
+    """Under ThreadSanitizer."""
+    if not (cxx := build.find_cxx()):
+        pytest.skip("no C++ compiler")
+    program, source = tmp_path / "crew_driver", Path(__file__).with_name("crew_driver.cc")
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", f"-I{build.SOURCES}", "-pthread"]
+    subprocess.run([cxx, *flags, source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "60 rounds\n"
