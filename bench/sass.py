@@ -4,8 +4,9 @@
 
 Needs nvcc, and cuobjdump and nvdisasm on the path or beside it (in pip: nvidia-cuda-cuobjdump and
 nvidia-cuda-nvdisasm).  No GPU.  Instructions are counted without NOP.  A CALL is a subroutine: a
-division of 64 bits, or an exact one of float32 in an unusual case, as burst and signed neurons and the
-running mean have it.  The exit status is 1 where a kernel spills or has more than `MOST` instructions.
+division of 64 bits, or an exact one of float32 in an unusual case, as burst, signed and level neurons
+and the running mean have it.  The exit status is 1 where a kernel spills or has more than `MOST`
+instructions.
 """
 
 from __future__ import annotations

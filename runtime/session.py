@@ -80,9 +80,9 @@ def create_session(
         `use_tf32` is 1.
     On CUDA a compiled network has the chunk K that suits the GPU's memory (`snncompiler.runtime.cuda`),
     and with the native library its neurons drive their currents themselves
-    (`snncompiler.passes.lower.drive_neurons`).  A layered network in whole numbers of 8 bits computes
-    with counts there, too, unless `events` is False: one convolution in float32 for all steps, with the
-    same bits.
+    (`snncompiler.passes.lower.drive_neurons`).  A layered network computes all steps in one pass there,
+    too, unless `events` is False: one convolution in float32 and one neuron a layer, in whole numbers
+    with the same bits.
     Raises EnvironmentMissing for what is missing or broken, UsageError for provider options on the CPU
     and for a file that was lowered for the CPU on CUDA.
     """
@@ -156,7 +156,7 @@ def create_session(
             cuda.check_kind(ours)
             if not _has_external_data(ours):
                 fitted = cuda.fit(ours, _memory(ort, chosen.get("device_id", "0")))
-                collapsed = _by_counts_anywhere(ours) if events else None
+                collapsed = _without_time(ours, kernels=registered) if events else None
                 ours = ours if collapsed is None else collapsed
                 driven = registered and drive_neurons(ours)
                 changed = fitted or driven or collapsed is not None
@@ -257,13 +257,18 @@ def _by_events(source: str | bytes) -> onnx.ModelProto | None:
     return lowered.model if lowered.changed or driven or fused else None
 
 
-def _by_counts_anywhere(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """A layered network in whole numbers of 8 bits without time, of operators that every device has;
-    None where no convolution of spikes would become one of counts."""
+def _without_time(model: onnx.ModelProto, *, kernels: bool) -> onnx.ModelProto | None:
+    """A layered network without time, of operators that CUDA has; None where it keeps its time.
+
+    With our `kernels` all layers become such of levels, each one convolution and one neuron in float32.
+    Where that cannot be, and without the kernels, those in whole numbers of 8 bits become standard
+    operators on counts.
+    """
     if not has_layers(model):
         return None
-    lowered = collapse_time(model)
-    if not any(note.operator.startswith("CountConv") for note in lowered.layers):
+    lowered = collapse_time(model, levels=kernels)
+    wanted = ("LevelNeuron", "CountConv") if kernels else ("CountConv",)
+    if not any(note.operator.startswith(wanted) for note in lowered.layers):
         return None
     return inline_bodies(lowered.model)
 

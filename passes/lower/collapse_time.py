@@ -50,15 +50,18 @@ def has_layers(model: onnx.ModelProto) -> bool:
     return any(_is_neuron(node) for node in model.graph.node)
 
 
-def collapse_time(model: onnx.ModelProto) -> Lowered:
+def collapse_time(model: onnx.ModelProto, *, levels: bool = False) -> Lowered:
     """A copy of a layered network whose layers compute with counts, and what became of each layer.
 
     Where no layer is in whole numbers of 8 bits, all of them may be collapsed to levels
-    (passes/lower/collapse_levels.py).  A model in which nothing can be collapsed comes back as it is.
-    Raises nothing: the file may be anyone's, and whatever cannot be read stays, with the reason.
+    (passes/lower/collapse_levels.py); with `levels` that is tried first.  A model in which nothing can
+    be collapsed comes back as it is.  Raises nothing: the file may be anyone's, and whatever cannot be
+    read stays, with the reason.
     """
     try:
         plain = expanded(model)
+        if levels and (levelled := collapse_levels(plain)).changed:
+            return levelled
         lowered = _Collapse(plain).run()
         return lowered if lowered.changed else collapse_levels(plain)
     except Exception as error:

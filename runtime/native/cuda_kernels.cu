@@ -290,6 +290,34 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
+/// Each thread finds the counts of `width` neurons whose current is complete.
+template <int width>
+__global__ void __launch_bounds__(threads)
+    level_kernel(const LevelTask task, const Spread membrane, const Spread threshold,
+                 const std::uint32_t count) {
+  const std::uint32_t first = first_of_thread<width>();
+  if (first >= count) return;
+  float v[width], theta[width];
+  load_spread(membrane, first, v);
+  load_spread(threshold, first, theta);
+  const Pack<float, width> x = load<width>(task.current + first);
+  Pack<float, width> counts;
+#pragma unroll
+  for (int i = 0; i < width; ++i) {
+    const float u = v[i] + x.value[i];
+    // At most one too many or too few; u - n * theta, rounded once, has the right sign.  NaN sends nothing.
+    const float quotient = u / theta[i];
+    float n = quotient > 0.0f ? quotient : 0.0f;
+    n = n < task.levels ? n : task.levels;
+    n = static_cast<float>(static_cast<int>(n));
+    n = fmaf(-n, theta[i], u) < 0.0f ? n - 1.0f : n;
+    n = fmaf(-(n + 1.0f), theta[i], u) >= 0.0f ? n + 1.0f : n;
+    n = n > 0.0f ? n : 0.0f;
+    counts.value[i] = n < task.levels ? n : task.levels;
+  }
+  store<width>(task.counts + first, counts);
+}
+
 // --- sum over time -----------------------------------------------------------------------------
 
 template <typename T, int width, bool weighted>
@@ -621,6 +649,25 @@ const char* layered(const LayeredTask<T>& task, void* raw) {
     in_packs<T>(count, wide, [&](unsigned blocks, auto pack) {
       constexpr int width = decltype(pack)::value;
       layered_kernel<T, width><<<blocks, threads, 0, stream>>>(part, membrane, threshold, count);
+    });
+  });
+}
+
+const char* level(const LevelTask& task, void* raw) {
+  const auto stream = static_cast<cudaStream_t>(raw);
+  const std::int64_t piece =
+      piece_of(task.neurons, {&task.membrane_over, &task.threshold_over}, piece_limit);
+  return in_pieces(task.neurons, piece, [&](std::int64_t first, std::uint32_t count) {
+    LevelTask part = task;
+    part.current += first;
+    part.counts += first;
+    const Spread membrane(task.membrane, task.membrane_over, first);
+    const Spread threshold(task.threshold, task.threshold_over, first);
+    const bool wide =
+        packed<float>(task.neurons, count, {&membrane, &threshold}, part.current, part.counts);
+    in_packs<float>(count, wide, [&](unsigned blocks, auto pack) {
+      constexpr int width = decltype(pack)::value;
+      level_kernel<width><<<blocks, threads, 0, stream>>>(part, membrane, threshold, count);
     });
   });
 }

@@ -4,7 +4,22 @@
 
 #include "tasks.h"
 
-namespace snnc::cuda {
+namespace snnc {
+
+/// Neurons of layered time whose current is complete, and which send what their spikes stand for:
+/// floor((membrane + current) / threshold), from 0 to `levels`.
+struct LevelTask {
+  const float* current;
+  const float* membrane;
+  const float* threshold;
+  float* counts;
+  Broadcast membrane_over;
+  Broadcast threshold_over;
+  std::int64_t neurons;
+  float levels;  // at most 2^20
+};
+
+namespace cuda {
 
 template <typename T>
 const char* neuron(const NeuronTask<T>& task, void* stream);
@@ -14,6 +29,8 @@ const char* scheduled(const ScheduledTask<T>& task, void* stream);
 
 template <typename T>
 const char* layered(const LayeredTask<T>& task, void* stream);
+
+const char* level(const LevelTask& task, void* stream);
 
 template <typename T>
 const char* time_sum(const SumTask<T>& task, void* stream);
@@ -30,4 +47,5 @@ const char* poisson(const PoissonTask<T>& task, void* stream);
 template <typename T>
 const char* pool(const PoolTask<T>& task, void* stream);
 
-}  // namespace snnc::cuda
+}  // namespace cuda
+}  // namespace snnc

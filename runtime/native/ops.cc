@@ -190,6 +190,9 @@ struct Cuda {
   static void run(const Context& context, const LayeredTask<T>& task) {
     check(cuda::layered(task, context.stream()));
   }
+  static void run(const Context& context, const LevelTask& task) {
+    check(cuda::level(task, context.stream()));
+  }
   template <typename T>
   static void run(const Context& context, const SumTask<T>& task) {
     check(cuda::time_sum(task, context.stream()));
@@ -423,6 +426,41 @@ class LayeredNeuron {
  private:
   bool static_current_, radix_;
 };
+
+#ifdef SNNC_CUDA
+/// On CUDA; for the CPU it is among the operators by counts.
+class LevelNeuron {
+ public:
+  static constexpr const char* name = "LevelNeuron";
+  static constexpr ort::ElementType inputs[] = {ort::float32, ort::float32, ort::float32,
+                                                ort::int64};
+  static constexpr ort::ElementType outputs[] = {ort::float32};
+  static constexpr std::array<int, 1> states_in{0}, states_out{0};
+
+  explicit LevelNeuron(const Attributes&) {}
+
+  template <typename Device>
+  void run(const Context& context) const {
+    const Input current = context.input(0), membrane = context.input(1), threshold = context.input(2);
+    const std::int64_t levels = number_of("levels", context.input(3), 1);
+    if (levels > 1 << 20) {
+      throw std::invalid_argument("`levels` is " + std::to_string(levels) +
+                                  ", and here at most 2^20 are taken (events=False takes more)");
+    }
+    const Shape sample = samples_of("current", current.shape, 1);
+    LevelTask task{};
+    task.current = current.as<float>();
+    task.membrane = membrane.as<float>();
+    task.threshold = threshold.as<float>();
+    task.membrane_over = broadcast("membrane", membrane.shape, sample);
+    task.threshold_over = broadcast("threshold", threshold.shape, sample);
+    task.counts = context.output<float>(0, current.shape);
+    task.neurons = elements(sample);
+    task.levels = static_cast<float>(levels);
+    if (task.neurons) Device::run(context, task);
+  }
+};
+#endif
 
 template <bool weighted>
 class TimeSum {
@@ -746,6 +784,7 @@ class Domain {
     add<TimeSteps, Cpu>(api, domain_);
 #ifdef SNNC_CUDA
     add_all<Cuda>(api, domain_);
+    add<LevelNeuron, Cuda>(api, domain_);
 #endif
   }
   ~Domain() { ort::ReleaseCustomOpDomain::call(api_, domain_); }

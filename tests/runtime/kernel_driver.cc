@@ -35,6 +35,9 @@ template <typename T>
 void run(const LayeredTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::layered(task, nullptr)) std::puts(error);
 }
+void run(const LevelTask& task, cpu::Isa) {
+  if (const char* error = cuda::level(task, nullptr)) std::puts(error);
+}
 template <typename T>
 void run(const PoissonTask<T>& task, cpu::Isa) {
   if (const char* error = cuda::poisson(task, nullptr)) std::puts(error);
@@ -440,6 +443,41 @@ void layers(cpu::Isa isa) {
   }
 }
 
+#ifdef SNNC_CUDA_ON_CPU
+/// Neurons whose current is complete, near the products of their thresholds, which float32 rounds.
+void levelled(cpu::Isa isa, std::int64_t samples, std::int64_t channels, std::int64_t each,
+              std::int64_t levels) {
+  const std::int64_t neurons = samples * channels * each;
+  std::vector<float> current(neurons), counts(neurons), wanted(neurons);
+  std::vector<float> threshold(channels), membrane(channels);
+  for (float& theta : threshold) theta = 1.5f + random_float();
+  for (std::int64_t i = 0; i < neurons; ++i) {
+    const float theta = threshold[i / each % channels];
+    const float number = std::floor(random_float() * static_cast<float>(levels + 2));
+    current[i] = number * theta;
+    if (i % 3) current[i] = std::nextafter(current[i], i % 3 == 1 ? INFINITY : -INFINITY);
+    if (i == 4) current[i] = NAN;
+    if (i == 7) current[i] = INFINITY;
+    if (i == 8) current[i] = -INFINITY;
+    // The product of a whole number and theta is exact in float64.
+    double n = std::floor(static_cast<double>(current[i]) / theta);
+    n = std::min(std::max(n, 0.0), static_cast<double>(levels));
+    wanted[i] = std::isnan(current[i]) ? 0.0f : static_cast<float>(n);
+  }
+  LevelTask task{};
+  task.current = current.data();
+  task.membrane = membrane.data();
+  task.threshold = threshold.data();
+  task.counts = counts.data();
+  task.membrane_over = over(samples, channels, each);
+  task.threshold_over = over(samples, channels, each);
+  task.neurons = neurons;
+  task.levels = static_cast<float>(levels);
+  run(task, isa);
+  expect(same(counts, wanted), "levels", neurons, levels);
+}
+#endif
+
 /// Spikes at random, against the definition in integers of 64 bits, as the function body has it.
 template <typename T>
 void poisson(cpu::Isa isa, std::int64_t images, std::int64_t size, std::int64_t steps) {
@@ -739,6 +777,14 @@ void all(cpu::Isa isa) {
 
 int main() {
   limits();
+#ifdef SNNC_CUDA_ON_CPU
+  for (const std::int64_t each : {1, 5, 49, 64, 257, 1000}) {
+    for (const std::int64_t levels : {1, 8, 255, 1 << 20}) {
+      levelled(cpu::Isa::generic, 1, 3, each, levels);
+      levelled(cpu::Isa::generic, 2, 2, each, levels);
+    }
+  }
+#endif
   for (const cpu::Isa isa : {cpu::Isa::generic, cpu::Isa::avx2, cpu::Isa::avx512f}) {
     if (!cpu::has_isa(isa)) continue;
 #ifdef SNNC_CUDA_ON_CPU

@@ -106,6 +106,31 @@ def test_layered_neuron(dtype: str, radix: bool, static: bool) -> None:
     assert cases > 0
 
 
+def test_level_neuron() -> None:
+    """Near the products of thresholds, which float32 rounds, and with a number for each channel."""
+    rng = np.random.default_rng(11)
+    cases = 0
+    for sample in SAMPLES:
+        if len(sample) < 2:
+            continue
+        shape = (sample[1], *[1] * (len(sample) - 2))
+        for levels in (1, 15, 255, 1 << 20):
+            threshold = rng.uniform(0.01, 3, shape).astype(np.float32)
+            near = (rng.integers(-1, levels + 2, sample) * threshold).astype(np.float32)
+            aside = np.nextafter(near, np.float32(np.inf) * rng.choice([-1, 1], sample))
+            current = np.where(rng.random(sample) < 0.5, near, aside).astype(np.float32)
+            if current.size > 3:
+                current.reshape(-1)[:3] = np.nan, np.inf, -np.inf
+            # A quotient of float32 numbers is in float64 on the right side of every whole number.
+            wide = np.nan_to_num(current.astype(np.float64), posinf=1e30, neginf=-1e30)
+            wanted = np.clip(np.floor(wide / threshold), 0, levels).astype(np.float32) + 0.0
+            feeds = {"current": current, "membrane": np.zeros(shape, np.float32)}
+            feeds |= {"threshold": threshold, "levels": np.array(levels)}
+            assert_same_bits(on_gpu("LevelNeuron", feeds), [wanted], (sample, levels))
+            cases += 1
+    assert cases == 4 * (len(SAMPLES) - 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", dialect.DRIVEN)
 def test_driven_neuron(name: str, dtype: str) -> None:

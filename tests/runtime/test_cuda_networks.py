@@ -298,10 +298,14 @@ def test_layered_networks_compute_with_counts(
     wanted = cpu.run(None, {"input": x})
     same(gpu.run(None, {"input": x}), wanted, "by counts", linear=True)
     same(spiking.run(None, {"input": x}), wanted, "spiking", linear=True)
-    if native:
-        collapsed = inline_bodies(collapse_time(model).model)
+    for levels in (True, False) if native else ():
+        collapsed = inline_bodies(collapse_time(model, levels=levels).model)
         assert not [node for node in collapsed.graph.node if node.op_type == "LayeredRMPNeuron"]
-        assert placed(collapsed, tmp_path, feeds={"input": x}) == (set(), [])
+        folder = tmp_path / str(levels)
+        folder.mkdir()
+        assert placed(collapsed, folder, feeds={"input": x}) == (set(), [])
+        found = create_session(collapsed, device="cuda", events=False).run(None, {"input": x})
+        same(found, wanted, ("levels", levels), linear=True)
 
 
 @cache

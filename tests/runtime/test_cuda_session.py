@@ -16,10 +16,9 @@ from onnx import numpy_helper
 import snncompiler
 from snncompiler.errors import EnvironmentMissing, UsageError
 from snncompiler.ir import dialect
-from snncompiler.passes.lower.inline_bodies import BY_COUNTS
 from snncompiler.runtime import Stream, create_session, cuda
 from snncompiler.runtime.cuda import Versions, chunk_for, why_not
-from snncompiler.runtime.session import _by_counts_anywhere
+from snncompiler.runtime.session import _without_time
 
 TEXT = """g (float[N,2,6,6] x) => (float[N,3,4,4] y)
 { c = Conv (x, w)  r = Relu (c)  d = Conv <pads = [1, 1, 1, 1]> (r, v)  y = Relu (d) }"""
@@ -85,15 +84,17 @@ def test_what_is_no_compiled_network_stays() -> None:
         assert not cuda.fit(model, 1 << 40) and model.SerializeToString() == before
 
 
-def test_a_layered_network_in_whole_numbers_loses_its_time() -> None:
-    """Where its convolutions become such of counts; what is left has kernels on every device."""
-    assert _by_counts_anywhere(compiled()) is None
-    assert _by_counts_anywhere(compiled(timing="layered", correction="auto")) is None
-    whole = compiled(timing="layered", correction="auto", weights="int8")
-    collapsed = _by_counts_anywhere(whole)
-    assert collapsed is not None
-    operators = {node.op_type for node in collapsed.graph.node if node.domain == dialect.DOMAIN}
-    assert not operators & {"LayeredRMPNeuron", *BY_COUNTS}
+@pytest.mark.parametrize("weights", [{}, {"weights": "int8"}], ids=str)
+def test_a_layered_network_loses_its_time(weights: dict[str, str]) -> None:
+    """With the native library; without it only in whole numbers, and of standard operators."""
+    layered = compiled(timing="layered", correction="auto", **weights)
+    for kernels in (True, False):
+        collapsed = _without_time(layered, kernels=kernels)
+        assert (collapsed is None) == (not kernels and not weights)
+        nodes = collapsed.graph.node if collapsed else []
+        operators = {node.op_type for node in nodes if node.domain == dialect.DOMAIN}
+        assert operators - {"TimeSteps"} == ({"LevelNeuron"} if kernels else set())
+    assert _without_time(compiled(), kernels=True) is None
 
 
 def test_a_lowered_file_is_refused() -> None:

@@ -187,7 +187,7 @@ _ATTRIBUTES = (
 _EQUATION = "n = min(max(floor((x + membrane) / θ), 0), L)   with x = "
 _SUMS = "  The native kernel sums in int32, the body in float32: below 2^24 they are the same."
 
-#: Operators of a session on the CPU.  There are no CUDA kernels: there their bodies take their place.
+#: Operators of sessions.  Only LevelNeuron has a CUDA kernel, too; of the others the bodies run there.
 COUNT_OPERATORS: dict[str, Operator] = {
     op.name: op
     for op in (
