@@ -132,7 +132,7 @@ class Part(Generic[T]):
         try:
             read = json.loads(content)
             return Part(read["about"], Shard.parse(read["shard"]), _read(read["tally"]))
-        except (ValueError, TypeError, KeyError, UsageError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, zlib.error, UsageError) as error:
             raise refuse("SNNC312", f"{path} is damaged: {error}") from None
 
 

@@ -71,7 +71,14 @@ def parts(folder: Path, way: str, count: int, **more: Any) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        "streaming",
+        "diagnosed",
+        *(pytest.param(way, marks=pytest.mark.slow) for way in list(WAYS)[2:]),
+    ],
+)
 def test_any_number_of_shards_in_any_order_gives_the_bytes_of_one(tmp_path: Path, way: str) -> None:
     whole = snncompiler.evaluate(conv(), compiled(way), DATA, **WAYS[way][1])
     wanted = json.dumps(whole.as_dict(predictions=True))
@@ -178,8 +185,10 @@ def test_parts_of_other_data_or_options(
 
 
 def test_parts_of_another_file_number_or_version(two: list[Path], tmp_path: Path) -> None:
-    other = parts(tmp_path, "random input", 2, steps=[8, 2, 8])
-    assert "the compiled file is another" in refused([two[0], other[1]])
+    other = Part.load(two[1])
+    other.about["snn_sha256"] = "0"
+    other.save(tmp_path / "other.json")
+    assert "the compiled file is another" in refused([two[0], tmp_path / "other.json"])
     third = parts(tmp_path, "streaming", 3)
     assert "it is shard 2/3, not one of 2" in refused([two[0], third[1]])
     part = Part.load(two[1])
@@ -218,7 +227,7 @@ def pictures(folder: Path, count: int, damaged: set[int]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("damaged", [{40}, {0, 1, 2, 47}, set(range(0, 32))])
+@pytest.mark.parametrize("damaged", [{0, 1, 47}, set(range(0, 32))])
 def test_damaged_images_are_counted_once_whatever_the_shards(
     tmp_path: Path, damaged: set[int]
 ) -> None:

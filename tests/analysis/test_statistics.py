@@ -63,7 +63,9 @@ def compiled(statistics: list[str], **options: Any) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["streaming", *(pytest.param(way, marks=pytest.mark.slow) for way in list(WAYS)[1:])]
+)
 def test_any_number_of_parts_in_any_order_gives_the_same_file(tmp_path: Path, way: str) -> None:
     options = WAYS[way]
     (whole,) = parts(tmp_path, 1, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Array, compile_text, parse, random
+from helpers import Array, parse, random
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -226,11 +227,10 @@ def test_what_the_network_does_itself_is_not_done_again(model: onnx.ModelProto) 
         assert (one.firing_rate, one.relative_error) == (other.firing_rate, other.relative_error)
 
 
-def test_a_preprocessing_in_a_file_that_is_damaged(model: onnx.ModelProto) -> None:
-    import hashlib
-
+def test_a_preprocessing_in_a_file_that_is_damaged(snn: onnx.ModelProto) -> None:
     for damage in ({"scale": -1.0}, {"gamma": 2.0}, {"scale": "16"}, [1], "text"):
-        broken = compile_text(model, FED, steps=4)
+        broken = onnx.ModelProto()
+        broken.CopyFrom(snn)
         entries = {entry.key: entry for entry in broken.metadata_props}
         text = json.dumps({**kept(broken), "preprocess": damage})
         entries["snnc.calibration"].value = text
