@@ -143,12 +143,12 @@ def table(rows: Sequence[Row]) -> str:
 
 #: What a verdict says, in the page.
 MEANS = {
-    "small": "convert, with an error below {small:g} from rounding alone",
-    "falls": "convert; above {small:g}, but with {finer} more digits it falls as rounding does",
-    "no float output": "convert, without an output that could be compared",
-    "refused": "are refused for a true reason",
-    "large": "convert with an error that does not fall",
-    "wrongly refused": "are refused and need not be",
+    "small": "an error below {small:g} from rounding alone",
+    "falls": "a larger one, which with {finer} more digits falls as that of rounding does",
+    "no float output": "no output that could be compared",
+    "refused": "refused for a true reason",
+    "large": "an error that does not fall",
+    "wrongly refused": "refused, and need not be",
 }
 
 INTRO = """# Networks in layered time
@@ -158,9 +158,10 @@ Written by
     {command}
 
 with snnc {snnc} at commit {commit}, onnx {onnx}, onnxruntime {onnxruntime}, Python {python},
-{machine}; all rows add up to {minutes:.0f} minutes, on a machine busy with other work. The networks
-are those of [the zoo in streaming time](zoo.md), as far as they were at hand; the real ones are not
-part of this repository, `SNNC_MATERIAL` names the folder with them.
+{machine}. Rows are kept as they were measured, some at an earlier commit; all of them add up to
+{minutes:.0f} minutes, on a machine busy with other work. The networks are those of
+[the zoo in streaming time](zoo.md), as far as they were at hand; the real ones are not part of this
+repository, `SNNC_MATERIAL` names the folder with them.
 
 Of {count} networks, with radix spikes and T = {steps}:
 
@@ -191,7 +192,7 @@ def page(rows: Sequence[Row], steps: int, command: str) -> str:
 
     verdicts = [verdict(row) for row in rows]
     summary = [
-        f"- {verdicts.count(one)} {text.format(small=SMALL, finer=FINER)}"
+        f"- {verdicts.count(one)}: {text.format(small=SMALL, finer=FINER)}"
         for one, text in MEANS.items()
         if one in verdicts
     ]
