@@ -34,7 +34,9 @@ def options(**more: Any) -> Options:
     )
 
 
-@pytest.mark.parametrize(("coding", "steps"), [("rate", 16), ("radix", 8)])
+@pytest.mark.parametrize(
+    ("coding", "steps"), [pytest.param("rate", 16, marks=pytest.mark.slow), ("radix", 8)]
+)
 def test_it_costs_the_rounding_of_weights_and_currents(coding: str, steps: int) -> None:
     """Half a level of the largest weights is 2^-11 of them: beside the float32 network, which differs
     from the ANN by its levels, outputs move by less than that does."""
