@@ -6,7 +6,8 @@ The networks have the layers of ResNet-18 (224x224), ResNet-20 and VGG-16 (CIFAR
 residual sums, pooling and read-out, all of them.  `counts` has weights of 8 bits, `levels` real ones.
 Sessions run in turn, and the table gives medians of the times and of their ratios.  SNNC_MAX_ISA names
 the best instruction set of the count kernels; onnxruntime always takes the machine's.  `--layers` gives
-the time of every layer.
+the time of every layer.  Between two runs of a session others run and take the caches; with `--warm`
+it runs once more before it is timed.
 """
 
 from __future__ import annotations
@@ -305,7 +306,11 @@ def images(count: int, size: int) -> Array:
 
 
 def ratios(
-    sessions: dict[str, Any], feeds: dict[str, Array], seconds: float, threads: int
+    sessions: dict[str, Any],
+    feeds: dict[str, Array],
+    seconds: float,
+    threads: int,
+    warm: bool,
 ) -> dict[str, Any]:
     """Median times, and medians of ratios of runs one after the other; with one thread the processor's
     time, which does not tell how busy the machine is otherwise."""
@@ -316,6 +321,8 @@ def ratios(
         session.run(None, feeds)
     while time.perf_counter() < end or len(times["counts"]) < 15:
         for name, session in sessions.items():
+            if warm:
+                session.run(None, feeds)
             begin = clock()
             session.run(None, feeds)
             times[name].append(clock() - begin)
@@ -358,6 +365,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1")
     parser.add_argument("--levels", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--warm", action="store_true", help="run each session before it is timed")
     parser.add_argument("--layers", action="store_true")
     options = parser.parse_args()
     ort = import_onnxruntime()
@@ -379,7 +387,9 @@ def main() -> None:
                 for batch in map(int, options.batches.split(",")):
                     feeds = {"x_image": images(batch, size)}
                     print(name, f"N={batch}", f"threads={threads}", end=" ")
-                    print(ratios(sessions, feeds, options.seconds, threads), flush=True)
+                    print(
+                        ratios(sessions, feeds, options.seconds, threads, options.warm), flush=True
+                    )
                     if options.layers:
                         layers(counts, feeds, threads)
 
