@@ -882,7 +882,7 @@ class _Work:
                     hint="ask for more bits or for fewer levels, or leave out --weights",
                 )
             )
-        sources = own | self._behind_roundings(own)
+        sources = own | self._behind(own)
         layers = [one for one in told if one.roots & sources]
         plain = [one for one in layers if not one.layer.is_coefficient]
         rises, falls = self.rises[roots], self.falls[roots]
@@ -916,14 +916,26 @@ class _Work:
             .copy(),
         )
 
-    def _behind_roundings(self, roots: set[int]) -> set[int]:
-        """The roots of the sums that are rounded onto these."""
+    def _behind(self, roots: set[int]) -> set[int]:
+        """The roots of the sums from which these are made by roundings and by layers, in any number."""
+        made: list[Layer | Rounded] = [*self.layers, *self.rounded]
+        ways = [
+            (self._roots(one.labels), self._roots(one.source.labels))
+            for one in made
+            if isinstance(one.source, Current)
+        ]
         found: set[int] = set()
-        for one in self.rounded:
-            own = set(self.scales.root[one.labels].reshape(-1).tolist())
-            if isinstance(one.source, Current) and own & roots and one.reader is None:
-                found |= set(self.scales.root[one.source.labels].reshape(-1).tolist())
+        pending = roots
+        while pending:
+            more: set[int] = set()
+            for to, source in ways:
+                more |= source if to & pending else set()
+            pending = more - found
+            found |= more
         return found
+
+    def _roots(self, labels: Labels) -> set[int]:
+        return set(self.scales.root[labels].reshape(-1).tolist()) - {FREE}
 
     def _put(self, node: Node, index: int, array: Floats) -> None:
         while array.ndim and array.shape[0] == 1:

@@ -102,9 +102,11 @@ def test_info_tells_the_grid(compiled: onnx.ModelProto, tmp_path: Path) -> None:
     assert told(compiled)["weights"] == "int8"
 
 
-@pytest.mark.parametrize("seed", [10, 15])
+@pytest.mark.parametrize("seed", [10, 15, 84, 165])
 def test_what_is_rounded_further_on_may_be_multiplied_by_any_number(seed: int) -> None:
-    """Between such a Mul and its Round these networks split, slice, average, or sum over time."""
+    """Between such a Mul and its Round these networks split, slice, average, or sum over time; in the
+    third one a sum is rounded, and rounded again, before it reaches a neuron, in the last one another
+    layer reads it."""
     network = seeded(seed)
     for form in ({}, {"timing": "layered", "coding": "radix"}):
         snn = snncompiler.compile(
