@@ -104,6 +104,8 @@ def compile_model(
             hint="give a few hundred with --calibration DATA, too",
         )
     prepared, options = _prepared(model, options, watch)
+    # From here on T is a plain number: to numpy, one of another type is as wide as it can be.
+    options = replace(options, steps=int(options.steps))
     prepared.context.findings += notes
     if options.unroll == "steps" and options.emit == "window":
         _check_steps_budget(prepared, options.steps)
