@@ -31,6 +31,7 @@ Floats = NDArray[np.float32]
 
 NEURON = "LayeredRMPNeuron"
 _SUMS = ("TimeSum", "WeightedTimeSum")
+_AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class _Levelled:
     def run(self) -> Lowered:
         if any(tensor.data_type == TensorProto.FLOAT16 for tensor in self.graph.initializer):
             raise Stays("it computes in float16")
+        self._leave_rounded_averages()
         nodes: list[onnx.NodeProto] = []
         for node in self.graph.node:
             if _is_ours(node, NEURON):
@@ -101,6 +103,24 @@ class _Levelled:
         self.graph.node.extend(nodes)
         renew_functions(self.model)
         return Lowered(self.model, self.notes)
+
+    def _leave_rounded_averages(self) -> None:
+        """Many averages that a quantized source rounds lie half-way between two integers.
+
+        Where these fall depends on the order of the sums: that of the file gives the source's.
+        """
+        kept = {entry.key: entry.value for entry in self.model.metadata_props}
+        if kept.get("snnc.rounding") != "kept":
+            return
+        averages: set[str] = set()
+        for node in self.graph.node:
+            if _is_ours(node, NEURON):
+                continue
+            averaged = any(name in averages for name in node.input)
+            if averaged and node.op_type == "Round":
+                raise Stays(f"`{node.name}` rounds averages as the quantized source does")
+            if averaged or node.op_type in _AVERAGES:
+                averages.update(node.output)
 
     # --- constants ---
 

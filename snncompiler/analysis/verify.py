@@ -350,9 +350,6 @@ def _near_by_levels(compiled: CompiledFile, feeds: Mapping[str, Array]) -> Check
     and what a neuron sends may differ only where X + v(0) is within ε of a whole number of charges.  A
     spike that moves reaches the layers behind: they are compared for the samples in which all layers
     before them sent the same.  In every sample each neuron sends the level of its own current.
-
-    A current that a quantized source has rounded, without spikes, may be a level off where the value
-    before lies half-way between two.
     """
     watched = watch(compiled.model, currents=True)
     seen = [Watched.output(x, what) for x in watched.layers for what in ("count", "current_sum")]
@@ -364,7 +361,6 @@ def _near_by_levels(compiled: CompiledFile, feeds: Mapping[str, Array]) -> Check
         for m in (collapsed.model, spiking)
     )
     notes = {note.name: note for note in collapsed.layers}
-    rounded = _behind_roundings(compiled.model)
     batch = len(next(iter(feeds.values())))
     agreed, worst, where, moved, compared = np.ones(batch, bool), 0.0, "", 0, 0
     for layer in watched.layers:
@@ -379,9 +375,6 @@ def _near_by_levels(compiled: CompiledFile, feeds: Mapping[str, Array]) -> Check
         different = sent != expected
         edge = np.abs(two + start - theta * np.maximum(sent, expected))
         off = np.where(different, np.maximum(np.abs(one - two), edge), np.abs(one - two))
-        if layer.name in rounded:
-            near = (np.abs(one - two) <= (1 + FROM_HALF) * theta) & (np.abs(sent - expected) <= 1)
-            off = np.where(near, 0.0, off)
         ratio = np.asarray(off / epsilon)
         moved += int(different.sum())
         if (compiled.layer_axes or {}).get(layer.name, 0) == 0 and len(ratio) == batch:
@@ -405,23 +398,6 @@ def _near_by_levels(compiled: CompiledFile, feeds: Mapping[str, Array]) -> Check
         passed = passed and not moved and worst == 0
     name = "by counts = spiking file" + ("" if exact else ", but for rounding")
     return Check(name, passed, detail)
-
-
-def _behind_roundings(model: onnx.ModelProto) -> set[str]:
-    """The neurons whose current is a rounded value: integers times a scale."""
-    made = {name: node for node in model.graph.node for name in node.output}
-    found = set()
-    for node in model.graph.node:
-        if node.op_type not in dialect.NEURONS:
-            continue
-        ops: list[str] = []
-        name = node.input[0]
-        while name in made and len(ops) < 3:
-            ops.append(made[name].op_type)
-            name = made[name].input[0]
-        if ops == ["Mul", "Clip", "Round"]:
-            found.add(node.name)
-    return found
 
 
 def _giving(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers import parse, random
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import snncompiler
+from snncompiler import pipeline
 from snncompiler.analysis import verify as verifying
 from snncompiler.ir import dialect
+from snncompiler.ir.settings import Options
 from snncompiler.models import path
 from snncompiler.passes.lower.collapse_levels import LevelNote, collapse_levels
 from snncompiler.passes.lower.collapse_time import collapse_time
@@ -217,3 +220,26 @@ def test_compiled_networks_are_verified(
 
     monkeypatch.setattr(verifying, "collapse_time", wrong)
     assert not check().passed
+
+
+def test_averages_that_a_quantized_source_rounds_are_added_up_as_in_the_file() -> None:
+    """Many of them lie half-way between two integers, and fall as their sum does."""
+    text = """g (float[N,2,6,6] x) => (float[N,3,3,3] y) {
+        c = Conv <pads = [1, 1, 1, 1]>(x, a)  r = Relu(c)
+        q = QuantizeLinear(r, s, z)  d = DequantizeLinear(q, s, z)
+        m = AveragePool <kernel_shape = [2, 2], strides = [2, 2]>(d)
+        o = QuantizeLinear(m, t, z)  e = DequantizeLinear(o, t, z)
+        k = Conv(e, b)  f = Relu(k)  i = QuantizeLinear(f, s, z)  j = DequantizeLinear(i, s, z)
+        y = Conv(j, w) }"""
+    given = {
+        "a": random(1, 4, 2, 3, 3), "b": random(2, 4, 4, 1, 1), "w": random(3, 3, 4, 1, 1),
+        "s": np.float32(0.0471), "t": np.float32(0.0431), "z": np.uint8(0),
+    }  # fmt: skip
+    model = parse(text, {name: np.asarray(one) for name, one in given.items()})
+    snn = pipeline.compile_model(model, Options(timing="layered", coding="radix")).model
+    lowered = collapse_levels(snn)
+    assert {layer.operator for layer in lowered.layers} == {""}
+    assert all("rounds averages" in layer.reason for layer in lowered.layers)
+    x = random(4, 16, 2, 6, 6)
+    spiking = create_session(snn, events=False).run(None, {"x": x})[0]
+    assert create_session(snn).run(None, {"x": x})[0].tobytes() == spiking.tobytes()
