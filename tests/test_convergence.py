@@ -24,7 +24,8 @@ from snncompiler.ir.settings import Options
 from snncompiler.passes.lower.events import currents, layers, signals
 from snncompiler.runtime import library_path
 
-GRAPHS = 160
+#: `make fuzz` draws thousands.
+GRAPHS = 60
 #: The share of neurons whose spike counts may differ between `fold` and `loop`: a current within a
 #: rounding of θ moves a spike.
 MOVED = 2e-3
@@ -96,7 +97,7 @@ def test_all_of_them_together() -> None:
     print(f"largest {max(TALLY.tightness):.3f}; {TALLY.moved} of {TALLY.neurons} counts differ")
     print(dict(TALLY.used))
     print(f"{TALLY.freed} with open sizes, {TALLY.by_events} of {TALLY.layers} layers by events")
-    assert TALLY.graphs >= 150 and TALLY.freed >= 15
+    assert TALLY.graphs >= GRAPHS - 5 and TALLY.freed >= 5
     if library_path() is not None:
         # Both kinds: what is lowered, and what is not proved.
         assert TALLY.layers / 5 < TALLY.by_events < TALLY.layers

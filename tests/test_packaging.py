@@ -74,15 +74,10 @@ def environment(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The library in these wheels is not optimized: what it computes is tested elsewhere."""
-    compiler = find_cxx()
+def no_compiler() -> Iterator[None]:
+    """The archives are made where no compiler is found: a library would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        if compiler is not None and os.name == "posix":
-            script = tmp_path_factory.mktemp("compiler") / "c++"
-            script.write_text(f'#!/bin/sh\nexec "{compiler}" "$@" -O0\n', encoding="utf-8")
-            script.chmod(0o755)
-            patch.setenv("CXX", str(script))
+        patch.setenv("CXX", "no-such-compiler")
         yield
 
 
@@ -180,10 +175,33 @@ def test_source_archive_builds_the_same_wheel(
         assert all(new.read(name) == old.read(name) for name in compared)
 
 
-def test_installed_wheel_works_alone(archives: tuple[Path, Path], tmp_path: Path) -> None:
-    """In an environment of its own, away from the tree; the dependencies are those of this Python."""
-    wheel, _ = archives
-    python = environment(tmp_path / "venv")
+@pytest.mark.slow
+def test_a_wheel_carries_the_library(
+    python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is a compiler; it is found in the installed wheel, and computes."""
+    monkeypatch.delenv("CXX")
+    if find_cxx() is None:
+        pytest.skip("no C++ compiler")
+    tree = copy_of_tree(tmp_path / "tree")
+    succeed(python, "-c", BUILD, tmp_path, "wheel", cwd=tree)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-none-any" not in wheel.name
+    installed, _ = install(wheel, tmp_path)
+    code = (
+        "from snncompiler import compile, models, runtime\n"
+        "import numpy as np\n"
+        "session = runtime.create_session(compile(models.path('digits-cnn'), steps=4), native=True)\n"
+        "session.run(None, {'input': np.ones((1, 1, 8, 8), np.float32)})\n"
+        "print(runtime.library_path())"
+    )
+    assert "_native" in succeed(installed, "-c", code, cwd=tmp_path)
+
+
+def install(wheel: Path, folder: Path) -> tuple[Path, Path]:
+    """An environment with the wheel, whose dependencies are those of this Python: its Python and where
+    its packages are."""
+    python = environment(folder / "venv")
     pip = (sys.executable, "-m", "pip", "--python", python)
     succeed(*pip, "install", "-q", "--no-deps", "--no-index", wheel)
     site = Path(
@@ -191,6 +209,13 @@ def test_installed_wheel_works_alone(archives: tuple[Path, Path], tmp_path: Path
     )
     # A line in a .pth file adds the folder, but not the .pth files in it: no editable installation.
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return python, site
+
+
+def test_installed_wheel_works_alone(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    """In an environment of its own, away from the tree."""
+    wheel, _ = archives
+    python, site = install(wheel, tmp_path)
     work = tmp_path / "work"
     work.mkdir()
     where = succeed(

@@ -562,8 +562,18 @@ def test_at_most_so_many_samples_are_used(monkeypatch: pytest.MonkeyPatch) -> No
     assert np.array_equal(best_schedule(again, 8), few.calibration.schedules["one"][:-1])
 
 
-@pytest.mark.parametrize("neuron", ["binary", "burst:3", "signed:2"])
-@pytest.mark.parametrize("readout", ["mean", "ramp", "ramp:2", "delay:3"])
+#: Of the combinations, those that are tried in the default suite: each neuron, and each kind of read-out.
+OFTEN = {("binary", "mean"), ("binary", "ramp"), ("burst:3", "ramp:2"), ("signed:2", "delay:3")}
+
+
+@pytest.mark.parametrize(
+    ("neuron", "readout"),
+    [
+        pytest.param(neuron, readout, marks=[] if (neuron, readout) in OFTEN else pytest.mark.slow)
+        for neuron in ("binary", "burst:3", "signed:2")
+        for readout in ("mean", "ramp", "ramp:2", "delay:3")
+    ],
+)
 def test_every_way_of_unrolling_gives_the_same_bits(neuron: str, readout: str) -> None:
     model, x = mlp(), images(6)
     made = compiled(model, x, neuron=neuron)
@@ -801,7 +811,13 @@ def single_steps(made: pipeline.Compiled, x: Array, steps: int) -> Array:
 
 @pytest.mark.parametrize(
     "readout",
-    ["mean", "ramp", "ramp:2", "ramp:3", "delay:0", "delay:1", "delay:6", "delay:18"],
+    [
+        *("mean", "ramp:2", "delay:6"),
+        *(
+            pytest.param(readout, marks=pytest.mark.slow)
+            for readout in ("ramp", "ramp:3", "delay:0", "delay:1", "delay:18")
+        ),
+    ],
 )
 def test_a_read_out_is_a_weighted_mean_of_the_steps(readout: str) -> None:
     model = parse(ONE_LAYER, {"w0": random(1, 4, 6), "w1": random(2, 6, 6)})

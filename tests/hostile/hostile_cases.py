@@ -646,7 +646,8 @@ CASES: list[Case] = [
     Case(15, "function without its body", functions("f1 (a) => (b) { b = Relu (a) }"),
          codes="SNNC106"),
     # 16: size
-    Case(16, "chain of 4 000 nodes", chain(4000), 0),
+    Case(16, "chain of 1 000 nodes", chain(1000), 0),
+    Case(16, "chain of 4 000 nodes", chain(4000), 0, slow=True),
     Case(16, "chain of 20 000 nodes", chain(20_000), 0, "SNNC304", COMPILE, writes=("out.onnx",),
          seconds=90, timeout=240, slow=True),
     Case(16, "functions 90 deep", chain_of_functions(90), 0),

@@ -60,27 +60,16 @@ def drive(*program: str | Path, most: str = "") -> tuple[int, str]:
     return int(words[0]), best
 
 
-def test_every_instruction_set_and_way_gives_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without optimization, which would take the compiler most of the time; the bits are the same.
-    The slow test below has more layers."""
-    monkeypatch.delenv("SNNC_MAX_ISA", raising=False)
-    program = compile_driver(tmp_path, "-O0")
-    cases, best = drive(program, "120")
-    assert cases > 1000
-    assert best == (library.cpu_isa() or best)
-    if best != library.ISAS[0]:
-        fewer, found = drive(program, "120", most=library.ISAS[0])
-        assert found == library.ISAS[0] and fewer < cases
-
-
 @pytest.mark.slow
 def test_optimized_kernels_and_every_limit_give_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every way of every instruction set against plain loops.  The default suite compares the library's
+    own layers: `test_events.py`, `test_same_bits.py`."""
+    monkeypatch.delenv("SNNC_MAX_ISA", raising=False)
     program = compile_driver(tmp_path, "-O2")
     cases, best = drive(program)
+    assert cases > 1000 and best == (library.cpu_isa() or best)
     for isa in library.ISAS[: library.ISAS.index(best)]:
         monkeypatch.setenv("SNNC_MAX_ISA", isa)
         fewer, found = drive(program, most=isa)
