@@ -25,7 +25,7 @@ from snncompiler.passes.lower.events import currents, layers, signals
 from snncompiler.runtime import library_path
 
 #: `make fuzz` draws thousands.
-GRAPHS = 60
+GRAPHS = 90
 #: The share of neurons whose spike counts may differ between `fold` and `loop`: a current within a
 #: rounding of θ moves a spike.
 MOVED = 2e-3

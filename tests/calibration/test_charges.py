@@ -562,7 +562,7 @@ def test_at_most_so_many_samples_are_used(monkeypatch: pytest.MonkeyPatch) -> No
     assert np.array_equal(best_schedule(again, 8), few.calibration.schedules["one"][:-1])
 
 
-#: Of the combinations, those that are tried in the default suite: each neuron, and each kind of read-out.
+#: What the default suite tries of them: each neuron, and each kind of read-out.
 OFTEN = {("binary", "mean"), ("binary", "ramp"), ("burst:3", "ramp:2"), ("signed:2", "delay:3")}
 
 
