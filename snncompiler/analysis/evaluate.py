@@ -179,7 +179,9 @@ def evaluate_part(
         "labelled": dataset.labels is not None,
         "latency": {str(count): compiled.latency(count) for count in spiking.steps},
         "operators": {layer.name: layer.operator for layer in walk.layers},
-        "events": [asdict(note) for note in walk.events or _dense(walk, diagnose)],
+        "events": [
+            asdict(note) for note in walk.events or _dense(walk, diagnose, compiled.options.layered)
+        ],
         "findings": [finding.as_dict() for finding in findings],
     }
     return Part(about, shard, tally)
@@ -194,9 +196,11 @@ def _first(dataset: Dataset, together: int, fixed: int | None) -> Batch:
     raise refuse("SNNC303", f"none of the {len(dataset):,} samples can be read")
 
 
-def _dense(walk: Walk, diagnose: bool) -> list[LayerNote]:
+def _dense(walk: Walk, diagnose: bool, layered: bool) -> list[LayerNote]:
     if diagnose:
         why = "--diagnose looks at the currents"
+    elif layered:
+        why = "spikes are looked at, which a session by counts has none of"
     else:
         why = "the native library is not built" if not runs_events() else "nothing can be lowered"
     return [LayerNote(layer.name, "", why) for layer in walk.layers]

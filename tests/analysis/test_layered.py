@@ -63,7 +63,8 @@ def spikes_of(snn: onnx.ModelProto, x: Array) -> dict[str, Array]:
 def test_evaluation_counts_spikes(coding: str) -> None:
     x = random(7, 6, 2, 8, 8)
     snn = compiled(coding)
-    (result,) = evaluate(network(), snn, x).results
+    found = evaluate(network(), snn, x)
+    (result,) = found.results
     spikes = spikes_of(snn, x)
     assert result.latency == 4 * T and result.steps == T
     assert result.spikes == sum(s.sum() for s in spikes.values()) / len(x)
@@ -81,6 +82,7 @@ def test_evaluation_counts_spikes(coding: str) -> None:
     # A window of 3 sees 8 places 22 times, and 3 places 7 times; one of 2 sees 3 of 4 places each.
     assert macs is not None and macs.once == 22 * 22 * 2 * 4 + 4 * 3
     assert list(macs.layers.values()) == [9 * 4 * 16, 7 * 7 * 16]
+    assert all("spikes are looked at" in note.reason for note in found.events)
 
 
 @pytest.mark.parametrize("coding", CODES)
