@@ -105,13 +105,17 @@ def test_c_has_the_spikes_and_the_outputs_of_a_trained_network(
 
 
 @needs_compiler
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("growth", ["none", "auto"])
-def test_c_has_every_operator(form: str, growth: str, tmp_path: Path) -> None:
-    if growth == "auto" and form != "step":
-        pytest.skip("thresholds do not grow in layered time")
+@pytest.mark.parametrize(
+    ("form", "more"),
+    [
+        ("step", {"growth": "none"}),
+        ("step", {"growth": "auto"}),
+        ("rate", {}),
+        ("radix", {}),
+    ],
+)
+def test_c_has_every_operator(form: str, more: dict[str, Any], tmp_path: Path) -> None:
     data = {"x": random(11, 16, 8, 9, 2), "z": random(12, 16, 6)}
-    more = {"growth": growth} if form == "step" else {}
     snn = compiled(everything(), data, form, **more)
     export(snn, "c", tmp_path, data={name: array[:3] for name, array in data.items()})
     equal, spikes = checked(tmp_path, "CFLAGS=-O0")
