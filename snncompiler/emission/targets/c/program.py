@@ -326,10 +326,13 @@ class Program:
         if x.kind in (*_WHOLE, "int64_t"):
             self._alias(node, x, phase)
             return
-        # What the compiler rounds is a whole number from here on.
-        kind = "int32_t" if x.kind == "float" else x.kind
+        # A whole number from here on; where it is only made wider, nothing asks for an integer.
+        widened = all(
+            reader.op_type == "Cast" for reader in self.graph.node if node.output[0] in reader.input
+        )
+        kind = "int32_t" if x.kind == "float" and not widened else x.kind
         if kind == "int32_t" and np.abs(self.seen[node.output[0]]).max(initial=0) > _LARGEST:
-            kind = x.kind
+            raise _NoForm("rounds to numbers that int32_t does not hold")
         y = self._make(node, phase, kind)
         call = "rintf" if x.kind == "float" else "rint"
         self._loop(phase, f"({kind}){call}({{}})", y, x)
